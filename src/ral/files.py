@@ -1,0 +1,83 @@
+"""Small file helpers that every writer of run artefacts shares."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`; a reader or a crash half-way sees the old file or the new one, never a part.
+
+    Missing parent folders are made. Raises OSError as the file system does, with the temporary file removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary file must lie on the same file system for the rename to be atomic.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; use what `open` would have given
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """`atomic_write_bytes` for text, in UTF-8 with the line ends as they are."""
+    atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One line of a JSONL file, newline included.
+
+    NaN and infinities become null: they are no JSON, and browsers refuse the whole file for one of them.
+
+    >>> json_line({"step": 1, "loss": float("nan")})
+    '{"step": 1, "loss": null}\\n'
+    """
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, in order.
+
+    A last line without its newline is a write that was cut off and is left out. Raises ValueError with file
+    and line for any other line that is not a JSON object, and FileNotFoundError.
+    """
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    return
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+            yield row
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every NaN and infinity in it, at any depth, replaced by None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

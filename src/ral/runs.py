@@ -1,0 +1,180 @@
+"""The run folder: who may write into it, what it says about its origin, and its metrics.
+
+config.yaml        every setting, as resolved; `ral train` takes it as a recipe
+environment.json   versions, commit and class of machine
+metrics.jsonl      one object per logged step
+samples.jsonl, checkpoint-N/, final/, eval/, report.html    written by later stages
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ral.files import atomic_write_text, json_line, read_jsonl
+
+CONFIG, ENVIRONMENT, METRICS, SAMPLES = "config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"
+_ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "final", "eval", "report.html")
+_PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
+
+
+def prepare_run(
+    output_dir: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Path | None:
+    """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
+
+    `config` holds plain YAML values; keys that end in `_token` are credentials and are left out. With several
+    processes call it on the main one only. Returns the checkpoint to go on from when `resume`, else None.
+
+    Raises ValueError when the folder holds a run and neither `resume` nor `overwrite` is given (or both are),
+    and when there is no complete checkpoint to resume from: starting again silently would lose what the user
+    meant to keep. `overwrite` removes the earlier run's own files and nothing else in the folder.
+    """
+    folder = Path(output_dir)
+    if resume and overwrite:
+        raise ValueError(f"{folder}: resume and overwrite exclude each other; give one of them.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
+    checkpoint = last_checkpoint(folder) if resume else None
+    if resume and checkpoint is None:
+        raise ValueError(f"{folder}: no complete checkpoint to resume from; start the run without resume.")
+    held = _run_artefacts(folder)
+    if held and not (resume or overwrite):
+        raise ValueError(
+            f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); "
+            "choose another output_dir, continue it with --resume, or replace it with --overwrite."
+        )
+    if overwrite:
+        for path in held:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    public = {key: value for key, value in config.items() if not key.endswith("_token")}
+    atomic_write_text(folder / CONFIG, yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
+    atomic_write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+    return checkpoint
+
+
+def last_checkpoint(folder: Path | str) -> Path | None:
+    """The newest complete checkpoint of a run folder, or None.
+
+    A save that was cut off has no `trainer_state.json`, which is written last, and is passed over.
+    """
+    complete = [path for path in _checkpoints(Path(folder)) if (path / "trainer_state.json").is_file()]
+    return max(complete, key=_checkpoint_step, default=None)
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, commit, and the class of the machine.
+
+    Holds no host or user name, no path and no environment variable.
+    """
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "commit": source_commit(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "memory_gib": _memory_gib(),
+            "gpus": gpus,
+        },
+    }
+
+
+def source_commit() -> str | None:
+    """The git commit of this package's source, with `-dirty` when files are changed; None when not in git.
+
+    The package may be installed inside somebody else's repository, so only a tracked source counts.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends what the trainer logs to `metrics.jsonl`, one flushed line per logged step.
+
+    On a resumed run the lines after the checkpoint's step are dropped first, since those steps are run again.
+    The summary that Trainer logs once at the end (`train_runtime` …) belongs to no step and is left out.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            truncate_after(_output(args) / METRICS, state.global_step)
+            truncate_after(_output(args) / SAMPLES, state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        with open(_output(args) / METRICS, "a", encoding="utf-8") as stream:
+            stream.write(json_line({"step": state.global_step, **logs}))
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the rows of a JSONL file whose `step` lies after `step`, and a last line that was cut off."""
+    if path.exists():
+        kept = [json_line(row) for row in read_jsonl(path) if row["step"] <= step]
+        atomic_write_text(path, "".join(kept))
+
+
+def _output(args: TrainingArguments) -> Path:
+    assert args.output_dir is not None  # TrainingArguments fills in a default
+    return Path(args.output_dir)
+
+
+def _run_artefacts(folder: Path) -> list[Path]:
+    named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
+    return named + _checkpoints(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+
+
+def _checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ral.files import atomic_write_bytes, atomic_write_text, json_line, read_jsonl
+
+
+def test_atomic_write_makes_parents_and_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    atomic_write_text(target, "one\n")
+    atomic_write_text(target, "zwei ä\n")
+    assert target.read_text(encoding="utf-8") == "zwei ä\n"
+    assert os.listdir(target.parent) == ["b.txt"]
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.bin"
+    atomic_write_bytes(target, b"old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write_bytes(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_atomic_write_gives_the_permissions_of_open(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "ours", "")
+    (tmp_path / "theirs").write_text("")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "theirs").stat().st_mode
+    )
+
+
+def test_json_line_holds_no_invalid_json_at_any_depth() -> None:
+    row = {
+        "loss": float("inf"),
+        "rewards": {"accuracy": float("nan")},
+        "values": (1.5, -float("inf")),
+        "text": "色",
+    }
+    assert json.loads(json_line(row)) == {
+        "loss": None,
+        "rewards": {"accuracy": None},
+        "values": [1.5, None],
+        "text": "色",
+    }
+
+
+def test_read_jsonl_passes_over_a_last_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"a": 1}\n{oops}\n', "line 2: not valid JSON"), ("[1]\n", "line 1: expected a JSON object")],
+)
+def test_read_jsonl_names_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"m.jsonl, {message}"):
+        list(read_jsonl(path))
