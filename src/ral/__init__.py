@@ -1,0 +1,22 @@
+"""Reinforced Attention Learning: post-train vision-language models on where they look, beside what they say."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ral.attention import forward_group
+    from ral.config import RALConfig
+    from ral.trainer import RALTrainer
+
+_HOMES = {"forward_group": "ral.attention", "RALConfig": "ral.config", "RALTrainer": "ral.trainer"}
+
+__all__ = ["RALConfig", "RALTrainer", "forward_group"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `ral --help` does not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ral' has no attribute {name!r}")

@@ -1,0 +1,363 @@
+"""`forward_group`: one forward pass of a prompt with all its completions, giving log-probabilities and policy rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ral.attention.layout import GroupLayout, PackedLayout
+from ral.attention.models import (
+    capture_with_gradient,
+    has_vision,
+    make_capturable,
+    merge_features,
+    pretrained,
+    resolve_layers,
+    rope_positions,
+    vision_features,
+    visual_token_ids,
+)
+from ral.attention.rows import Query, head_mean_attention, policy_rows
+
+#: Logits formed at once, in elements (float32: 256 MiB).
+LOGIT_CHUNK_ELEMENTS = 2**26
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt ready for packing: everything about it that does not change between passes.
+
+    Attributes:
+        input_ids: `[P]`. position_ids: `[3, P]` (M-RoPE) or `[P]`.
+        visual: `[P]` bool, true on visual tokens.
+        grids: (t, h, w) of every image and video in *tokens* (after the spatial merge), in the order of their tokens.
+        features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
+        inputs: the processor's dict.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visual: Tensor
+    grids: tuple[tuple[int, int, int], ...]
+    features: dict[str, Any] | None
+    inputs: Mapping[str, Any]
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first completion token: it continues from the prompt's last token, as the model's own forward
+        does. (`generate` continues from the *largest* position, which differs after a video with little text behind it.)
+        """
+        return int(self.position_ids[..., -1].max()) + 1
+
+
+@dataclass(frozen=True)
+class GroupOutput:
+    """Result of the packed forward for one group of G completions of at most R tokens behind a prompt of P.
+
+    Attributes:
+        logps: `[G, R]` log-probability of each completion token (0 on padding), at the given temperature.
+        entropy: `[G, R]` entropy of the distribution it was drawn from, detached (nats).
+        mask: `[G, R]` bool, true on real tokens.
+        layers: layer → policy rows p^t `[G, R, P+R]`.
+        alpha: layer → head-averaged attention `[G, R, P+R]` before the token itself is left out.
+        visual: `[P]` bool.
+        extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    mask: Tensor
+    layers: dict[int, Tensor]
+    alpha: dict[int, Tensor]
+    visual: Tensor
+    extra: dict[str, Tensor]
+
+    @property
+    def attention(self) -> Tensor:
+        """Policy rows of the (last named) captured layer: `[G, R, P+R]`."""
+        return next(reversed(self.layers.values()))
+
+
+class TokenStatistics(Protocol):
+    """A further statistic of the token distribution, computed chunk by chunk beside the log-probabilities."""
+
+    def __call__(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        """`logits [n, V]` of completion tokens `rows` (counted through the packed row) → name → `[n]`."""
+
+
+def prepare_prompt(
+    model: nn.Module, prompt_inputs: Mapping[str, Any], features: dict[str, Any] | None = None
+) -> Prompt:
+    """Strip padding, check the visual tokens against the grids, compute positions and (frozen) vision features.
+
+    Args:
+        prompt_inputs: the processor's dict for one prompt (`input_ids [1, P]`, `pixel_values`, `image_grid_thw`, …).
+        features: the vision tower's output if it is known already.
+
+    Raises:
+        ValueError: more than one prompt, or a number of visual tokens other than the model expects.
+    """
+    base = make_capturable(model)
+    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
+    input_ids = inputs["input_ids"]
+    if input_ids.ndim != 2 or input_ids.shape[0] != 1:
+        raise ValueError(
+            f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}"
+        )
+    input_ids = input_ids[0]
+    if inputs.get("attention_mask") is not None:
+        input_ids = input_ids[inputs["attention_mask"][0].bool()]
+    grids = _check_visual_tokens(base, input_ids, inputs) if has_vision(base) else ()
+    visual = torch.isin(input_ids, torch.tensor(visual_token_ids(base), device=input_ids.device))
+    if features is None and not any(p.requires_grad for p in _vision_parameters(base)):
+        with torch.no_grad():
+            features = vision_features(base, inputs)
+    return Prompt(input_ids, rope_positions(base, input_ids, inputs), visual, grids, features, inputs)
+
+
+def _vision_parameters(model: Any) -> Any:
+    return model.base_model.visual.parameters() if has_vision(model) else ()
+
+
+def _check_visual_tokens(
+    model: Any, input_ids: Tensor, inputs: Mapping[str, Any]
+) -> tuple[tuple[int, int, int], ...]:
+    """Token grids in the order of their placeholders; the counts must be those the vision tower will yield."""
+    merge = model.config.vision_config.spatial_merge_size
+    grids: list[tuple[int, int, int]] = []
+    for kind in ("image", "video"):
+        token = getattr(model.config, f"{kind}_token_id")
+        grid = inputs.get(f"{kind}_grid_thw")
+        shapes = (
+            [] if grid is None else [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grid.tolist()]
+        )
+        found = int((input_ids == token).sum())
+        expected = sum(t * h * w for t, h, w in shapes)
+        if found != expected:
+            raise ValueError(
+                f"the prompt holds {found} {kind} tokens but the model expects {expected} for {kind}_grid_thw "
+                f"{[] if grid is None else grid.tolist()} and spatial_merge_size {merge}: the processor does not belong to "
+                "this model, or the prompt was truncated. Use the model's own processor and do not truncate prompts."
+            )
+        grids += shapes
+    return tuple(grids)
+
+
+def forward_groups(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    *,
+    layers: Sequence[int] = (-1,),
+    query: Query = "token",
+    temperature: float = 1.0,
+    look_bias: Sequence[Tensor | None] | None = None,
+    token_statistics: TokenStatistics | None = None,
+) -> list[GroupOutput]:
+    """One packed forward of several groups.
+
+    Args:
+        model: the policy, possibly wrapped (PEFT, DDP, FSDP).
+        prompts: one per group. completions: per group, G 1-D LongTensors of completion tokens, each non-empty.
+        layers: decoder layers whose policy rows are wanted (may be empty: then no attention is recomputed).
+        query: see `head_mean_attention`.
+        temperature: divides the logits before log-probabilities and entropy.
+        look_bias: per group `[G, P]` added to the completion queries' scores in every layer, or None.
+        token_statistics: further statistics of the token distribution.
+
+    Raises:
+        ValueError: an empty completion, or one that holds a visual token.
+        UnsupportedModelError: see `make_capturable`.
+    """
+    base = make_capturable(model)
+    device = prompts[0].input_ids.device
+    groups = tuple(
+        GroupLayout(len(p.input_ids), tuple(len(y) for y in ys))
+        for p, ys in zip(prompts, completions, strict=True)
+    )
+    targets = torch.cat([y.to(device) for ys in completions for y in ys])
+    _check_completions(base, groups, targets)
+    layout = PackedLayout(groups, look_bias, resolve_layers(base, list(layers)))
+    head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
+    features = [
+        p.features if p.features is not None else vision_features(base, dict(p.inputs)) for p in prompts
+    ]
+    visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
+    with head.attached(), capture_with_gradient(base, layout.capture_layers):
+        model(
+            input_ids=_pack_ids(prompts, completions, device)[None],
+            position_ids=_pack_positions(prompts, groups),
+            # A prepared 4-D mask is passed through as it is; the packed attention builds its own from the layout.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            logits_to_keep=torch.tensor(layout.predictors(), device=device),
+            use_cache=False,
+            packed=layout,
+            **visual_inputs,
+        )
+    return _unpack(layout, prompts, head.result, query)
+
+
+def forward_group(
+    model: nn.Module,
+    prompt_inputs: Mapping[str, Any],
+    completions: Sequence[Tensor],
+    *,
+    attention_layers: Sequence[int] = (-1,),
+    attention_query: Query = "token",
+    temperature: float = 1.0,
+    features: dict[str, Any] | None = None,
+    look_bias: Tensor | None = None,
+) -> GroupOutput:
+    """Log-probabilities and attention-policy rows of G completions behind one prompt, in one packed forward pass.
+
+    Args:
+        prompt_inputs: the processor's dict for ONE prompt. completions: G 1-D LongTensors.
+        features: the prompt's vision features, if known (`vision_features`); a frozen tower need run only once.
+        look_bias: `[G, P]`, see `forward_groups`, as are the others.
+
+    Returns:
+        `GroupOutput`: `logps, mask [G, R]`, `attention [G, R, P+R]` whose rows sum to 1.
+    """
+    prompt = prepare_prompt(model, prompt_inputs, features)
+    bias = None if look_bias is None else [look_bias]
+    outputs = forward_groups(
+        model,
+        [prompt],
+        [completions],
+        layers=attention_layers,
+        query=attention_query,
+        temperature=temperature,
+        look_bias=bias,
+    )
+    return outputs[0]
+
+
+def _check_completions(model: Any, groups: tuple[GroupLayout, ...], targets: Tensor) -> None:
+    if any(length == 0 for group in groups for length in group.lengths):
+        raise ValueError(
+            "a completion is empty; a sampled completion holds at least its end-of-sequence token"
+        )
+    visual = visual_token_ids(model)
+    if visual and bool(torch.isin(targets, torch.tensor(visual, device=targets.device)).any()):
+        raise ValueError(
+            f"a completion holds a visual placeholder token ({visual}): the model would expect image features for it. "
+            "Ban these tokens when sampling, as ral's own samplers do."
+        )
+
+
+def _pack_ids(
+    prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], device: torch.device
+) -> Tensor:
+    pieces = [piece for p, ys in zip(prompts, completions, strict=True) for piece in (p.input_ids, *ys)]
+    return torch.cat([piece.to(device) for piece in pieces])
+
+
+def _pack_positions(prompts: Sequence[Prompt], groups: Sequence[GroupLayout]) -> Tensor:
+    """`[3, 1, T]` or `[1, T]`: every completion continues from its prompt's last position."""
+    pieces = []
+    for prompt, group in zip(prompts, groups, strict=True):
+        own = torch.cat([torch.arange(length) for length in group.lengths]).to(prompt.position_ids.device)
+        own = own + prompt.next_position
+        pieces += [prompt.position_ids, own.expand(*prompt.position_ids.shape[:-1], -1)]
+    return torch.cat(pieces, dim=-1).unsqueeze(-2)
+
+
+class _LogProbHead:
+    """Computes log-probabilities inside the model's forward, where the output embedding's input is at hand.
+
+    A forward pre-hook on the output embedding takes the hidden states, applies the head to them in chunks that are
+    recomputed in the backward pass, and leaves an empty tensor for the model's own call. So `model(...)` is called as a
+    whole, which DDP, FSDP and PEFT need, and the full logits never exist.
+    """
+
+    def __init__(self, model: Any, targets: Tensor, temperature: float, statistics: TokenStatistics | None):
+        self.module = model.get_output_embeddings()
+        self.targets, self.temperature, self.statistics = targets, temperature, statistics
+        self.result: dict[str, Tensor] = {}
+
+    def attached(self) -> Any:
+        return self.module.register_forward_pre_hook(self._hook)
+
+    def _hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0][0]
+        vocabulary = pretrained_vocabulary(module)
+        step = max(1, LOGIT_CHUNK_ELEMENTS // vocabulary)
+        recompute = torch.is_grad_enabled() and len(hidden) > step
+        parts = []
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
+            if recompute:
+                parts.append(checkpoint(self._statistics, hidden[rows], rows, use_reentrant=False))
+            else:
+                parts.append(self._statistics(hidden[rows], rows))
+        self.result = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return (args[0][:, :0], *args[1:])
+
+    def _statistics(self, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        # `forward`, not the call: the hook that brought us here must not run again.
+        logits = self.module.forward(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        log_norm = logits.logsumexp(dim=-1)
+        chosen = logits.gather(-1, self.targets[rows, None])[:, 0]
+        with torch.no_grad():
+            entropy = log_norm - ((logits - log_norm[:, None]).exp() * logits).sum(dim=-1)
+        result = {"logps": chosen - log_norm, "entropy": entropy}
+        return result if self.statistics is None else result | self.statistics(logits, rows)
+
+
+def pretrained_vocabulary(head: nn.Module) -> int:
+    """Rows of an output embedding, also when an adapter wraps it."""
+    return int(head.weight.shape[0])
+
+
+def _unpack(
+    layout: PackedLayout, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query
+) -> list[GroupOutput]:
+    """Row order → padded `[G, R]` per group, and the policy rows of every captured layer."""
+    outputs = []
+    row_start = token_start = 0
+    for i, (prompt, group) in enumerate(zip(prompts, layout.groups, strict=True)):
+        device = prompt.input_ids.device
+        index, mask = group.grid(device)
+        padded = {
+            name: torch.where(mask, values[token_start : token_start + group.completion_total][index], 0.0)
+            for name, values in tokens.items()
+        }
+        alpha = {layer: _alpha(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
+        rows = {layer: policy_rows(a, mask, group.prompt_length) for layer, a in alpha.items()}
+        extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
+        outputs.append(
+            GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra)
+        )
+        row_start += group.total
+        token_start += group.completion_total
+    return outputs
+
+
+def _alpha(
+    layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
+) -> Tensor:
+    """Head-averaged attention `[G, R, P+R]` of one group in one captured layer."""
+    group = layout.groups[group_index]
+    q, k, scaling = layout.captured[layer]
+    prompt_end = row_start + group.prompt_length
+    own = index + prompt_end
+    if query == "token":
+        at = own
+    else:
+        at = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
+    bias = layout.bias(group_index)
+    if bias is not None:
+        bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(
+            -1, index.shape[1], -1
+        )
+        if query == "predictor":  # the first row's query is a prompt token, which is never biased
+            bias = torch.cat([torch.zeros_like(bias[:, :1]), bias[:, 1:]], dim=1)
+    return head_mean_attention(
+        q[:, at], k[:, row_start:prompt_end], k[:, own], scaling=scaling, query=query, bias=bias
+    )

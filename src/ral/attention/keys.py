@@ -1,0 +1,46 @@
+"""Which earlier positions the attention policy ranges over."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ral.attention.rows import renormalise
+
+Keys = Literal["all", "prompt", "visual"]
+
+
+def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor) -> Tensor:
+    """Policy rows restricted to a set of keys and renormalised over it.
+
+    Args:
+        rows: `[G, R, P+R]` policy rows; visual: `[P]` bool, true on the prompt's visual tokens.
+
+    Returns:
+        `[G, R, K]` with K = P+R (`all`), P (`prompt`) or the number of visual tokens (`visual`).
+
+    Raises:
+        ValueError: `keys="visual"` for a prompt without visual tokens.
+    """
+    if keys == "all":
+        return rows
+    if keys == "prompt":
+        return renormalise(rows[..., :prompt_length])
+    if not bool(visual.any()):
+        raise ValueError(
+            'attention_keys="visual", but a prompt has no visual tokens; '
+            'use attention_keys="prompt" or "all" for text, or check that the image reached the processor'
+        )
+    return renormalise(rows[..., :prompt_length][..., visual])
+
+
+def visual_share(alpha: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
+    """Mean over completion tokens of the attention mass on visual tokens, before any renormalisation (scalar).
+
+    Args:
+        alpha: `[G, R, P+R]`; mask: `[G, R]`; visual: `[P]` bool.
+    """
+    mass = alpha[..., : len(visual)][..., visual].sum(dim=-1)
+    return torch.where(mask, mass, 0.0).sum() / mask.sum()

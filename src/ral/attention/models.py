@@ -1,0 +1,156 @@
+"""What the packed forward needs to know about a model, by public attributes only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ral.attention import packed
+
+VISION_MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+TEXT_MODELS = ("qwen2", "qwen3", "llama")
+
+
+class UnsupportedModelError(ValueError):
+    """The model's attention cannot be captured."""
+
+
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP, DeepSpeed, `torch.compile` or PEFT wrappers."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator, return-value]
+
+
+def has_vision(model: PreTrainedModel) -> bool:
+    return model.config.model_type in VISION_MODELS
+
+
+def make_capturable(model: nn.Module) -> PreTrainedModel:
+    """Switch the text decoder to the packed attention; idempotent. Without a layout it goes on as plain SDPA.
+
+    Raises:
+        UnsupportedModelError: another architecture, or sliding-window attention.
+    """
+    base = pretrained(model)
+    kind = base.config.model_type
+    if kind not in VISION_MODELS + TEXT_MODELS:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} (model_type {kind!r}) is not supported: its attention cannot be captured. "
+            f"Supported model types: {', '.join(VISION_MODELS + TEXT_MODELS)}."
+        )
+    text = base.config.get_text_config()
+    if "sliding_attention" in (getattr(text, "layer_types", None) or []):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} uses sliding-window attention, which the packed attention does not do. "
+            "Set use_sliding_window=False in its configuration."
+        )
+    if text._attn_implementation != packed.NAME:
+        base.set_attn_implementation({"text_config": packed.NAME} if has_vision(base) else packed.NAME)
+    return base
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    decoder = model.get_decoder()
+    return getattr(decoder, "language_model", decoder).layers  # type: ignore[union-attr, return-value]
+
+
+def resolve_layers(model: PreTrainedModel, layers: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+    """Layer numbers counted from the front, from numbers that may count from the back as `-1` does."""
+    count = len(decoder_layers(model))
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ValueError(f"attention_layers contains {layer}, but the model has {count} decoder layers")
+    return tuple(layer % count for layer in layers)
+
+
+@contextmanager
+def capture_with_gradient(model: PreTrainedModel, layers: tuple[int, ...]) -> Iterator[None]:
+    """Exempt the captured layers from gradient checkpointing.
+
+    A reentrant checkpoint runs its first forward without grad, so what is captured in it would carry no gradient.
+    """
+    modules = [decoder_layers(model)[i] for i in layers]
+    before = [getattr(module, "gradient_checkpointing", False) for module in modules]
+    for module in modules:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module, flag in zip(modules, before, strict=True):
+            module.gradient_checkpointing = flag
+
+
+def visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The placeholder tokens that stand for visual features in a prompt."""
+    return (model.config.image_token_id, model.config.video_token_id) if has_vision(model) else ()
+
+
+def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """Every token with a visual meaning. None may be sampled: the next forward would expect features for it."""
+    names = (
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    )
+    found = (getattr(model.config, name, None) for name in names)
+    return tuple(sorted({token for token in found if token is not None}))
+
+
+def vision_features(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
+    base = pretrained(model)
+    features = {}
+    if inputs.get("pixel_values") is not None:
+        features["image"] = base.get_image_features(
+            inputs["pixel_values"].to(base.device), inputs["image_grid_thw"].to(base.device), return_dict=True
+        )
+    if inputs.get("pixel_values_videos") is not None:
+        features["video"] = base.get_video_features(
+            inputs["pixel_values_videos"].to(base.device),
+            inputs["video_grid_thw"].to(base.device),
+            return_dict=True,
+        )
+    return features
+
+
+def merge_features(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Features of several prompts as one, in order."""
+    merged: dict[str, Any] = {}
+    for modality in ("image", "video"):
+        outputs = [f[modality] for f in features if modality in f]
+        if not outputs:
+            continue
+        joined = type(outputs[0])(pooler_output=tuple(t for o in outputs for t in o.pooler_output))
+        if (
+            getattr(outputs[0], "deepstack_features", None) is not None
+        ):  # Qwen3-VL: one list of tensors per level
+            levels = zip(*(o.deepstack_features for o in outputs), strict=True)
+            joined.deepstack_features = [tuple(t for level in parts for t in level) for parts in levels]
+        merged[modality] = joined
+    return merged
+
+
+def rope_positions(model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Positions of an unpadded prompt: `[3, P]` (M-RoPE) for vision models, `[P]` for text models."""
+    if not has_vision(model):
+        return torch.arange(len(input_ids), device=input_ids.device)
+    if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
+        return torch.arange(len(input_ids), device=input_ids.device).expand(3, -1)
+    kind = (input_ids == model.config.image_token_id).int() + 2 * (
+        input_ids == model.config.video_token_id
+    ).int()
+    extra = {
+        k: inputs[k]
+        for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        if inputs.get(k) is not None
+    }
+    positions, _ = model.base_model.get_rope_index(input_ids[None], mm_token_type_ids=kind[None], **extra)  # type: ignore[operator]
+    return positions[-3:, 0]

@@ -1,0 +1,68 @@
+"""The registered attention: SDPA over a packed row, handing on the query and key of the layers asked for.
+
+Registered under the name `ral_packed`. Called without a layout (generation, supervised training, evaluation by others)
+it *is* transformers' SDPA attention, mask included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ral.attention.layout import PackedLayout
+
+NAME = "ral_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: PackedLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one decoder layer in transformers' `AttentionInterface` convention.
+
+    Args:
+        query: `[B, H, T, D]` after RoPE; key, value: `[B, H_kv, T, D]`. With a layout B is 1 and the mask is ignored.
+
+    Returns:
+        Output `[B, T, H, D]`, and None for the weights, which are never formed.
+    """
+    if packed is None:
+        sdpa = AttentionInterface()["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+    scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if layer in packed.capture_layers:
+        packed.captured[layer] = (query[0], key[0], scaling)
+
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    # `split` rather than slices: its backward is one concatenation instead of a zero-filled row per piece.
+    queries, keys, values = (x.split(packed.split_sizes, dim=2) for x in (query, key, value))
+    outputs = []
+    for i, mask in enumerate(packed.completion_masks(query.device, query.dtype)):
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (
+            x[2 * i : 2 * i + 2] for x in (queries, keys, values)
+        )
+        attend = {"dropout_p": dropout, "scale": scaling}
+        outputs.append(scaled_dot_product_attention(q_prompt, k_prompt, v_prompt, is_causal=True, **attend))
+        k_all, v_all = torch.cat([k_prompt, k_own], dim=2), torch.cat([v_prompt, v_own], dim=2)
+        outputs.append(scaled_dot_product_attention(q_own, k_all, v_all, attn_mask=mask, **attend))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+# A name that is missing here would get no mask at all in an ordinary forward pass.
+AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])

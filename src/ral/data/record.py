@@ -1,0 +1,55 @@
+"""The one record that every reader yields and every later stage consumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression", "math", "box"]
+
+#: Marks where a medium stands inside `Record.problem`.
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box in pixels of one medium: `x0 <= x < x1`, `y0 <= y < y1`; `frame` counts video frames."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    medium: int = 0
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question about zero or more images or videos, with its checkable answer.
+
+    `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media stand
+    (media without a mark come first). `solution` is the bare answer, without `<answer>` tags. `boxes` are
+    the places that hold the evidence, where they are known. `trace` is a worked example of the thinking (without tags),
+    for supervised cold starts. `origin` names file and row for error messages. `extra` holds every further column of the
+    source and is handed to reward functions by keyword.
+    """
+
+    id: str
+    problem: str
+    solution: str
+    problem_type: ProblemType = "free-form"
+    options: tuple[str, ...] = ()
+    images: tuple[Path | Image.Image, ...] = ()
+    videos: tuple[Path, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    trace: str | None = None
+    origin: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DataError(ValueError):
+    """A record, file or setting that training or evaluation cannot use; the message says where, what and what to do."""
