@@ -17,7 +17,7 @@ IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned box in pixels of one medium: `x0 <= x < x1`, `y0 <= y < y1`; `frame` counts video frames."""
+    """Pixels of one medium: `x0 <= x < x1`, `y0 <= y < y1`; `frame` counts the frames of a video."""
 
     x0: float
     y0: float
@@ -31,11 +31,11 @@ class Box:
 class Record:
     """One question about zero or more images or videos, with its checkable answer.
 
-    `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media stand
-    (media without a mark come first). `solution` is the bare answer, without `<answer>` tags. `boxes` are
-    the places that hold the evidence, where they are known. `trace` is a worked example of the thinking (without tags),
-    for supervised cold starts. `origin` names file and row for error messages. `extra` holds every further column of the
-    source and is handed to reward functions by keyword.
+    `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media
+    stand (media without a mark come first). `solution` is the bare answer, without `<answer>` tags. `boxes`
+    are the places that hold the evidence, where they are known. `trace` is a worked example of the thinking
+    (without tags), for supervised cold starts. `origin` names file and row for error messages. `extra` holds
+    every further column of the source and is handed to reward functions by keyword.
     """
 
     id: str
@@ -52,4 +52,4 @@ class Record:
 
 
 class DataError(ValueError):
-    """A record, file or setting that training or evaluation cannot use; the message says where, what and what to do."""
+    """A record, file or setting that cannot be used; the message says where, what, and what to do."""

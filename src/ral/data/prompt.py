@@ -1,0 +1,170 @@
+"""From a record to the model's input: messages, then the processor's tensors for one prompt."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+
+from .media import Video, load_image, load_video
+from .record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
+
+Template = Literal["paper", "plain"]
+
+_HINT: dict[ProblemType, str] = {
+    "multiple choice": "a single option letter (for example A)",
+    "numerical": "a number (for example 42 or 3.14)",
+    "OCR": "the transcribed text",
+    "free-form": "a short text",
+    "regression": "a number (for example 42 or 3.14)",
+    "math": "a number or a formula in LaTeX",
+    "box": "a box [x0, y0, x1, y1] in pixels",
+}
+_THINK = (
+    "Think the question through first, look as closely as you need, and check your reasoning first. "
+    "Write your thinking between <think> and </think>, then the answer between <answer> and </answer>. "
+    "Inside the <answer> tags give only {hint}."
+)
+_DIRECT = "Answer directly, without explanation and without tags. Give only {hint}."
+_MARK = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
+
+
+def build_messages(record: Record, think: bool, template: Template = "paper") -> list[dict[str, Any]]:
+    """One user turn: the question with its media at their marks, the options, and the instruction.
+
+    The content is a list of `{"type": "text", "text": str}`, `{"type": "image", "image": PIL.Image | Path}`
+    and `{"type": "video", "video": Path}`. Where a kind has more media than marks, its first ones open the
+    turn. `paper` asks for `<think>…</think><answer>…</answer>`, or (`think=False`, RAL-zero) for the bare
+    answer; `plain` ends in the one word "think" or "answer", for the small testbed model.
+
+    Raises `DataError` when there are more marks than media.
+    """
+    text = record.problem
+    if record.options:
+        text += "\nOptions:\n" + "\n".join(record.options)
+    if template == "plain":
+        text += " think" if think else " answer"
+    else:
+        text += "\n\n" + (_THINK if think else _DIRECT).format(hint=_HINT[record.problem_type])
+    images: list[dict[str, Any]] = [{"type": "image", "image": image} for image in record.images]
+    videos: list[dict[str, Any]] = [{"type": "video", "video": video} for video in record.videos]
+    lead: list[dict[str, Any]] = []
+    for mark, media in ((IMAGE_MARK, images), (VIDEO_MARK, videos)):
+        unmarked = len(media) - text.count(mark)
+        if unmarked < 0:
+            raise DataError(
+                f"{record.origin}: {text.count(mark)} {mark} marks but {len(media)} such media; "
+                "remove the mark or add the medium"
+            )
+        lead += media[:unmarked]
+        del media[:unmarked]
+    queues = {IMAGE_MARK: iter(images), VIDEO_MARK: iter(videos)}
+    parts = [
+        next(queues[part]) if part in queues else {"type": "text", "text": part} for part in _MARK.split(text) if part
+    ]
+    return [{"role": "user", "content": lead + parts}]
+
+
+def encode_prompt(
+    processor: Any,
+    record: Record,
+    *,
+    think: bool,
+    template: Template = "paper",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
+) -> dict[str, Tensor]:
+    """The processor's tensors for one prompt, ending where the model is to answer.
+
+    Always `input_ids` and `attention_mask` `[1, P]`; with media, what the model's processor adds: for
+    Qwen2.5-VL `mm_token_type_ids` `[1, P]`, `pixel_values`, `image_grid_thw` `[images, 3]`,
+    `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. `min_pixels` and
+    `max_pixels` bound one image or one video frame; `num_frames` and `fps` are those of `media.frame_times`.
+    `processor` may be a bare tokenizer for records without media.
+
+    Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use,
+    and for text that contains one of the model's own special tokens.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    _refuse_special_tokens(tokenizer, record)
+    messages = build_messages(record, think, template)
+    is_tokenizer = tokenizer is processor
+    if is_tokenizer:
+        if record.images or record.videos:
+            raise DataError(f"{record.origin}: has images or videos, but the model reads text only")
+        messages[0]["content"] = "".join(part["text"] for part in messages[0]["content"])
+    if getattr(processor, "chat_template", None) or not is_tokenizer:
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    else:
+        text = messages[0]["content"]  # a base model without turns
+    if is_tokenizer:
+        return dict(processor(text, return_tensors="pt"))
+
+    content = messages[0]["content"]
+    media: dict[str, Any] = {}
+    images = [load_image(part["image"], record.origin) for part in content if part["type"] == "image"]
+    if images:
+        media["images"] = images
+        media["images_kwargs"] = _size(processor.image_processor, min_pixels, max_pixels)
+    videos = [
+        load_video(Path(part["video"]), num_frames=num_frames, fps=fps, origin=record.origin)
+        for part in content
+        if part["type"] == "video"
+    ]
+    if videos:
+        media["videos"] = [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos]
+        media["videos_kwargs"] = {
+            "do_sample_frames": False,
+            "input_data_format": "channels_first",
+            "video_metadata": [_metadata(video) for video in videos],
+            **_size(processor.video_processor, min_pixels, max_pixels, max(len(v.frames) for v in videos)),
+        }
+        if hasattr(processor.video_processor, "cap_pixels_per_frame"):
+            # Without a bound of ours, the reference's bound on the whole clip stands in.
+            media["videos_kwargs"]["cap_pixels_per_frame"] = max_pixels is None
+    try:
+        inputs = processor(text=[text], return_tensors="pt", **media)
+    except ValueError as error:  # for example an aspect ratio above 200
+        raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
+    return {key: torch.as_tensor(value) for key, value in inputs.items()}
+
+
+def _metadata(video: Video) -> VideoMetadata:
+    return VideoMetadata(
+        total_num_frames=round(video.duration * video.fps),
+        fps=video.fps,
+        duration=video.duration,
+        frames_indices=video.indices,
+    )
+
+
+def _size(processor: Any, min_pixels: int | None, max_pixels: int | None, frames: int = 1) -> dict[str, dict[str, int]]:
+    """The resize bounds as transformers names them; empty when the processor's own are to be kept."""
+    if min_pixels is None and max_pixels is None:
+        return {}
+    # Qwen3-VL's video processor bounds the whole clip where Qwen2-VL's bounds one frame.
+    scale = frames if "Qwen3" in type(processor).__name__ else 1
+    low = processor.size["shortest_edge"] if min_pixels is None else min_pixels * scale
+    high = processor.size["longest_edge"] if max_pixels is None else max_pixels * scale
+    return {"size": {"shortest_edge": min(low, high), "longest_edge": high}}
+
+
+def _refuse_special_tokens(tokenizer: Any, record: Record) -> None:
+    """A question that spells a control token would open a turn, or a medium that is not there."""
+    texts: Iterable[str] = itertools.chain([_MARK.sub("", record.problem)], record.options)
+    special = set(tokenizer.all_special_tokens)
+    special.update(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for text in texts:
+        if found := next((token for token in special if token and token in text), None):
+            raise DataError(
+                f"{record.origin}: the text contains {found!r}, a control token of the model; "
+                "remove it or write it differently"
+            )
