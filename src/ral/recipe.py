@@ -1,0 +1,214 @@
+"""Recipes: a flat YAML file of about twenty lines, every key of which the command line can override.
+
+The keys are those of `Task` (what to train, on what) and of `RALConfig` (how). A recipe is data only: YAML is read with
+a safe loader, and nothing in it is imported or evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from peft import LoraConfig
+from transformers import HfArgumentParser
+
+from ral.config import RALConfig
+from ral.data.record import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a recipe trains, and on what."""
+
+    model: str = field(metadata={"help": "Checkpoint folder or hub id of the model to train."})
+    data: str = field(metadata={"help": "Training data: a file, a folder, a hub id, `rings` or `easy-vqa`."})
+    eval_data: str | None = field(default=None, metadata={"help": "Held-out data, in any form `data` takes."})
+    data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy", "format"], metadata={"help": "Names of reward functions."}
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
+    teacher: str | None = field(default=None, metadata={"help": "Model to distil from: folder or hub id."})
+    peft: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
+    )
+    template: str | None = field(default=None, metadata={"help": "Prompt template."})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Task):
+    """A recipe with every setting resolved and checked; `args` says how to train."""
+
+    args: RALConfig
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that is not None, as plain YAML values; `load_recipe` takes them back."""
+        task = {item.name: getattr(self, item.name) for item in fields(Task)}
+        return {key: value for key, value in {**task, **self.args.to_dict()}.items() if value is not None}
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are command-line words (`--field value …`, `--field=value`) and win over the file.
+
+    Values take the type that the field declares. Without an `output_dir` the run goes to `runs/<name of the recipe>`.
+
+    Raises DataError, which names the file and the key, for a file that cannot be read, invalid YAML, a key given twice,
+    an unknown key (with the nearest known one), a value of the wrong type, and settings that `RALConfig` refuses.
+    """
+    path = Path(path)
+    given = {"output_dir": f"runs/{path.stem}", **_read(path)}
+    _check_known(given, _hints(), f"{path}")
+    override = _parse_overrides(overrides)
+    _check_known(override, _hints(), "command line")
+    values = _typed({**given, **override}, path)
+    _check_known(values.get("peft") or {}, [item.name for item in fields(LoraConfig)], f"{path}: peft")
+    own = {item.name for item in fields(Task)}
+    try:
+        args = RALConfig(**{key: value for key, value in values.items() if key not in own})
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return Recipe(args=args, **{key: value for key, value in values.items() if key in own})
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars of YAML 1.2, and no key twice.
+
+    YAML 1.1 reads `save_strategy: no` as False and `learning_rate: 1e-5` as a string.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the recipe ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8; a recipe is a YAML file.") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DataError(f"{path}{line}: not valid YAML ({error.problem}).") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DataError(f"{path}: a recipe is a flat mapping of `key: value` lines.")
+    return content
+
+
+def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`--a 1 --b=2 --c 3 4` as {"a": "1", "b": "2", "c": ["3", "4"]}; text in brackets or braces is read as YAML."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            key = name.replace("-", "_")
+            if key in found:
+                raise DataError(f"command line: --{key} is given twice.")
+            found[key] = [value] if equals else []
+        elif found:
+            found[next(reversed(found))].append(word)
+        else:
+            raise DataError(f"command line: {word!r} follows no field; write overrides as --field value.")
+    for key, values in found.items():
+        if not values:
+            raise DataError(f"command line: --{key} has no value; write --{key} VALUE (true or false for a switch).")
+    return {key: _word(values[0]) if len(values) == 1 else values for key, values in found.items()}
+
+
+def _word(text: str) -> Any:
+    if text == "null":
+        return None
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.load(text, _Loader)  # a safe loader
+    except yaml.YAMLError as error:
+        raise DataError(f"command line: {text!r} is not valid YAML; check its brackets and quotes.") from error
+
+
+def _hints() -> dict[str, Any]:
+    """Every key that a recipe may hold, with its declared type."""
+    known = {item.name for kind in (Task, RALConfig) for item in fields(kind) if item.init}
+    return {key: hint for key, hint in (get_type_hints(RALConfig) | get_type_hints(Task)).items() if key in known}
+
+
+def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            advice = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"{where}: unknown key {key!r}{advice}")
+
+
+def _typed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The values in the types that their fields declare."""
+    parser, hints = _Parser((Task, RALConfig), allow_abbrev=False), _hints()  # type: ignore[arg-type]
+
+    def convert(key: str, value: Any) -> Any:
+        if value is None or isinstance(value, Mapping):
+            if not _accepts(hints[key], type(value)):
+                raise ValueError(f"got {json.dumps(value)}")
+            return value
+        if isinstance(value, list):
+            if not _accepts(hints[key], list):
+                raise ValueError("got a list")
+            items = [convert(key, item) for item in value]
+            return [item[0] if isinstance(item, list) else item for item in items]
+        # One field at a time, so that text that starts with a dash cannot be taken for an option; argparse insists on
+        # the two fields without a default.
+        text = value if isinstance(value, str) else json.dumps(value)
+        return getattr(parser.parse_args(["--model=", "--data=", f"--{key}={text}"]), key)
+
+    typed = {}
+    for key, value in values.items():
+        try:
+            typed[key] = convert(key, value)
+        except ValueError as error:
+            raise DataError(f"{path}: {key}: expected {_spelled(hints[key])}; {error}.") from error
+    for key in ("model", "data"):
+        if not typed.get(key):
+            raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
+    return typed
+
+
+class _Parser(HfArgumentParser):
+    """HF's parser of dataclass fields, raising where argparse prints hundreds of lines of usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.partition(": ")[2] or message)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    return any((get_origin(part) or part) is kind for part in _alternatives(hint))
+
+
+def _spelled(hint: Any) -> str:
+    """A type as a recipe's author would say it."""
+    parts = ("null" if part is type(None) else getattr(part, "__name__", str(part)) for part in _alternatives(hint))
+    return " or ".join(parts)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ral.data.record import DataError
+from ral.recipe import Recipe, load_recipe
+
+BASE = "model: start\ndata: rings\nuse_cpu: true\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: Path, text: str = "", *overrides: str) -> Recipe:
+    return load_recipe(write(folder, BASE + text), overrides)
+
+
+def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        "learning_rate: 1e-5\nsave_strategy: no\nattention_layers: [-2, -1]\nthink: false\nmax_steps: '12'\n"
+        "reward_funcs: accuracy\nreward_weights: [1, 0.5]\nlr_scheduler_kwargs: {num_cycles: 2}\nreport_to: [none]\n"
+        "peft: {r: 8, lora_alpha: 1e1, target_modules: [q_proj, k_proj]}\n",
+    )
+    assert recipe.args.learning_rate == 1e-5
+    assert recipe.args.save_strategy == "no"
+    assert recipe.args.attention_layers == [-2, -1]
+    assert recipe.args.think is False
+    assert recipe.args.max_steps == 12
+    assert recipe.reward_funcs == ["accuracy"]
+    assert recipe.reward_weights == [1.0, 0.5]
+    assert recipe.args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert recipe.peft == {"r": 8, "lora_alpha": 10.0, "target_modules": ["q_proj", "k_proj"]}
+    assert (recipe.model, recipe.data, recipe.teacher) == ("start", "rings", None)
+
+
+def test_the_run_is_named_after_the_recipe(tmp_path: Path) -> None:
+    assert load(tmp_path).args.output_dir == "runs/mine"
+    assert load(tmp_path, "output_dir: there\n").args.output_dir == "there"
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        "learning_rate: 1.0\nseed: 1\nteacher: big\n",
+        *("--learning-rate", "-2e-6", "--seed=7", "--attention_layers", "-3", "-1", "--teacher", "null"),
+        *("--data", "a: b.json", "--reward_weights", "[2, 1]", "--peft={r: 4}"),
+    )
+    assert recipe.args.learning_rate == -2e-6
+    assert recipe.args.seed == 7
+    assert recipe.args.attention_layers == [-3, -1]
+    assert recipe.teacher is None
+    assert recipe.data == "a: b.json"
+    assert recipe.reward_weights == [2.0, 1.0]
+    assert recipe.peft == {"r": 4}
+
+
+def test_settings_are_a_recipe_that_gives_the_same_settings(tmp_path: Path) -> None:
+    first = load(tmp_path, "learning_rate: 1e-5\npeft: {r: 8}\nreward_weights: [0.9, 0.1]\n")
+    again = load_recipe(write(tmp_path, yaml.safe_dump(_without_tokens(first.settings()))))
+    assert _without_tokens(again.settings()) == _without_tokens(first.settings())
+
+
+def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if not key.endswith("_token")}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("learning_rat: 1\n", (), r"mine.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'\?"),
+        ("qqqqqqqq: 1\n", (), r"unknown key 'qqqqqqqq'\.$"),
+        ("", ("--atention_coef", "1"), r"command line: unknown key 'atention_coef'; did you mean 'attention_coef'"),
+        ("learning_rate: fast\n", (), "mine.yaml: learning_rate: expected float; invalid float value: 'fast'"),
+        ("max_steps: null\n", (), r"mine.yaml: max_steps: expected .*int.*; got null"),
+        ("learning_rate: [1, 2]\n", (), "learning_rate: expected float; got a list"),
+        ("seed: {a: 1}\n", (), r'seed: expected int; got {"a": 1}'),
+        ("save_strategy: sometimes\n", (), r"save_strategy: expected .*; invalid choice: 'sometimes'"),
+        ("think: perhaps\n", (), "think: expected bool; .*perhaps"),
+        ("num_generations: 1\n", (), "mine.yaml: .*num_generations"),
+        ("peft: {lora_alfa: 8}\n", (), r"mine.yaml: peft: unknown key 'lora_alfa'; did you mean 'lora_alpha'\?"),
+        ("seed: 1\nseed: 2\n", (), r"mine.yaml, line 5: not valid YAML \(key 'seed' twice"),
+        ("x: [1\n", (), "mine.yaml, line 5: not valid YAML"),
+        ("x: !!python/object/apply:os.system [true]\n", (), "mine.yaml, line 4: not valid YAML .*constructor"),
+        ("", ("seed", "1"), "'seed' follows no field; write overrides as --field value"),
+        ("", ("--seed",), "--seed has no value"),
+        ("", ("--seed", "1", "--seed=2"), "--seed is given twice"),
+        ("", ("--peft", "{r: 4"), "is not valid YAML"),
+    ],
+)
+def test_errors_name_the_file_and_the_key(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path, text, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("data: rings\n", "'model' is missing"), ("model: m\n", "'data' is missing"), ("- model\n", "a flat mapping")],
+)
+def test_an_incomplete_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"mine.yaml: .*{message}"):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.yaml: cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not a text file in UTF-8"):
+        load_recipe(tmp_path / "weights.yaml")
