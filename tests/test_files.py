@@ -18,9 +18,7 @@ def test_atomic_write_makes_parents_and_replaces(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["b.txt"]
 
 
-def test_atomic_write_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.bin"
     atomic_write_bytes(target, b"old")
 
@@ -37,9 +35,7 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(
 def test_atomic_write_gives_the_permissions_of_open(tmp_path: Path) -> None:
     atomic_write_text(tmp_path / "ours", "")
     (tmp_path / "theirs").write_text("")
-    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "theirs").stat().st_mode
-    )
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "theirs").stat().st_mode)
 
 
 def test_json_line_holds_no_invalid_json_at_any_depth() -> None:

@@ -39,7 +39,6 @@ class Task:
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
     )
-    template: str | None = field(default=None, metadata={"help": "Prompt template."})
 
 
 @dataclass(frozen=True, kw_only=True)
