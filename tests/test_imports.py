@@ -18,7 +18,9 @@ ORDER = [
     "attention",
     "divergence",
     "objective",
+    "anchors",
     "rollout",
+    "groups",
     "runs",
     "config",
     "trainer",
@@ -34,9 +36,7 @@ ONLY = {"report": {"files", "data", "answers"}, "testbed": {"files", "data", "at
 DRIVERS = {"testbed/quickstart.py"}
 FORBIDDEN_IN_REPORT = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
 
-MODULES = sorted(
-    path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.parent != SOURCE
-)
+MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.parent != SOURCE)
 MODULES += sorted(path.name for path in SOURCE.glob("*.py") if path.name != "__init__.py")
 
 

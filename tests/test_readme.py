@@ -1,0 +1,68 @@
+"""The README and the docstrings are run, so that they cannot go stale."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_group
+from typer.testing import CliRunner
+
+from ral.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCE = ROOT / "src"
+MODULES = sorted(
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+    for path in SOURCE.glob("ral/**/*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words of every command line of `program` in the README's bash blocks, comments left out."""
+    lines = (shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines())
+    return [words for words in lines if words[:1] == [program]]
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("words", commands("ral"), ids=" ".join)
+def test_ral_commands_exist_with_their_options(words: list[str]) -> None:
+    known = get_group(app).commands
+    assert words[1] in known
+    found = CliRunner().invoke(app, [words[1], "--help"])
+    assert found.exit_code == 0
+    if words[1] != "train":  # every field of a recipe is an option of `train`
+        options = {option for parameter in known[words[1]].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
+def test_make_targets_exist(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_linked_and_shown_files_exist() -> None:
+    local = [target for target in re.findall(r"\]\(([^)#]+)", README) if "://" not in target]
+    assert local
+    assert not [target for target in local if not (ROOT / target).exists()]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
