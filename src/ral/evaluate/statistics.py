@@ -1,0 +1,312 @@
+"""Is one model better than another? Intervals, paired tests and the sentence a paper would print.
+
+Items of one benchmark are paired: both models answered the same questions, so every test here works on differences per
+item. Items that share an image or video are not independent; give them one `cluster`. Over training seeds, use the
+interquartile mean and the probability of improvement (Agarwal et al., arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ral.data.record import DataError
+
+#: Resamples of a bootstrap: the ends of a 95 % interval then repeat to about a hundredth of its width.
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the ends of its confidence interval, in the unit of the values it came from."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item as one model answered it: `correct` in [0, 1] (unparsed answers are 0). Items that share an image or a
+    video have the same `cluster`; an empty one stands alone."""
+
+    id: str
+    correct: float
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model B against model A on the `n` items both answered.
+
+    mean_a, mean_b: mean score in [0, 1]. difference: mean of B − A with its paired bootstrap interval, resampled by
+    cluster. standard_error: of that difference, clustered. gained, lost: items where B is better, worse. p: two-sided,
+    of the `test` named. p_holm: p adjusted for all tasks compared together, by `compare_tasks`. clusters: independent
+    groups of items (n, if none share a medium). unmatched_a, unmatched_b: items only one of the two answered, left out.
+    """
+
+    n: int
+    mean_a: float
+    mean_b: float
+    difference: Interval
+    standard_error: float
+    gained: int
+    lost: int
+    p: float
+    test: Literal["exact McNemar", "clustered t"]
+    clusters: int
+    unmatched_a: int = 0
+    unmatched_b: int = 0
+    p_holm: float | None = None
+
+    def sentence(self, name_a: str = "A", name_b: str = "B", task: str = "the benchmark") -> str:
+        """What a paper would print, complete enough to be checked."""
+        adjusted = "" if self.p_holm is None else f", Holm-adjusted p {_p_value(self.p_holm)}"
+        grouped = "" if self.clusters == self.n else f" in {self.clusters} clusters"
+        unmatched = self.unmatched_a + self.unmatched_b
+        left_out = f" {unmatched} items answered by one of them only are left out." if unmatched else ""
+        return (
+            f"On {task} ({self.n} items{grouped}), {name_b} scores {self.mean_b:.1%} and {name_a} {self.mean_a:.1%}: "
+            f"{100 * self.difference.value:+.1f} points ({self.difference.confidence:.0%} paired bootstrap interval "
+            f"{100 * self.difference.low:+.1f} to {100 * self.difference.high:+.1f}; {self.gained} items better, "
+            f"{self.lost} worse; {self.test} p {_p_value(self.p)}{adjusted}).{left_out}"
+        )
+
+
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion, for right-or-wrong items that share nothing. Raises at n = 0."""
+    result = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(result.low), float(result.high), confidence)
+
+
+def mean_interval(
+    values: ArrayLike,
+    clusters: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of the mean of `values` [n]; whole clusters [n] are resampled where given.
+
+    Paired differences go in as values. Scores that are all equal give an interval of no width: for a proportion of 0 or
+    1 use `proportion_interval`. A single cluster gives an infinite one.
+    """
+    sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) == 1:
+        return Interval(mean, -np.inf, np.inf, confidence)  # one cluster says nothing about the spread between them
+
+    def ratio(sums: NDArray, counts: NDArray, axis: int) -> NDArray:
+        return sums.sum(axis) / counts.sum(axis)
+
+    result = stats.bootstrap(
+        (sums, counts),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(sums)),
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(result.low), float(result.high), confidence)
+
+
+def standard_error(values: ArrayLike, clusters: Sequence[str] | None = None) -> float:
+    """Standard error of the mean of `values` [n]: s/√n, or cluster-robust where clusters [n] are given.
+
+    The cluster-robust form is that of Miller (arXiv 2411.00640) with the usual factor G/(G−1) for G clusters, which
+    makes it s/√n when every item is its own cluster. NaN for a single cluster.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    sums, _ = _by_cluster(values - values.mean(), clusters)
+    groups = len(sums)
+    if groups == 1:
+        return float("nan")
+    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of the exact McNemar test, from the items that only one of two models got right."""
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for having been looked at together (Holm 1979), in the order given."""
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted.tolist()
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of all `scores`, any shape: less noisy than a median, less moved by one seed than a mean.
+
+    As in rliable, a quarter of the scores, rounded down, is cut at either end.
+    """
+    return float(stats.trim_mean(np.asarray(scores, dtype=np.float64), 0.25, axis=None))
+
+
+def interquartile_mean_interval(
+    scores: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """IQM of `scores` [seeds, tasks] with a bootstrap interval that resamples seeds within each task (stratified)."""
+    scores = _seeds_by_task(scores)
+    sampled = _resample_seeds(scores, resamples, np.random.default_rng(seed))
+    means = stats.trim_mean(sampled.reshape(resamples, -1), 0.25, axis=1)
+    return _percentile(interquartile_mean(scores), means, confidence)
+
+
+def probability_of_improvement(
+    scores_a: ArrayLike, scores_b: ArrayLike, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Interval:
+    """Chance that a run of B beats a run of A on a task drawn at random, ties half.
+
+    scores_a [seeds, tasks], scores_b [seeds', tasks]; a vector is one task. The interval is a bootstrap stratified by
+    task. It says how often, not by how much.
+    """
+    a, b = _seeds_by_task(scores_a), _seeds_by_task(scores_b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"the scores cover {a.shape[1]} and {b.shape[1]} tasks: expected [seeds, tasks] on the same")
+
+    def chance(a: NDArray, b: NDArray) -> NDArray:  # [..., seeds, tasks] each
+        difference = np.sign(b[..., :, None, :] - a[..., None, :, :])
+        return (1 + difference.mean(axis=(-3, -2, -1))) / 2
+
+    generator = np.random.default_rng(seed)
+    sampled = chance(_resample_seeds(a, resamples, generator), _resample_seeds(b, resamples, generator))
+    return _percentile(float(chance(a, b)), sampled, confidence)
+
+
+def compare(
+    items_a: Iterable[Outcome], items_b: Iterable[Outcome], confidence: float = 0.95, seed: int = 0
+) -> Comparison:
+    """Model B against model A, item by item; raises `DataError` on repeated ids, none in common, or differing clusters.
+
+    Right-or-wrong items that share no medium are tested with exact McNemar; graded scores, or items in clusters, with
+    a t-test of the mean difference on its clustered standard error (clusters − 1 degrees of freedom).
+    """
+    a, b = _by_id(items_a, "A"), _by_id(items_b, "B")
+    ids = [id_ for id_ in a if id_ in b]
+    if not ids:
+        raise DataError(
+            f"the two results have no item in common ({len(a)} and {len(b)} items): evaluate both models on one task"
+        )
+    for id_ in ids:
+        if a[id_].cluster != b[id_].cluster:
+            raise DataError(
+                f"item {id_!r} is in cluster {a[id_].cluster!r} of A but {b[id_].cluster!r} of B: "
+                "the results come from different versions of the data"
+            )
+    scores_a = np.array([a[id_].correct for id_ in ids])
+    scores_b = np.array([b[id_].correct for id_ in ids])
+    clusters = [a[id_].cluster or f"\0{id_}" for id_ in ids]
+    difference = scores_b - scores_a
+    gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+    groups = len(set(clusters))
+    error = standard_error(difference, clusters)
+    binary = np.isin([scores_a, scores_b], (0.0, 1.0)).all()
+    return Comparison(
+        n=len(ids),
+        mean_a=float(scores_a.mean()),
+        mean_b=float(scores_b.mean()),
+        difference=mean_interval(difference, clusters, confidence, seed=seed),
+        standard_error=error,
+        gained=gained,
+        lost=lost,
+        p=mcnemar(gained, lost) if binary and groups == len(ids) else _t_test(difference.mean(), error, groups),
+        test="exact McNemar" if binary and groups == len(ids) else "clustered t",
+        clusters=groups,
+        unmatched_a=len(a) - len(ids),
+        unmatched_b=len(b) - len(ids),
+    )
+
+
+def compare_tasks(
+    tasks: Mapping[str, tuple[Iterable[Outcome], Iterable[Outcome]]], confidence: float = 0.95, seed: int = 0
+) -> dict[str, Comparison]:
+    """`compare` per task, with p-values adjusted for the number of tasks (`p_holm`)."""
+    results = {task: compare(a, b, confidence, seed) for task, (a, b) in tasks.items()}
+    adjusted = holm([result.p for result in results.values()])
+    return {task: replace(result, p_holm=p) for (task, result), p in zip(results.items(), adjusted, strict=True)}
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Outcomes from an evaluation's `items.jsonl`; raises `DataError` naming file, row and field."""
+    outcomes = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                item: Any = json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}:{number}: not a line of JSON ({error}); evaluate again to rewrite it"
+                ) from error
+            if not isinstance(item, dict) or "id" not in item or not isinstance(item.get("correct"), int | float):
+                raise DataError(f"{path}:{number}: expected an object with `id` and a number `correct`")
+            outcomes.append(Outcome(str(item["id"]), float(item["correct"]), str(item.get("cluster") or "")))
+    return outcomes
+
+
+def _by_cluster(values: NDArray, clusters: Sequence[str] | None) -> tuple[NDArray, NDArray]:
+    """Sum and count of `values` [n] in each cluster; without clusters each value is one."""
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"expected a non-empty list of scores, got shape {values.shape}")
+    if clusters is None:
+        return values, np.ones_like(values)
+    if len(clusters) != len(values):
+        raise ValueError(f"{len(values)} scores but {len(clusters)} cluster names")
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+
+
+def _by_id(items: Iterable[Outcome], name: str) -> dict[str, Outcome]:
+    items = list(items)
+    repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise DataError(f"item {repeated[0]!r} occurs more than once in the results of {name}; ids must be unique")
+    return {item.id: item for item in items}
+
+
+def _t_test(mean: float, error: float, groups: int) -> float:
+    """Two-sided p of a mean with its standard error; 1 where nothing differs, NaN where no spread can be known."""
+    if mean == 0:
+        return 1.0
+    if error == 0:
+        return 0.0
+    return float(2 * stats.t.sf(abs(mean) / error, groups - 1))
+
+
+def _seeds_by_task(scores: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim == 1:
+        scores = scores[:, None]
+    if scores.ndim != 2 or not scores.size:
+        raise ValueError(f"expected scores [seeds, tasks], got shape {scores.shape}")
+    return scores
+
+
+def _resample_seeds(scores: NDArray, resamples: int, generator: np.random.Generator) -> NDArray:
+    """[resamples, seeds, tasks]: seeds drawn with replacement, for each task on its own."""
+    index = generator.integers(len(scores), size=(resamples, *scores.shape))
+    return np.take_along_axis(scores[None], index, axis=1)
+
+
+def _percentile(value: float, sampled: NDArray, confidence: float) -> Interval:
+    low, high = np.quantile(sampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high), confidence)
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
