@@ -1,0 +1,23 @@
+"""The embedded default: a real, small vision-language model and tasks with known boxes, all inside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+
+def start_checkpoint() -> Path:
+    """The folder of the shipped start checkpoint (model and processor), made by `ral.testbed.pretrain`."""
+    return Path(__file__).parent / "assets" / "start"
+
+
+def load_start() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """The shipped start model, in evaluation mode and float32, and its processor; needs no network."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = start_checkpoint()
+    model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
+    return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)

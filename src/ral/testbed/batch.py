@@ -19,7 +19,7 @@ class Turn(NamedTuple):
 
 
 def encode_turns(processor: Any, turns: list[Turn], padding_side: Literal["left", "right"]) -> dict[str, Tensor]:
-    """The processor's tensors for `turns`: `input_ids`, `attention_mask` and `mm_token_type_ids` `[B, T]`, and the pixels.
+    """The processor's tensors: `input_ids`, `attention_mask` and `mm_token_type_ids` `[B, T]`, and the pixels.
 
     Prompts are those of `ral.data.prompt` in the `plain` template. Pad on the right to train, on the left to generate.
     """

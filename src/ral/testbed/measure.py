@@ -25,7 +25,7 @@ _PREDICTING = {"row": "row", "col": " col", "answer": "<answer>"}
 def complete(
     model: Any, processor: Any, records: list[Record], *, think: bool, samples: int = 0, temperature: float = 1.0
 ) -> list[list[str]]:
-    """Greedy completions (`samples=0`, one per record) or `samples` sampled ones per record, as text without controls."""
+    """One greedy completion per record (`samples=0`) or `samples` drawn ones, as text without control tokens."""
     inputs = encode_turns(processor, [Turn(record, think) for record in records], "left")
     how = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": samples}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -77,15 +78,13 @@ def build_processor() -> Qwen2_5_VLProcessor:
     """The processor that belongs to `build_model`: a 64×64 image becomes 64 visual tokens, at most 1024 per image."""
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    patches = {
+    patches: dict[str, Any] = {
         "patch_size": PATCH_SIZE,
         "merge_size": MERGE_SIZE,
         "temporal_patch_size": TEMPORAL_PATCH_SIZE,
     }
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}, **patches
-        ),
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}, **patches),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(
             size={"shortest_edge": 32 * 32, "longest_edge": 128 * 128},
@@ -140,7 +139,6 @@ def build_model(
         vision_start_token_id=token_id("<|vision_start|>"),
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
-        initializer_range=initializer_range,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

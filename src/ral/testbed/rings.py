@@ -44,7 +44,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows: `rings` in reading order, the index of the one asked for, and the wording of the question."""
+    """One image and its question: `rings` in reading order, the index of the one asked for, and the wording."""
 
     id: str
     rings: tuple[Ring, ...]
@@ -101,9 +101,7 @@ def ring_scenes(n: int, seed: int, *, image_size: int = 64, rings: int = 6, grid
 
 def ring_records(n: int, seed: int, *, image_size: int = 64, rings: int = 6, grid: int = 4) -> list[Record]:
     """`ring_scenes` as records: question first, then the image; one box, the target ring's."""
-    return [
-        scene.record() for scene in ring_scenes(n, seed, image_size=image_size, rings=rings, grid=grid)
-    ]
+    return [scene.record() for scene in ring_scenes(n, seed, image_size=image_size, rings=rings, grid=grid)]
 
 
 def _scene(id: str, image_size: int, rings: int, grid: int) -> Scene:
