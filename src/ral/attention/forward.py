@@ -106,9 +106,7 @@ def prepare_prompt(
     inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
     input_ids = inputs["input_ids"]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
-        raise ValueError(
-            f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}"
-        )
+        raise ValueError(f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}")
     input_ids = input_ids[0]
     if inputs.get("attention_mask") is not None:
         input_ids = input_ids[inputs["attention_mask"][0].bool()]
@@ -124,18 +122,14 @@ def _vision_parameters(model: Any) -> Any:
     return model.base_model.visual.parameters() if has_vision(model) else ()
 
 
-def _check_visual_tokens(
-    model: Any, input_ids: Tensor, inputs: Mapping[str, Any]
-) -> tuple[tuple[int, int, int], ...]:
+def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
     """Token grids in the order of their placeholders; the counts must be those the vision tower will yield."""
     merge = model.config.vision_config.spatial_merge_size
     grids: list[tuple[int, int, int]] = []
     for kind in ("image", "video"):
         token = getattr(model.config, f"{kind}_token_id")
         grid = inputs.get(f"{kind}_grid_thw")
-        shapes = (
-            [] if grid is None else [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grid.tolist()]
-        )
+        shapes = [] if grid is None else [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grid.tolist()]
         found = int((input_ids == token).sum())
         expected = sum(t * h * w for t, h, w in shapes)
         if found != expected:
@@ -177,16 +171,13 @@ def forward_groups(
     base = make_capturable(model)
     device = prompts[0].input_ids.device
     groups = tuple(
-        GroupLayout(len(p.input_ids), tuple(len(y) for y in ys))
-        for p, ys in zip(prompts, completions, strict=True)
+        GroupLayout(len(p.input_ids), tuple(len(y) for y in ys)) for p, ys in zip(prompts, completions, strict=True)
     )
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
     layout = PackedLayout(groups, look_bias, resolve_layers(base, list(layers)))
     head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
-    features = [
-        p.features if p.features is not None else vision_features(base, dict(p.inputs)) for p in prompts
-    ]
+    features = [p.features if p.features is not None else vision_features(base, dict(p.inputs)) for p in prompts]
     visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
     with head.attached(), capture_with_gradient(base, layout.capture_layers):
         model(
@@ -239,9 +230,7 @@ def forward_group(
 
 def _check_completions(model: Any, groups: tuple[GroupLayout, ...], targets: Tensor) -> None:
     if any(length == 0 for group in groups for length in group.lengths):
-        raise ValueError(
-            "a completion is empty; a sampled completion holds at least its end-of-sequence token"
-        )
+        raise ValueError("a completion is empty; a sampled completion holds at least its end-of-sequence token")
     visual = visual_token_ids(model)
     if visual and bool(torch.isin(targets, torch.tensor(visual, device=targets.device)).any()):
         raise ValueError(
@@ -250,9 +239,7 @@ def _check_completions(model: Any, groups: tuple[GroupLayout, ...], targets: Ten
         )
 
 
-def _pack_ids(
-    prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], device: torch.device
-) -> Tensor:
+def _pack_ids(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
     pieces = [piece for p, ys in zip(prompts, completions, strict=True) for piece in (p.input_ids, *ys)]
     return torch.cat([piece.to(device) for piece in pieces])
 
@@ -331,33 +318,23 @@ def _unpack(
         alpha = {layer: _alpha(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
         rows = {layer: policy_rows(a, mask, group.prompt_length) for layer, a in alpha.items()}
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
-        outputs.append(
-            GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra)
-        )
+        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra))
         row_start += group.total
         token_start += group.completion_total
     return outputs
 
 
-def _alpha(
-    layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
-) -> Tensor:
+def _alpha(layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query) -> Tensor:
     """Head-averaged attention `[G, R, P+R]` of one group in one captured layer."""
     group = layout.groups[group_index]
     q, k, scaling = layout.captured[layer]
     prompt_end = row_start + group.prompt_length
     own = index + prompt_end
-    if query == "token":
-        at = own
-    else:
-        at = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
+    before = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
+    at = own if query == "token" else before
     bias = layout.bias(group_index)
     if bias is not None:
-        bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(
-            -1, index.shape[1], -1
-        )
+        bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(-1, index.shape[1], -1)
         if query == "predictor":  # the first row's query is a prompt token, which is never biased
             bias = torch.cat([torch.zeros_like(bias[:, :1]), bias[:, 1:]], dim=1)
-    return head_mean_attention(
-        q[:, at], k[:, row_start:prompt_end], k[:, own], scaling=scaling, query=query, bias=bias
-    )
+    return head_mean_attention(q[:, at], k[:, row_start:prompt_end], k[:, own], scaling=scaling, query=query, bias=bias)

@@ -31,9 +31,7 @@ class GroupLayout:
 
     def completion_mask(self, device: torch.device) -> Tensor:
         """`[ΣR, P+ΣR]` bool: which keys of the group each completion token attends to (itself included)."""
-        owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)).to(
-            device
-        )
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)).to(device)
         own = (owner[:, None] == owner[None, :]).tril()
         prompt = torch.ones(len(owner), self.prompt_length, dtype=torch.bool, device=device)
         return torch.cat([prompt, own], dim=1)
@@ -88,9 +86,7 @@ class PackedLayout:
                 if bias is not None:
                     lengths = torch.tensor(group.lengths, device=device)
                     additive = torch.zeros(mask.shape, dtype=dtype, device=device)
-                    additive[:, : group.prompt_length] = torch.repeat_interleave(
-                        bias.to(device, dtype), lengths, 0
-                    )
+                    additive[:, : group.prompt_length] = torch.repeat_interleave(bias.to(device, dtype), lengths, 0)
                     mask = additive.masked_fill(~mask, float("-inf"))
                 self._masks.append(mask)
         return self._masks

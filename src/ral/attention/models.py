@@ -129,9 +129,7 @@ def merge_features(features: list[dict[str, Any]]) -> dict[str, Any]:
         if not outputs:
             continue
         joined = type(outputs[0])(pooler_output=tuple(t for o in outputs for t in o.pooler_output))
-        if (
-            getattr(outputs[0], "deepstack_features", None) is not None
-        ):  # Qwen3-VL: one list of tensors per level
+        if getattr(outputs[0], "deepstack_features", None) is not None:  # Qwen3-VL: one list of tensors per level
             levels = zip(*(o.deepstack_features for o in outputs), strict=True)
             joined.deepstack_features = [tuple(t for level in parts for t in level) for parts in levels]
         merged[modality] = joined
@@ -144,13 +142,9 @@ def rope_positions(model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, 
         return torch.arange(len(input_ids), device=input_ids.device)
     if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
         return torch.arange(len(input_ids), device=input_ids.device).expand(3, -1)
-    kind = (input_ids == model.config.image_token_id).int() + 2 * (
-        input_ids == model.config.video_token_id
-    ).int()
+    kind = (input_ids == model.config.image_token_id).int() + 2 * (input_ids == model.config.video_token_id).int()
     extra = {
-        k: inputs[k]
-        for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        if inputs.get(k) is not None
+        k: inputs[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None
     }
     positions, _ = model.base_model.get_rope_index(input_ids[None], mm_token_type_ids=kind[None], **extra)  # type: ignore[operator]
     return positions[-3:, 0]

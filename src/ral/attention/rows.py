@@ -82,9 +82,7 @@ class _HeadMean(torch.autograd.Function):
         for gs, rs in _blocks((kv * m, g, r, prompt_length + r)):
             q_block = q[:, :, gs, rs].to(dtype)
             block_bias = None if bias is None else bias[gs, rs]
-            weights = _HeadMean._weights(
-                q_block, prompt_f, own_f[:, gs], block_bias, ctx.scaling, ctx.reach, rs.start
-            )
+            weights = _HeadMean._weights(q_block, prompt_f, own_f[:, gs], block_bias, ctx.scaling, ctx.reach, rs.start)
             upstream = grad[gs, rs] / (kv * m)
             # Softmax backward, in place: ds = α · (dα − Σ α dα) · scaling.
             inner = torch.einsum("kmgrs,grs->kmgr", weights, upstream)

@@ -50,6 +50,11 @@ class Record:
     origin: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def columns(self) -> dict[str, Any]:
+        """What reward functions get by keyword beside prompts and completions."""
+        own = {"solution": self.solution, "problem_type": self.problem_type, "options": self.options}
+        return {**self.extra, **own, "boxes": self.boxes, "id": self.id}
+
 
 class DataError(ValueError):
     """A record, file or setting that cannot be used; the message says where, what, and what to do."""

@@ -1,0 +1,97 @@
+"""Anchors: what a rollout's attention is pulled to when it succeeded and pushed from when it failed.
+
+An anchor is one function of `AttentionState` that returns a `Term`. To add one, write the function and put it into
+`ANCHORS`; the trainer, the configuration and the command line know it by its name from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ral.attention.rows import renormalise
+from ral.objective import Term, attention_loss
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """One group's attention in one layer, as an anchor sees it.
+
+    Attributes:
+        rows: `[G, R, K]` the policy's current rows, with gradient.
+        old: `[G, R, K]` its rows when the rollouts were made.
+        target: `[G, R, K]` rows of the reference, the teacher or the biased rollout, if the anchor asked for them.
+        advantages: `[G]`. weights: `[G, R]`, see `ral.objective.token_weights`.
+        shared_keys: how many leading keys are the same position in every completion (the prompt's).
+    """
+
+    rows: Tensor
+    old: Tensor
+    target: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+    shared_keys: int
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An anchor and what it needs.
+
+    Attributes:
+        term: the loss of one group and layer.
+        target: where `AttentionState.target` comes from, or None.
+        needs_inner_updates: its gradient vanishes identically when every rollout batch gets one update only.
+        pools: compares rollouts with each other, so advantages are used by magnitude.
+    """
+
+    term: Callable[[AttentionState], Term]
+    target: Literal["ref", "explore"] | None = None
+    needs_inner_updates: bool = False
+
+
+def old(state: AttentionState) -> Term:
+    """The paper's: A · JSD(p_θ ‖ p_old). Second order in the update: exactly zero while p_θ = p_old."""
+    return attention_loss(state.rows, state.old, state.advantages, state.weights)
+
+
+def to_target(state: AttentionState) -> Term:
+    """A · JSD(p_θ ‖ target) with the rows of the frozen start model (`ref`) or of the biased rollout (`explore`)."""
+    assert state.target is not None
+    return attention_loss(state.rows, state.target, state.advantages, state.weights)
+
+
+def group(state: AttentionState) -> Term:
+    """|A| · JSD(where the rollout looks ‖ where the group's successful rollouts looked), pooled over the completion.
+
+    "Where it looks" is the mean row over the completion's tokens, on the prompt's keys only: those are the same positions
+    for all rollouts, whatever their wording and length. First order wherever rollouts of a group look at different places.
+    """
+    mask = state.weights > 0
+    now = _where_it_looked(state.rows[..., : state.shared_keys], mask)
+    then = _where_it_looked(state.old[..., : state.shared_keys], mask)
+    succeeded = state.advantages > 0
+    target = then[succeeded].mean(dim=0) if bool(succeeded.any()) else torch.zeros_like(then[0])
+    tokens = mask.shape[1]
+    return attention_loss(
+        now[:, None].expand(-1, tokens, -1),
+        target.expand(*mask.shape, -1),
+        state.advantages.abs(),
+        state.weights,
+    )
+
+
+def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:
+    """`[G, R, K]` rows → `[G, K]`: their mean over real tokens, summing to 1."""
+    return renormalise((rows * mask[..., None]).sum(dim=1))
+
+
+ANCHORS: dict[str, Anchor] = {
+    "old": Anchor(old, needs_inner_updates=True),
+    "ref": Anchor(to_target, target="ref"),
+    "group": Anchor(group),
+    "explore": Anchor(to_target, target="explore"),
+}

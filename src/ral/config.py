@@ -1,0 +1,151 @@
+"""`RALConfig`: every setting of a run, flat, with impossible combinations refused before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+#: Values of the fields with a closed set of choices; the message of a refusal lists them.
+CHOICES = {
+    "attention_anchor": ("old", "ref", "group", "explore"),
+    "attention_query": ("token", "predictor"),
+    "attention_keys": ("all", "prompt", "visual"),
+    "attention_advantage": ("signed", "absolute", "shuffled"),
+    "loss_type": ("grpo", "dapo", "dr_grpo"),
+    "scale_rewards": ("group", "none"),
+    "template": ("paper", "plain"),
+    "scorer": ("strict", "compat"),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names it and what to change."""
+
+
+def _doc(default: object, text: str) -> object:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RALConfig(TrainingArguments):
+    """Settings of Reinforced Attention Learning, beside all of `transformers.TrainingArguments`.
+
+    `per_device_train_batch_size` counts completions, as in TRL: a multiple of `num_generations`. Where the paper's value is
+    known it is the default.
+    """
+
+    # --- the attention term -------------------------------------------------------------------------------------
+    attention_coef: float = _doc(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
+    attention_anchor: str = _doc("old", "What attention is pulled to: old (the paper's), ref, group or explore.")
+    attention_query: str = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
+    attention_keys: str = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
+    attention_layers: list[int] = field(
+        default_factory=lambda: [-1], metadata={"help": "Decoder layers that are trained (paper: the last)."}
+    )
+    attention_advantage: str = _doc(
+        "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
+    )
+    explore_sigma: float = _doc(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
+
+    # --- GRPO -----------------------------------------------------------------------------------------------------
+    num_generations: int = _doc(8, "G, completions per prompt.")
+    num_iterations: int = _doc(2, "Inner updates per rollout batch (μ of GRPO).")
+    beta: float = _doc(0.04, "Weight of the KL to the start model; 0 loads no reference.")
+    epsilon: float = _doc(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
+    epsilon_high: float | None = _doc(None, "Upper clip; ε if not given.")
+    loss_type: str = _doc("dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant).")
+    scale_rewards: str = _doc("group", "Divide advantages by the group's standard deviation (group) or not (none).")
+
+    # --- rollouts -------------------------------------------------------------------------------------------------
+    temperature: float = _doc(0.9, "Sampling temperature; log-probabilities are taken at it, too.")
+    top_p: float = _doc(1.0, "Nucleus sampling mass.")
+    top_k: int = _doc(0, "Sample from the k most likely tokens; 0: from all.")
+    max_completion_length: int = _doc(1024, "Longest completion in tokens; longer ones are cut and counted.")
+    think: bool = _doc(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
+    template: str = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    scorer: str = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
+
+    # --- pixels and frames ----------------------------------------------------------------------------------------
+    min_pixels: int | None = _doc(
+        None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
+    )
+    max_pixels: int | None = _doc(
+        None, "Largest image or frame after resizing, in pixels; the processor's if not given."
+    )
+    num_frames: int | None = _doc(None, "Frames per video at most.")
+    fps: float | None = _doc(None, "Frames per second a video is sampled at.")
+    freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are; their features are computed once.")
+
+    # --- measuring ------------------------------------------------------------------------------------------------
+    gradient_norm_steps: int = _doc(10, "Every n steps the token and attention gradients' norms are logged; 0: never.")
+    samples_per_step: int = _doc(1, "Groups written to samples.jsonl at every logged step.")
+
+    # --- defaults of TrainingArguments that differ here -----------------------------------------------------------
+    learning_rate: float = _doc(1e-5, "Peak learning rate (paper: 1e-5).")
+    num_train_epochs: float = _doc(1.0, "Passes over the prompts (paper: 1).")
+    logging_steps: float = _doc(1, "Log every n optimiser steps.")
+    logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
+    remove_unused_columns: bool | None = _doc(False, "Records keep their columns; reward functions get them.")
+    report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choices()
+        self._check_ranges()
+        self._check_groups()
+        self._check_attention_term()
+
+    @property
+    def prompts_per_batch(self) -> int:
+        """Groups in one micro-batch of one process."""
+        return self.per_device_train_batch_size // self.num_generations
+
+    def _check_choices(self) -> None:
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+
+    def _check_ranges(self) -> None:
+        at_least = {"attention_coef": 0, "beta": 0, "epsilon": 0, "top_k": 0, "gradient_norm_steps": 0}
+        at_least |= {"num_iterations": 1, "max_completion_length": 1, "samples_per_step": 0}
+        for name, low in at_least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("temperature", "explore_sigma"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not self.attention_layers:
+            raise ConfigError(
+                "attention_layers is empty; name at least one layer, such as [-1], or set attention_coef=0"
+            )
+
+    def _check_groups(self) -> None:
+        if self.num_generations < 2:
+            raise ConfigError(
+                f"num_generations={self.num_generations}: advantages compare the completions of one prompt, so at least 2 "
+                "are needed"
+            )
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ConfigError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} does not divide into groups of "
+                f"num_generations={self.num_generations}; use a multiple of it "
+                f"(it counts completions: {self.num_generations * 2} is two prompts)"
+            )
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.num_iterations:
+            raise ConfigError(
+                f"save_steps={self.save_steps} would save between the inner updates of one rollout batch, from where a run "
+                f"cannot be resumed exactly; use a multiple of num_iterations={self.num_iterations}"
+            )
+
+    def _check_attention_term(self) -> None:
+        if not self.attention_coef:
+            return
+        if self.attention_anchor == "old" and self.num_iterations == 1:
+            raise ConfigError(
+                "attention_anchor='old' with num_iterations=1 trains nothing: with one update per rollout batch the policy "
+                "equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
+                "more, choose another attention_anchor (group, explore), or set attention_coef=0 for plain GRPO."
+            )

@@ -1,0 +1,59 @@
+"""The order in which prompts are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+
+class RepeatedBatches:
+    """Batch sampler: micro-batches of prompt indices, every optimiser step's worth repeated for its inner updates.
+
+    With A accumulation steps and W processes the micro-batches m_1 … m_{A·W} of one optimiser step come `repeats` times in a
+    row; accelerate hands every W-th to each process, so a process sees its own prompts again. An incomplete last step is
+    left out of the epoch, as its groups would weigh more than others; the shuffle differs between epochs, so no prompt is
+    left out for good.
+
+    Args:
+        size: number of prompts. batch_size: prompts per micro-batch. per_step: A·W. repeats: inner updates.
+        shuffle, seed: the order of an epoch depends on seed and epoch only.
+
+    Raises:
+        ValueError: fewer prompts than one step needs.
+    """
+
+    def __init__(self, size: int, batch_size: int, per_step: int, repeats: int, *, shuffle: bool, seed: int):
+        self.steps = size // (batch_size * per_step)
+        if self.steps == 0:
+            raise ValueError(
+                f"the training data holds {size} prompts, but one optimiser step takes {batch_size * per_step} "
+                f"({batch_size} per micro-batch × {per_step} micro-batches); lower per_device_train_batch_size or "
+                "gradient_accumulation_steps, or add data"
+            )
+        self.size, self.batch_size, self.per_step, self.repeats = size, batch_size, per_step, repeats
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.drop_last = True
+
+    @property
+    def dropped(self) -> int:
+        """Prompts left out of one epoch."""
+        return self.size - self.steps * self.batch_size * self.per_step
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.per_step * self.repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.size, generator=generator).tolist()
+        else:
+            order = list(range(self.size))
+        for step in range(self.steps):
+            start = step * self.batch_size * self.per_step
+            for _ in range(self.repeats):
+                for i in range(self.per_step):
+                    yield order[start + i * self.batch_size : start + (i + 1) * self.batch_size]

@@ -1,0 +1,210 @@
+"""Rollouts: G completions behind every prompt, sampled from the policy with transformers.
+
+Each prompt is prefilled once; its key/value cache is repeated for the G completions. Rows that have ended leave the batch.
+The random numbers of a completion do not depend on which other rows are still running, so a seed gives the same completions
+whether or not rows are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ral.attention import Prompt, vision_features
+from ral.attention.models import (
+    has_vision,
+    make_capturable,
+    merge_features,
+    special_visual_token_ids,
+)
+
+#: Ended rows leave the batch once they are this share of it; dropping them copies the cache.
+DROP_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p, top_k: keep the smallest set of tokens with this mass / this many tokens (1.0 and 0: all).
+        eos_token_ids: any of them ends a completion and is its last token.
+    """
+
+    max_completion_length: int
+    eos_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not self.eos_token_ids:
+            raise ValueError("no end-of-sequence token is known; set generation_config.eos_token_id of the model")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion: `ids [R]` (R ≥ 1) with its end-of-sequence token, unless it was `truncated` at the limit."""
+
+    ids: Tensor
+    truncated: bool
+
+
+def eos_token_ids(model: Any) -> tuple[int, ...]:
+    """The end-of-sequence tokens of a model's generation config."""
+    ids = model.generation_config.eos_token_id
+    return tuple(ids) if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    num_generations: int,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    look_bias: Sequence[Tensor] | None = None,
+) -> list[list[Completion]]:
+    """Draw completions for several prompts of any kind at once.
+
+    Args:
+        model: the policy; switched to evaluation mode while sampling.
+        look_bias: per prompt `[G, P]` added to the attention logits of the completion queries (`explore` anchor).
+
+    Returns:
+        Per prompt, `num_generations` completions.
+    """
+    base = make_capturable(model)
+    was_training = base.training
+    base.eval()
+    try:
+        cache, logits, mask, position = _prefill(base, prompts)
+        if num_generations > 1:
+            cache.batch_repeat_interleave(num_generations)
+        repeated = (x.repeat_interleave(num_generations, dim=0) for x in (logits, mask, position))
+        bias = None if look_bias is None else _left_padded([b.to(logits.device) for b in look_bias], mask.shape[1])
+        rows = _decode(base, cache, *repeated, bias, sampling, generator)
+    finally:
+        base.train(was_training)
+    return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
+
+
+def _prefill(model: Any, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    """One left-padded pass over the prompts: cache, next-token logits `[B, V]`, mask `[B, P]`, next positions `[B]`."""
+    device = prompts[0].input_ids.device
+    longest = max(len(p.input_ids) for p in prompts)
+
+    def left_padded(values: Tensor) -> Tensor:
+        return nn.functional.pad(values, (longest - values.shape[-1], 0))
+
+    features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
+    cache = DynamicCache(config=model.config.get_text_config())
+    mask = torch.stack([left_padded(torch.ones_like(p.input_ids)) for p in prompts])
+    outputs = model(
+        # The padding token's value is irrelevant; 0 is never a visual placeholder.
+        input_ids=torch.stack([left_padded(p.input_ids) for p in prompts]),
+        attention_mask=mask,
+        position_ids=torch.stack([left_padded(p.position_ids) for p in prompts], dim=-2),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **({"mm_encoder_outputs": merge_features(features)} if has_vision(model) else {}),
+    )
+    position = torch.tensor([p.next_position for p in prompts], device=device)
+    return cache, outputs.logits[:, -1], mask.bool(), position
+
+
+def _left_padded(biases: list[Tensor], longest: int) -> Tensor:
+    """`[G, P_i]` per prompt → `[B·G, P]`."""
+    return torch.cat([nn.functional.pad(bias, (longest - bias.shape[1], 0)) for bias in biases])
+
+
+def _decode(
+    model: Any,
+    cache: DynamicCache,
+    logits: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    bias: Tensor | None,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+) -> list[Completion]:
+    total, device = len(logits), logits.device
+    processors = _processors(sampling, special_visual_token_ids(model), device)
+    eos = torch.tensor(sampling.eos_token_ids, device=device)
+    tokens = torch.zeros(total, sampling.max_completion_length, dtype=torch.long, device=device)
+    lengths = torch.full((total,), sampling.max_completion_length, device=device)
+    ended = torch.zeros(total, dtype=torch.bool, device=device)
+    active = torch.arange(total, device=device)
+    axes = 3 if has_vision(model) else 1
+    for step in range(sampling.max_completion_length):
+        uniform = torch.rand(total, generator=generator, dtype=torch.float64).to(device)
+        chosen = _draw(processors(tokens[active, :step], logits.float()), uniform[active], sampling.temperature)
+        tokens[active, step] = chosen
+        newly = active[torch.isin(chosen, eos) & ~ended[active]]
+        ended[newly], lengths[newly] = True, step + 1
+        if bool(ended.all()) or step + 1 == sampling.max_completion_length:
+            break
+        running = ~ended[active]
+        if (~running).float().mean() >= DROP_SHARE:
+            keep = running.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            active, chosen, mask, position = active[keep], chosen[keep], mask[keep], position[keep]
+            bias = None if bias is None else bias[keep]
+        mask = nn.functional.pad(mask, (0, 1), value=True)
+        logits = model(
+            input_ids=chosen[:, None],
+            position_ids=(position + step)[:, None].expand(axes, -1, 1) if axes > 1 else (position + step)[:, None],
+            attention_mask=_decoding_mask(mask, bias, logits.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return [Completion(tokens[i, : int(lengths[i])].clone(), not bool(ended[i])) for i in range(total)]
+
+
+def _decoding_mask(mask: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`[N, 1, 1, S]`: bool, or additive where the completion is sampled under a look bias."""
+    if bias is None:
+        return mask[:, None, None]
+    additive = nn.functional.pad(bias.to(dtype), (0, mask.shape[1] - bias.shape[1]))
+    return additive.masked_fill(~mask, float("-inf"))[:, None, None]
+
+
+def _processors(sampling: Sampling, banned: tuple[int, ...], device: torch.device) -> LogitsProcessorList:
+    # A sampled visual placeholder would make the next forward pass look for features that do not exist.
+    processors = LogitsProcessorList()
+    if banned:
+        processors.append(SuppressTokensLogitsProcessor(list(banned), device=device))
+    if sampling.temperature not in (0, 1):
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors
+
+
+def _draw(scores: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Tokens `[N]` by inverse transform of one uniform number per row: rows do not share a random stream."""
+    if temperature == 0:
+        return scores.argmax(dim=-1)
+    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    # Scaled by the total, so that rounding never points past the last token with any mass.
+    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0].clamp_max(
+        scores.shape[-1] - 1
+    )
