@@ -12,7 +12,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "ral"
 #: A part imports from itself and from parts before it.
 ORDER = [
     "files",
+    "resources",
     "data",
+    "mathematics",
     "answers",
     "rewards",
     "attention",
@@ -28,6 +30,7 @@ ORDER = [
     "evaluate",
     "report",
     "testbed",
+    "launch",
     "cli",
 ]
 #: What a part may import from the package where that is less than everything before it.

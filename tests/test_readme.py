@@ -1,4 +1,4 @@
-"""The README and the docstrings are run, so that they cannot go stale."""
+"""README, documentation and docstrings are run, so that they cannot go stale."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typer.main import get_group
 from typer.testing import CliRunner
 
 from ral.cli import app
+from ral.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = ROOT / "src"
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
@@ -25,11 +26,12 @@ MODULES = sorted(
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+    return [block for page in PAGES for block in pattern.findall(page.read_text(encoding="utf-8"))]
 
 
 def commands(program: str) -> list[list[str]]:
-    """The words of every command line of `program` in the README's bash blocks, comments left out."""
+    """The words of every command line of `program` in the pages' bash blocks, comments left out."""
     lines = (shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines())
     return [words for words in lines if words[:1] == [program]]
 
@@ -37,7 +39,13 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "documentation", "exec"), {})
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_recipes_load(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    load_recipe(tmp_path / "recipe.yaml", ["--use_cpu", "true"])
 
 
 @pytest.mark.parametrize("words", commands("ral"), ids=" ".join)
@@ -57,10 +65,10 @@ def test_make_targets_exist(words: list[str]) -> None:
     assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
 
 
-def test_linked_and_shown_files_exist() -> None:
-    local = [target for target in re.findall(r"\]\(([^)#]+)", README) if "://" not in target]
-    assert local
-    assert not [target for target in local if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_and_shown_files_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
 
 
 @pytest.mark.parametrize("name", MODULES)

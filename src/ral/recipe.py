@@ -12,12 +12,12 @@ import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from peft import LoraConfig
-from transformers import HfArgumentParser
 
 from ral.config import RALConfig
 from ral.data.record import DataError
@@ -31,11 +31,10 @@ class Task:
     data: str = field(metadata={"help": "Training data: a file, a folder, a hub id, `rings` or `easy-vqa`."})
     eval_data: str | None = field(default=None, metadata={"help": "Held-out data, in any form `data` takes."})
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy", "format"], metadata={"help": "Names of reward functions."}
+    reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Names of reward functions; 0.9 · accuracy + 0.1 · format if not given."}
     )
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
-    teacher: str | None = field(default=None, metadata={"help": "Model to distil from: folder or hub id."})
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
     )
@@ -163,51 +162,53 @@ def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> Non
 
 def _typed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The values in the types that their fields declare."""
-    parser, hints = _Parser((Task, RALConfig), allow_abbrev=False), _hints()  # type: ignore[arg-type]
-
-    def convert(key: str, value: Any) -> Any:
-        if value is None or isinstance(value, Mapping):
-            if not _accepts(hints[key], type(value)):
-                raise ValueError(f"got {json.dumps(value)}")
-            return value
-        if isinstance(value, list):
-            if not _accepts(hints[key], list):
-                raise ValueError("got a list")
-            items = [convert(key, item) for item in value]
-            return [item[0] if isinstance(item, list) else item for item in items]
-        # One field at a time, so that text that starts with a dash cannot be taken for an option; argparse insists on
-        # the two fields without a default.
-        text = value if isinstance(value, str) else json.dumps(value)
-        return getattr(parser.parse_args(["--model=", "--data=", f"--{key}={text}"]), key)
-
-    typed = {}
+    hints, typed = _hints(), {}
     for key, value in values.items():
         try:
-            typed[key] = convert(key, value)
+            typed[key] = _convert(hints[key], value)
         except ValueError as error:
-            raise DataError(f"{path}: {key}: expected {_spelled(hints[key])}; {error}.") from error
+            raise DataError(f"{path}: {key}: expected {_spelled(hints[key])}, got {json.dumps(value)}.") from error
     for key in ("model", "data"):
         if not typed.get(key):
             raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
     return typed
 
 
-class _Parser(HfArgumentParser):
-    """HF's parser of dataclass fields, raising where argparse prints hundreds of lines of usage and exits."""
+def _convert(hint: Any, value: Any) -> Any:
+    """`value` as the first alternative of `hint` that takes it; text, which takes every scalar, comes late."""
+    for kind in sorted(_alternatives(hint), key=lambda kind: (get_origin(kind) is list, kind is str)):
+        try:
+            return _convert_to(kind, value)
+        except ValueError:
+            continue
+    raise ValueError(value)
 
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message.partition(": ")[2] or message)
+
+def _convert_to(kind: Any, value: Any) -> Any:
+    origin = get_origin(kind) or kind
+    if origin is Any or (origin is type(None) and value is None) or (origin is dict and isinstance(value, dict)):
+        return value
+    if origin is list:
+        return [_convert(get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])]
+    if origin is bool and str(value).lower() in _SWITCH:
+        return _SWITCH[str(value).lower()]
+    if origin is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError(value)
+    scalar = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if scalar and (origin in (int, float, str) or issubclass(origin, Enum)):
+        return origin(value)
+    raise ValueError(value)
+
+
+_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _accepts(hint: Any, kind: type) -> bool:
-    return any((get_origin(part) or part) is kind for part in _alternatives(hint))
-
-
 def _spelled(hint: Any) -> str:
     """A type as a recipe's author would say it."""
-    parts = ("null" if part is type(None) else getattr(part, "__name__", str(part)) for part in _alternatives(hint))
-    return " or ".join(parts)
+    names = {type(None): "null", dict: "mapping", str: "text", bool: "true or false"}
+    kinds = (names.get(get_origin(kind) or kind, getattr(kind, "__name__", "value")) for kind in _alternatives(hint))
+    return " or ".join(kinds)

@@ -29,39 +29,45 @@ _ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "final", "eval", "report.ht
 _PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
 
 
-def prepare_run(
-    output_dir: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
-) -> Path | None:
-    """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
+def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise ValueError, saying what to do, unless a run may be written to `output_dir`.
 
-    `config` holds plain YAML values; keys that end in `_token` are credentials and are left out. With several
-    processes call it on the main one only. Returns the checkpoint to go on from when `resume`, else None.
-
-    Raises ValueError when the folder holds a run and neither `resume` nor `overwrite` is given (or both are),
-    and when there is no complete checkpoint to resume from: starting again silently would lose what the user
-    meant to keep. `overwrite` removes the earlier run's own files and nothing else in the folder.
+    A folder that holds a run needs exactly one of `resume` and `overwrite`; `resume` needs a complete checkpoint:
+    starting again silently would lose what the user meant to keep.
     """
     folder = Path(output_dir)
     if resume and overwrite:
         raise ValueError(f"{folder}: resume and overwrite exclude each other; give one of them.")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
-    checkpoint = last_checkpoint(folder) if resume else None
-    if resume and checkpoint is None:
+    if resume and last_checkpoint(folder) is None:
         raise ValueError(f"{folder}: no complete checkpoint to resume from; start the run without resume.")
     held = _run_artefacts(folder)
     if held and not (resume or overwrite):
         raise ValueError(
-            f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); "
-            "choose another output_dir, continue it with --resume, or replace it with --overwrite."
+            f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); choose another output_dir, "
+            "continue it with --resume, or replace it with --overwrite."
         )
+
+
+def prepare_run(
+    output_dir: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Path | None:
+    """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
+
+    `config` holds plain YAML values; keys that end in `_token` are credentials and are left out. With several processes
+    call it on the main one only. Returns the checkpoint to go on from when `resume`, else None. `overwrite` removes the
+    earlier run's own files and nothing else in the folder. Raises ValueError as `refuse_occupied` does.
+    """
+    folder = Path(output_dir)
+    refuse_occupied(folder, resume=resume, overwrite=overwrite)
     if overwrite:
-        for path in held:
+        for path in _run_artefacts(folder):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     public = {key: value for key, value in config.items() if not key.endswith("_token")}
     atomic_write_text(folder / CONFIG, yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
     atomic_write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
-    return checkpoint
+    return last_checkpoint(folder) if resume else None
 
 
 def last_checkpoint(folder: Path | str) -> Path | None:
