@@ -89,7 +89,7 @@ def looking(model: Any, processor: Any, records: list[Record]) -> list[dict[str,
     return [
         {
             name: dict(
-                zip(("mass", "pointing", "visual"), torch.tensor(rows).mean(0).round(decimals=3).tolist(), strict=True)
+                zip(("mass", "pointing", "visual"), torch.tensor(rows).mean(0).tolist(), strict=True)
             )
             for name, rows in layer.items()
         }

@@ -35,9 +35,9 @@ class Pretraining:
     batch_size: int = 48
     learning_rate: float = 1e-3
     warmup: int = 50
-    stop_at: float = 0.5
+    stop_at: float = 0.57
     check_every: int = 25
-    held_out: int = 200
+    held_out: int = 300
 
 
 def pretrain(settings: Pretraining) -> tuple[Any, Any]:
