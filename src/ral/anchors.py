@@ -45,7 +45,6 @@ class Anchor:
         term: the loss of one group and layer.
         target: where `AttentionState.target` comes from, or None.
         needs_inner_updates: its gradient vanishes identically when every rollout batch gets one update only.
-        pools: compares rollouts with each other, so advantages are used by magnitude.
     """
 
     term: Callable[[AttentionState], Term]
@@ -75,13 +74,9 @@ def group(state: AttentionState) -> Term:
     then = _where_it_looked(state.old[..., : state.shared_keys], mask)
     succeeded = state.advantages > 0
     target = then[succeeded].mean(dim=0) if bool(succeeded.any()) else torch.zeros_like(then[0])
-    tokens = mask.shape[1]
-    return attention_loss(
-        now[:, None].expand(-1, tokens, -1),
-        target.expand(*mask.shape, -1),
-        state.advantages.abs(),
-        state.weights,
-    )
+    # One row per completion, which weighs as much as all its tokens.
+    weights = state.weights.sum(dim=1, keepdim=True)
+    return attention_loss(now[:, None], target.expand(len(now), 1, -1), state.advantages.abs(), weights)
 
 
 def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:

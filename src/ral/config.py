@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ral.anchors import ANCHORS
+
 #: Values of the fields with a closed set of choices; the message of a refusal lists them.
 CHOICES = {
-    "attention_anchor": ("old", "ref", "group", "explore"),
+    "attention_anchor": tuple(ANCHORS),
     "attention_query": ("token", "predictor"),
     "attention_keys": ("all", "prompt", "visual"),
     "attention_advantage": ("signed", "absolute", "shuffled"),
@@ -143,9 +145,9 @@ class RALConfig(TrainingArguments):
     def _check_attention_term(self) -> None:
         if not self.attention_coef:
             return
-        if self.attention_anchor == "old" and self.num_iterations == 1:
+        if ANCHORS[self.attention_anchor].needs_inner_updates and self.num_iterations == 1:
             raise ConfigError(
-                "attention_anchor='old' with num_iterations=1 trains nothing: with one update per rollout batch the policy "
-                "equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
+                f"attention_anchor={self.attention_anchor!r} with num_iterations=1 trains nothing: with one update per "
+                "rollout batch the policy equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
                 "more, choose another attention_anchor (group, explore), or set attention_coef=0 for plain GRPO."
             )

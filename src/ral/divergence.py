@@ -9,8 +9,9 @@ from torch import Tensor
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """JSD(p ‖ q) in nats along the last dimension: 0 for equal rows, ln 2 for rows with disjoint support.
 
-    The gradient is safe at zeros: x·ln(x/m) → 0 as x → 0, and where both are zero nothing flows. At p = q value and
-    gradient are exactly zero, because m is then bitwise p.
+    The gradient is exactly ∂/∂p = ½·ln(p/m): what flows through m cancels, as p + q = 2m. So the logarithm is a constant to
+    autograd, and at p = q, where m is bitwise p, value and gradient are exactly zero and not a rounding error. Zeros are
+    safe: x·ln(x/m) → 0 as x → 0, and nothing flows into an entry that is zero.
 
     Args:
         p, q: `[..., K]` non-negative, rows summing to 1 (or to 0: an all-zero row gives 0 against an all-zero row).
@@ -23,10 +24,11 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _relative(x: Tensor, m: Tensor) -> Tensor:
-    """x·ln(x/m), zero with zero gradient where x is zero."""
-    positive = x > 0
-    safe_x, safe_m = torch.where(positive, x, 1.0), torch.where(positive, m, 1.0)
-    return torch.where(positive, x * (safe_x / safe_m).log(), 0.0)
+    """x·ln(x/m) with the gradient ln(x/m); both zero where x is zero."""
+    with torch.no_grad():
+        positive = x > 0
+        log_ratio = torch.where(positive, x / torch.where(positive, m, 1.0), 1.0).log()
+    return x * log_ratio
 
 
 def generalised_jensen_shannon(student_logps: Tensor, teacher_logps: Tensor, beta: float) -> Tensor:

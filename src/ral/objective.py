@@ -47,6 +47,8 @@ def group_advantages(rewards: Tensor, scale: ScaleRewards = "group", epsilon: fl
     Returns:
         `[G]`; the standard deviation is the unbiased one, as in TRL. All zero where all rewards are equal.
     """
+    if bool((rewards == rewards[0]).all()):
+        return torch.zeros_like(rewards)  # the mean of equal floats may differ from them in the last bit
     centred = rewards - rewards.mean()
     return centred / (rewards.std() + epsilon) if scale == "group" else centred
 

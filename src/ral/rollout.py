@@ -90,7 +90,7 @@ def sample(
         Per prompt, `num_generations` completions.
     """
     base = make_capturable(model)
-    was_training = base.training
+    training = [module for module in base.modules() if module.training]
     base.eval()
     try:
         cache, logits, mask, position = _prefill(base, prompts)
@@ -100,7 +100,8 @@ def sample(
         bias = None if look_bias is None else _left_padded([b.to(logits.device) for b in look_bias], mask.shape[1])
         rows = _decode(base, cache, *repeated, bias, sampling, generator)
     finally:
-        base.train(was_training)
+        for module in training:
+            module.training = True
     return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
 
 

@@ -222,7 +222,7 @@ class RALTrainer(Trainer):
                 outputs = self._forward(reference, groups, capture=self._attention_is_trained())
             for group, output in zip(groups, outputs, strict=True):
                 group.ref_logps = output.logps
-                if self.anchor.target == "ref":
+                if self.anchor.target == "ref" and self._attention_is_trained():
                     group.target_rows = selected_rows(output, self.args.attention_keys)
         if self.anchor.target == "explore" and self._attention_is_trained():
             outputs = self._forward(self.model, groups, look_bias=[group.look_bias for group in groups])
@@ -387,7 +387,7 @@ class RALTrainer(Trainer):
         reward = torch.stack([group.reward for group in groups])
         lengths = torch.cat([group.lengths for group in groups]).float()
         truncated = torch.tensor([float(c.truncated) for group in groups for c in group.completions])
-        no_signal = (reward.std(dim=1) == 0).float()
+        no_signal = (reward == reward[:, :1]).all(dim=1).float()
         advantages = torch.stack([group.advantages for group in groups]).cpu()
         everything = {"reward": reward, "reward_std": reward.std(dim=1), "groups_without_signal": no_signal}
         everything |= {"advantage_std": advantages.std(dim=1), "completion_length": lengths, "truncated": truncated}
