@@ -33,6 +33,97 @@ def ral(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback 
 
 
 @app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Of the order of prompts and of every rollout.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of every arm.", show_default="tuned")] = None,
+    held_out: Annotated[int, typer.Option(help="Images to evaluate on.")] = 512,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
+) -> None:
+    """Train GRPO and RAL from the embedded start checkpoint on the CPU, and write the page that compares them."""
+    from ral.testbed.quickstart import run_quickstart
+
+    typer.echo(run_quickstart(output, seed=seed, steps=steps, held_out=held_out, overwrite=overwrite))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a flat YAML file.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last complete checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+) -> None:
+    """Train what a recipe says, and write the run's report. Every key can be given as --key VALUE and wins."""
+    from ral.launch import train
+    from ral.recipe import load_recipe
+    from ral.report import write_report
+
+    loaded = load_recipe(recipe, context.args)
+    folder = train(loaded, resume=resume, overwrite=overwrite)
+    if loaded.args.process_index == 0:
+        typer.echo(write_report(folder))
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="A file, a folder or a hub id.", show_default=False)],
+    data_root: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
+    eval_data: Annotated[str | None, typer.Option(help="Data whose media must not be trained on.")] = None,
+    model: Annotated[str | None, typer.Option(help="Count prompt tokens with this model's processor.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt to accept; needs --model.")] = None,
+    clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
+) -> None:
+    """Say what is in a data set and what is wrong with it. Exit code 1 when training would fail."""
+    from ral.answers import unscorable
+    from ral.data.check import check_records
+    from ral.data.readers import read_records
+
+    if max_prompt_tokens is not None and model is None:
+        raise ValueError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
+    processor = None
+    if model is not None:
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(model)
+    result = check_records(
+        lambda on_error: read_records(data, root=data_root, split=split, on_error=on_error),
+        unscorable=lambda record: unscorable(record.solution, record.problem_type, record.options),
+        evaluation=read_records(eval_data, root=data_root, split="test") if eval_data else (),
+        processor=processor,
+        max_prompt_tokens=max_prompt_tokens,
+        clean=clean,
+    )
+    typer.echo(result.to_text())
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run folder with evaluations.", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
+) -> None:
+    """Compare the evaluations of two runs, item by item, on the tasks that both have."""
+    from ral.evaluate.statistics import compare_tasks, read_outcomes
+
+    items_a, items_b = _evaluations(run_a), _evaluations(run_b)
+    common = [task for task in items_a if task in items_b]
+    if not common:
+        raise ValueError(f"{run_a} ({', '.join(items_a)}) and {run_b} ({', '.join(items_b)}) have no task in common.")
+    outcomes = {task: (read_outcomes(items_a[task]), read_outcomes(items_b[task])) for task in common}
+    for task, result in compare_tasks(outcomes).items():
+        typer.echo(result.sentence(str(run_a), str(run_b), task))
+
+
+def _evaluations(run: Path) -> dict[str, Path]:
+    """The items of every task that a run was evaluated on."""
+    found = {path.parent.name: path for path in sorted(run.glob("eval/*/items.jsonl"))}
+    if not found:
+        raise ValueError(f"{run}: no evaluation found; expected eval/<task>/items.jsonl. Evaluate the model first.")
+    return found
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder or a quickstart folder.", show_default=False)],
 ) -> None:

@@ -27,7 +27,9 @@ from ral.data.record import DataError
 class Task:
     """What a recipe trains, and on what."""
 
-    model: str = field(metadata={"help": "Checkpoint folder or hub id of the model to train."})
+    model: str = field(
+        metadata={"help": "Checkpoint folder or hub id of the model to train; `start` is the embedded one."}
+    )
     data: str = field(metadata={"help": "Training data: a file, a folder, a hub id, `rings` or `easy-vqa`."})
     eval_data: str | None = field(default=None, metadata={"help": "Held-out data, in any form `data` takes."})
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
