@@ -1,0 +1,111 @@
+"""Where does a model look when it decides on its answer? Attention maps of single rows, in every decoder layer.
+
+The row that counts is the one that *predicts* the first token of the answer: in `<think>…</think><answer>blue</answer>`
+that of `<answer>`'s last token, in a direct answer that of the prompt's last token. A mean over all rows of a completion
+would mostly show how the format is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ral.attention import Prompt, forward_groups
+from ral.attention.models import decoder_layers, make_capturable, visual_token_ids
+
+
+@dataclass(frozen=True)
+class LayerLook:
+    """One layer's head-averaged attention on the visual tokens.
+
+    maps: a grid [h, w] of weights for every image and for every temporal patch of a video, images first; they are shares
+    of the *whole* row, so that they sum to `visual_share`.
+    """
+
+    maps: tuple[NDArray[np.float64], ...]
+
+    @property
+    def visual_share(self) -> float:
+        """Attention on visual tokens, in [0, 1]; the rest is on text."""
+        return float(sum(map_.sum() for map_ in self.maps))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where the row that predicts completion token `token` looks; `layers` from the first decoder layer to the last."""
+
+    token: int
+    layers: tuple[LayerLook, ...]
+
+
+def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
+    """The place in completion `ids` [R] of the first token of its answer's body; None if the answer is not in one piece.
+
+    `answer` is the body as `ral.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
+    stands counts. A token that holds the body's first character together with other text counts as the body's first.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    tagged = list(re.finditer(rf"<answer>\s*({re.escape(answer)})\s*</answer>", text))
+    start = tagged[-1].start(1) if tagged else text.rfind(answer)
+    if start < 0:
+        return None
+    low, high = 0, len(ids) - 1  # the first token whose end lies beyond `start`
+    while low < high:
+        middle = (low + high) // 2
+        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > start:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@torch.no_grad()
+def look(
+    model: nn.Module, prompts: Sequence[Prompt], completions: Sequence[Tensor], tokens: Sequence[int]
+) -> list[Look]:
+    """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] behind `prompts[i]`, in one forward pass.
+
+    Raises ValueError for a prompt without visual tokens.
+    """
+    base = make_capturable(model)
+    layers = range(len(decoder_layers(base)))
+    # Only one row of each completion is wanted: what precedes its token joins the prompt, and the token stands alone.
+    extended = [_extended(p, ids[:token]) for p, ids, token in zip(prompts, completions, tokens, strict=True)]
+    targets = [[ids[token : token + 1]] for ids, token in zip(completions, tokens, strict=True)]
+    outputs = forward_groups(model, extended, targets, layers=layers, query="predictor")
+    kinds = visual_token_ids(base)
+    return [
+        Look(token, tuple(LayerLook(_maps(output.alpha[layer][0, 0], prompt, kinds)) for layer in layers))
+        for token, prompt, output in zip(tokens, prompts, outputs, strict=True)
+    ]
+
+
+def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
+    """`prompt` with the completion tokens `ids` appended."""
+    ids = ids.to(prompt.input_ids.device)
+    own = torch.arange(len(ids), device=ids.device) + prompt.next_position
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, ids]),
+        position_ids=torch.cat([prompt.position_ids, own.expand(*prompt.position_ids.shape[:-1], -1)], dim=-1),
+        visual=nn.functional.pad(prompt.visual, (0, len(ids))),
+    )
+
+
+def _maps(row: Tensor, prompt: Prompt, kinds: tuple[int, ...]) -> tuple[NDArray[np.float64], ...]:
+    """The weights of one row `[P + …]` on the grids of `prompt`, which lists images before videos."""
+    if not prompt.grids:
+        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+    weights = torch.cat([row[: len(prompt.input_ids)][prompt.input_ids == kind] for kind in kinds])
+    weights = weights.double().cpu().numpy()
+    ends = np.cumsum([t * h * w for t, h, w in prompt.grids])[:-1]
+    return tuple(
+        map_ for part, grid in zip(np.split(weights, ends), prompt.grids, strict=True) for map_ in part.reshape(grid)
+    )
