@@ -1,0 +1,81 @@
+"""The packed row's bookkeeping against a naive construction with one label per token."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ral.attention.layout import GroupLayout, PackedLayout
+
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 5), st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)), min_size=1, max_size=3
+).map(lambda groups: tuple(GroupLayout(*group) for group in groups))
+CPU = torch.device("cpu")
+
+
+def labels(layout: PackedLayout) -> list[tuple[int, int, int]]:
+    """(group, completion or -1 for the prompt, offset) of every token in the row."""
+    found = []
+    for g, group in enumerate(layout.groups):
+        found += [(g, -1, i) for i in range(group.prompt_length)]
+        found += [(g, y, i) for y, length in enumerate(group.lengths) for i in range(length)]
+    return found
+
+
+@given(GROUPS)
+@settings(max_examples=60, deadline=None)
+def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(groups: tuple[GroupLayout, ...]) -> None:
+    layout = PackedLayout(groups)
+    tokens = labels(layout)
+    assert layout.total == sum(layout.split_sizes) == len(tokens)
+    expected = [
+        tokens.index((g, y, i - 1) if i else (g, -1, groups[g].prompt_length - 1)) for g, y, i in tokens if y >= 0
+    ]
+    assert layout.predictors() == expected
+
+
+@given(GROUPS)
+@settings(max_examples=60, deadline=None)
+def test_completion_tokens_see_their_prompt_and_their_own_past(groups: tuple[GroupLayout, ...]) -> None:
+    layout = PackedLayout(groups)
+    tokens = labels(layout)
+    for g, mask in enumerate(layout.completion_masks(CPU, torch.float32)):
+        keys = [token for token in tokens if token[0] == g]
+        queries = [token for token in keys if token[1] >= 0]
+        expected = [[key[1] == -1 or (key[1] == y and key[2] <= i) for key in keys] for _, y, i in queries]
+        assert mask.tolist() == expected
+
+
+@given(GROUPS)
+@settings(max_examples=60, deadline=None)
+def test_grid_turns_ragged_into_padded(groups: tuple[GroupLayout, ...]) -> None:
+    for group in groups:
+        index, mask = group.grid(CPU)
+        assert index.shape == mask.shape == (len(group.lengths), max(group.lengths))
+        ragged = [(y, i) for y, length in enumerate(group.lengths) for i in range(length)]
+        for y, length in enumerate(group.lengths):
+            assert mask[y].tolist() == [i < length for i in range(max(group.lengths))]
+            assert [ragged[j] for j in index[y, :length]] == [(y, i) for i in range(length)]
+            assert not index[y, length:].any()
+
+
+@given(GROUPS, st.data())
+@settings(max_examples=40, deadline=None)
+def test_look_bias_is_added_on_the_prompt_of_its_own_completion(
+    groups: tuple[GroupLayout, ...], data: st.DataObject
+) -> None:
+    biases = [
+        torch.randn(len(group.lengths), group.prompt_length) if data.draw(st.booleans()) else None for group in groups
+    ]
+    plain = PackedLayout(groups).completion_masks(CPU, torch.float32)
+    biased = PackedLayout(groups, biases).completion_masks(CPU, torch.float32)
+    for group, bias, allowed, mask in zip(groups, biases, plain, biased, strict=True):
+        if bias is None:
+            assert torch.equal(mask, allowed)
+            continue
+        owner = [y for y, length in enumerate(group.lengths) for _ in range(length)]
+        assert torch.equal(mask[:, : group.prompt_length], bias[owner])
+        own, seen = mask[:, group.prompt_length :], allowed[:, group.prompt_length :]
+        assert not own[seen].any()
+        assert torch.isneginf(own[~seen]).all()

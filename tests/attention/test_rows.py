@@ -1,0 +1,144 @@
+"""Attention rows and their hand-written backward against a plain softmax in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ral.attention import rows
+from ral.attention.rows import head_mean_attention, policy_rows, renormalise
+
+HEADS, KV_HEADS, G, R, P, D = 4, 2, 3, 5, 7, 6
+SCALING = 0.37
+
+
+def tensors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q `[H, G, R, D]`, k_prompt `[H_kv, P, D]`, k_own `[H_kv, G, R, D]`, bias `[G, R, P]`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((HEADS, G, R, D), (KV_HEADS, P, D), (KV_HEADS, G, R, D), (G, R, P))
+    return tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+
+
+def plain(q: Tensor, k_prompt: Tensor, k_own: Tensor, query: str, bias: Tensor | None) -> Tensor:
+    """The specification, one query at a time: the softmax over what it sees, averaged over heads."""
+    out = torch.zeros(G, R, P + R, dtype=q.dtype)
+    for g in range(G):
+        for r in range(R):
+            seen = r + 1 if query == "token" else r
+            for head in range(HEADS):
+                kv = head // (HEADS // KV_HEADS)
+                keys = torch.cat([k_prompt[kv], k_own[kv, g, :seen]])
+                scores = keys @ q[head, g, r] * SCALING
+                if bias is not None:
+                    scores = scores + torch.nn.functional.pad(bias[g, r], (0, seen))
+                out[g, r, : P + seen] += scores.softmax(0) / HEADS
+    return out
+
+
+@pytest.fixture(params=[2**24, P + R, HEADS * (P + R) * R], ids=["whole", "by token", "by completion"])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "CHUNK_ELEMENTS", request.param)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("query", ["token", "predictor"])
+def test_values_and_gradients_are_those_of_a_plain_softmax(query: str, biased: bool) -> None:
+    q, k_prompt, k_own, noise = tensors()
+    bias = noise if biased else None
+    inputs = [x.requires_grad_() for x in (q, k_prompt, k_own)]
+    ours = head_mean_attention(*inputs, scaling=SCALING, query=query, bias=bias)
+    theirs = plain(*inputs, query, bias)
+    torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=0)
+    torch.testing.assert_close(ours.sum(-1), torch.ones(G, R, dtype=torch.float64))
+    upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-13, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("query", ["token", "predictor"])
+def test_gradcheck(query: str) -> None:
+    q, k_prompt, k_own, bias = tensors()
+    inputs = [
+        x[:, :2, :3].clone().requires_grad_() if x.ndim == 4 else x.requires_grad_() for x in (q, k_prompt, k_own)
+    ]
+    assert torch.autograd.gradcheck(
+        lambda *x: head_mean_attention(*x, scaling=SCALING, query=query, bias=bias[:2, :3]), inputs
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_softmax_is_float32_and_gradients_keep_the_inputs_type(dtype: torch.dtype) -> None:
+    q, k_prompt, k_own, _ = (x.to(dtype) for x in tensors())
+    inputs = [x.requires_grad_() for x in (q, k_prompt, k_own)]
+    alpha = head_mean_attention(*inputs, scaling=SCALING, query="token")
+    assert alpha.dtype == torch.float32
+    exact = plain(*(x.detach().double() for x in inputs), "token", None)
+    torch.testing.assert_close(alpha.double(), exact, atol=1e-6, rtol=0)  # of these inputs, not of rounded scores
+    alpha.square().sum().backward()
+    assert [x.grad.dtype for x in inputs] == [dtype] * 3
+
+
+def test_nothing_with_a_head_and_a_key_axis_is_kept_for_the_backward_pass() -> None:
+    """What autograd holds is query, keys and bias; the per-head weights `[H, G, R, P+R]` are formed again."""
+    q, k_prompt, k_own, bias = tensors()
+    inputs = [x.requires_grad_() for x in (q, k_prompt, k_own)]
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        head_mean_attention(*inputs, scaling=SCALING, query="token", bias=bias)
+    given = sum(x.numel() for x in (*inputs, bias))
+    assert sum(x.numel() for x in kept) == given
+    assert max(x.numel() for x in kept) < HEADS * G * R * (P + R)
+
+
+def test_blocks_stay_under_the_bound_and_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in (1, 50, 200, 1_000, 5_000, 10**6):
+        monkeypatch.setattr(rows, "CHUNK_ELEMENTS", bound)
+        covered = torch.zeros(G, R, dtype=torch.int)
+        for gs, rs in rows._blocks((HEADS, G, R, P + R)):
+            covered[gs, rs] += 1
+            assert covered[gs, rs].numel() * HEADS * (P + R) <= max(bound, HEADS * (P + R))
+        assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("query", ["token", "predictor"])
+def test_policy_rows_leave_the_token_out_and_sum_to_one(query: str) -> None:
+    q, k_prompt, k_own, _ = tensors()
+    alpha = head_mean_attention(q, k_prompt, k_own, scaling=SCALING, query=query)
+    lengths = torch.tensor([5, 2, 4])
+    mask = torch.arange(R) < lengths[:, None]
+    p = policy_rows(alpha, mask, P)
+    torch.testing.assert_close(p.sum(-1), mask.double())
+    for g in range(G):
+        for r in range(lengths[g]):
+            earlier = alpha[g, r, : P + r]
+            torch.testing.assert_close(p[g, r, : P + r], earlier / earlier.sum())
+            assert not p[g, r, P + r :].any()
+    if query == "predictor":  # its query never saw the token: nothing to leave out
+        torch.testing.assert_close(p[mask], alpha[mask])
+
+
+def test_policy_rows_gradcheck() -> None:
+    alpha = torch.rand(2, 3, 4 + 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    assert torch.autograd.gradcheck(lambda x: policy_rows(x, mask, 4), [alpha])
+    policy_rows(alpha, mask, 4).square().sum().backward()
+    assert not alpha.grad[1, 1:].any(), "padding rows get no gradient"
+
+
+def test_an_empty_row_stays_zero_with_a_zero_gradient() -> None:
+    weights = torch.tensor([[0.0, 0.0], [1.0, 3.0]], requires_grad=True)
+    result = renormalise(weights)
+    assert result.tolist() == [[0, 0], [0.25, 0.75]]
+    result[:, 0].sum().backward()
+    assert weights.grad[0].tolist() == [0, 0]
+    torch.testing.assert_close(weights.grad[1], torch.tensor([3 / 16, -1 / 16]))
