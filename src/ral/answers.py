@@ -146,7 +146,7 @@ def parse_choice(text: str, options: Sequence[str] = ()) -> str | None:
 # ------------------------------------------------------------------------------------------------- numbers
 
 _NUMBER = re.compile(
-    r"[=≈~]?\s*(?P<sign>[-+]?)\s*[$€£¥]?\s*(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?P<exp>[eE][-+]?\d{1,3})?"
+    r"(?:[a-zA-Z]?\s*[=≈~])?\s*(?P<sign>[-+]?)\s*[$€£¥]?\s*(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?P<exp>[eE][-+]?\d{1,3})?"
     r"(?:\s*/\s*(?P<over>\d+(?:\.\d+)?))?\s*(?P<unit>(?:%|[^\W\d_]|°)[^\s\d]*(?:\s[^\s\d]+)?)?\.?"
 )
 _NOT_A_UNIT = re.compile(r"\b(?:or|and|to|not|no|but|than)\b", re.IGNORECASE)

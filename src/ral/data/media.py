@@ -16,7 +16,12 @@ from PIL import Image, ImageOps
 from .record import DataError
 
 #: Pixels of the largest image or video frame that is decoded; a header that promises more is refused unread.
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000
+#: Pixels of all frames of one clip together; larger frames are scaled down while decoding. Models look at less.
+MAX_CLIP_PIXELS = 150_000_000
+#: Formats that are read. Others of the decoders' run programs (EPS) or open further files (playlists).
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF")
+VIDEO_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,h264,hevc"
 #: Frames of a video when neither a count nor a rate is asked for.
 DEFAULT_FRAMES = 16
 #: Most frames of a video sampled by rate when no count bounds it.
@@ -54,16 +59,18 @@ def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
-            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image = source
+            if not isinstance(image, Image.Image):
+                if not Path(image).is_file():
+                    raise DataError(f"{where}: no such file; check the path and the media root")
+                image = Image.open(image, formats=IMAGE_FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: {width}×{height} pixels, more than {MAX_PIXELS:,}; scale it down")
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: no such file; check the path and the media root") from error
+            return image if image.mode == "RGB" else image.convert("RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them raise
@@ -75,7 +82,7 @@ def image_from_bytes(data: bytes, origin: str = "") -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:
         raise DataError(f"{origin}: embedded image cannot be decoded ({error}); replace or drop the row") from error
 
@@ -102,7 +109,8 @@ def load_video(path: Path, *, num_frames: int | None = None, fps: float | None =
     if not Path(path).is_file():
         raise DataError(f"{where}: no such file; check the path and the media root")
     try:
-        with av.open(str(path)) as container:
+        limits = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"}
+        with av.open(str(path), options=limits) as container:
             if not container.streams.video:
                 raise DataError(f"{where}: holds no video stream; it is not a video")
             stream = container.streams.video[0]
@@ -112,7 +120,13 @@ def load_video(path: Path, *, num_frames: int | None = None, fps: float | None =
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             duration, total = _length(container, stream, rate)
             targets = frame_times(duration, total, num_frames, fps)
-            picked = list(_pick(container, stream, targets + 0.5 / rate, 1 / rate))
+            shrink = min(1.0, math.sqrt(MAX_CLIP_PIXELS / (len(targets) * context.width * context.height)))
+            size = max(1, int(context.width * shrink)), max(1, int(context.height * shrink))
+            # Times in a file are rounded to its clock, so a target waits a tenth of a frame for its own.
+            picked = [
+                (time, frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+                for time, frame in _pick(container, stream, targets + 0.1 / rate, 1 / rate)
+            ]
     except DataError:
         raise
     except Exception as error:
@@ -142,8 +156,8 @@ def _length(container: av.container.InputContainer, stream: av.VideoStream, rate
 
 def _pick(
     container: av.container.InputContainer, stream: av.VideoStream, targets: np.ndarray, frame_seconds: float
-) -> Iterator[tuple[float, np.ndarray]]:
-    """(time, pixels) of the frame on screen at each target; all times in seconds from the first frame."""
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(time, frame) of the frame on screen at each target; all times in seconds from the first frame."""
     waiting = iter(targets)
     target = next(waiting, None)
     shown: tuple[float, av.VideoFrame] | None = None
@@ -153,14 +167,14 @@ def _pick(
                 now,
                 frame,
             )  # a first frame that starts late stands in for the time before it
-            yield time, hit.to_ndarray(format="rgb24")
+            yield time, hit
             target = next(waiting, None)
         if target is None:
             return
         shown = now, frame
     # The stream has ended: its last frame serves the targets while it is on screen; later ones are missing.
     while target is not None and shown is not None and target <= shown[0] + 1.5 * frame_seconds:
-        yield shown[0], shown[1].to_ndarray(format="rgb24")
+        yield shown
         target = next(waiting, None)
 
 
