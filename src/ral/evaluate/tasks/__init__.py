@@ -1,0 +1,11 @@
+"""The benchmarks `ral` evaluates on, by name."""
+
+from __future__ import annotations
+
+from .image import IMAGE_TASKS
+from .task import HubTable, Scored, Task
+from .video import VIDEO_TASKS
+
+BENCHMARKS: dict[str, Task] = {task.name: task for task in (*IMAGE_TASKS, *VIDEO_TASKS)}
+
+__all__ = ["BENCHMARKS", "HubTable", "Scored", "Task"]
