@@ -1,0 +1,119 @@
+"""Divergences against scipy, TRL and their formulas, and where they could break: zeros and equality."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor
+
+from ral.divergence import generalised_jensen_shannon, jensen_shannon
+
+
+def distributions(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, sharpness: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-7)])
+def test_jensen_shannon_is_scipys_distance_squared(dtype: torch.dtype, tolerance: float) -> None:
+    p, q = distributions(40, 30, seed=1, dtype=dtype), distributions(40, 30, seed=2, dtype=dtype)
+    p[:20, :7], q[:20, 5:12] = 0, 0  # one-sided and common zeros
+    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+    expected = jensenshannon(p.double().numpy(), q.double().numpy(), axis=-1) ** 2
+    np.testing.assert_allclose(jensen_shannon(p, q).numpy(), expected, atol=tolerance)
+    torch.testing.assert_close(jensen_shannon(p, q), jensen_shannon(q, p))
+
+
+def test_its_gradient_is_that_of_the_formula() -> None:
+    p, q = (distributions(3, 6, seed=seed).requires_grad_() for seed in (1, 2))
+    assert torch.autograd.gradcheck(jensen_shannon, [p, q])
+    scores = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: jensen_shannon(s.softmax(-1), q.detach()), [scores])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 200), st.floats(0.1, 20), st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=60, deadline=None)
+def test_at_equality_value_and_gradient_are_exactly_zero(
+    seed: int, keys: int, sharpness: float, dtype: torch.dtype
+) -> None:
+    p = distributions(4, keys, seed=seed, dtype=dtype, sharpness=sharpness).requires_grad_()
+    divergence = jensen_shannon(p, p.detach().clone())
+    assert not divergence.any()
+    [gradient] = torch.autograd.grad(divergence.sum(), p)
+    assert not gradient.any()
+
+
+def test_disjoint_supports_are_ln_2_apart() -> None:
+    p, q = torch.tensor([0.3, 0.7, 0, 0]), torch.tensor([0, 0, 0.6, 0.4])
+    assert jensen_shannon(p, q) == pytest.approx(math.log(2))
+
+
+def test_zeros_give_finite_gradients_and_none_into_the_zero() -> None:
+    p = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    q = torch.tensor([[0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    divergence = jensen_shannon(p, q)
+    torch.testing.assert_close(divergence, torch.tensor([0.5 * math.log(2), 0.0, 0.0]))
+    [gradient] = torch.autograd.grad(divergence.sum(), p)
+    assert gradient.tolist() == [[pytest.approx(0.5 * math.log(2)), 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_rows_of_a_softmax_that_underflows_have_finite_gradients() -> None:
+    scores = torch.tensor([[0.0, -200.0, 3.0]], requires_grad=True)
+    [gradient] = torch.autograd.grad(jensen_shannon(scores.softmax(-1), torch.tensor([[0.1, 0.8, 0.1]])).sum(), scores)
+    assert torch.isfinite(gradient).all()
+    assert gradient.any()
+
+
+def logps(seed: int) -> Tensor:
+    return distributions(2, 5, 11, seed=seed).log()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_generalised_is_its_formula(beta: float) -> None:
+    student, teacher = logps(1), logps(2)
+    s, t = student.exp(), teacher.exp()
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p / q).log()).sum(-1)
+
+    m = beta * t + (1 - beta) * s
+    expected = {0.0: kl(t, s), 1.0: kl(s, t)}.get(beta, beta * kl(t, m) + (1 - beta) * kl(s, m))
+    torch.testing.assert_close(generalised_jensen_shannon(student, teacher, beta), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL says that its experimental parts are experimental
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_generalised_and_its_gradient_are_trls(beta: float) -> None:
+    from trl.experimental.gkd import GKDTrainer
+
+    student = logps(1).requires_grad_()
+    teacher = logps(2)
+    ours = generalised_jensen_shannon(student.log_softmax(-1), teacher, beta).sum()
+    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, reduction="sum")
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(torch.autograd.grad(ours, student), torch.autograd.grad(theirs, student), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_generalised_at_a_half_is_jensen_shannon_and_is_zero_at_equality() -> None:
+    student, teacher = logps(1), logps(2)
+    torch.testing.assert_close(
+        generalised_jensen_shannon(student, teacher, 0.5), jensen_shannon(student.exp(), teacher.exp())
+    )
+    for beta in (0.0, 0.5, 1.0):
+        torch.testing.assert_close(
+            generalised_jensen_shannon(student, student, beta), torch.zeros(2, 5, dtype=torch.float64)
+        )
+    assert torch.autograd.gradcheck(lambda s: generalised_jensen_shannon(s, teacher, 0.3), [student.requires_grad_()])
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1])
+def test_beta_outside_its_range_is_refused(beta: float) -> None:
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\]"):
+        generalised_jensen_shannon(logps(1), logps(2), beta)
