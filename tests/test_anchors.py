@@ -1,0 +1,166 @@
+"""What each anchor trains, and when it trains nothing: the traps of attention terms as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from ral.anchors import ANCHORS, AttentionState
+from ral.divergence import jensen_shannon
+from ral.objective import StepTotals, attention_loss, group_advantages, token_weights
+
+G, R, P = 4, 3, 6
+LENGTHS = torch.tensor([3, 2, 3, 1])
+MASK = torch.arange(R) < LENGTHS[:, None]
+ADVANTAGES = group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0])).double()
+WEIGHTS = token_weights(MASK, StepTotals(G, int(LENGTHS.sum())), "grpo", R).double()
+
+
+def scores(seed: int = 0) -> Tensor:
+    """Attention scores `[G, R, P+R]` that see the prompt and the completion's earlier tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(G, R, P + R, generator=generator, dtype=torch.float64)
+    own = torch.arange(R)
+    return noise.masked_fill(torch.cat([torch.zeros(R, P).bool(), own[None] >= own[:, None]], dim=1), float("-inf"))
+
+
+def rows_of(scores: Tensor) -> Tensor:
+    return scores.softmax(-1) * MASK[..., None]
+
+
+def state(rows: Tensor, old: Tensor | None = None, target: Tensor | None = None, **changes: object) -> AttentionState:
+    old = rows.detach().clone() if old is None else old
+    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P), **changes)
+
+
+def gradient(anchor: str, logits: Tensor, **parts: object) -> tuple[Tensor, Tensor]:
+    """Loss, and its gradient with respect to the attention scores."""
+    logits = logits.clone().requires_grad_()
+    loss = ANCHORS[anchor].term(state(rows_of(logits), **parts)).loss
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def test_trap_1_old_is_exactly_zero_while_the_policy_has_not_moved() -> None:
+    for dtype in (torch.float64, torch.float32):
+        rows = rows_of(scores()).to(dtype).requires_grad_()
+        loss = ANCHORS["old"].term(state(rows)).loss
+        assert loss == 0
+        assert not torch.autograd.grad(loss, rows)[0].any()
+    assert [name for name, anchor in ANCHORS.items() if anchor.needs_inner_updates] == ["old"]
+
+
+def test_trap_2_old_is_second_order_in_the_update() -> None:
+    """A step ten times as large gives a loss a hundred and a gradient ten times as large."""
+    start, direction = scores(), torch.nan_to_num(scores(1), neginf=0)
+    old = rows_of(start)
+    losses, gradients = zip(*(gradient("old", start + step * direction, old=old) for step in (1e-3, 1e-2)), strict=True)
+    assert losses[1] / losses[0] == pytest.approx(100, rel=0.1)
+    assert gradients[1].norm() / gradients[0].norm() == pytest.approx(10, rel=0.1)
+
+
+def test_trap_3_terms_of_a_shared_context_cancel_exactly() -> None:
+    """A first completion token has the same row in every rollout, and Σ A = 0: all pulls and pushes add up to nothing."""
+    logits = torch.randn(1, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = logits.softmax(-1).expand(G, 1, P)
+    target = torch.rand(1, 1, P, dtype=torch.float64).softmax(-1).expand(G, 1, P)
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    for anchor, parts in (("old", {"old": target}), ("ref", {"target": target})):
+        loss = ANCHORS[anchor].term(state(rows, weights=weights, **parts)).loss
+        [whole] = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert loss.abs() < 1e-9
+        assert whole.norm() < 1e-9
+        for g in range(G):
+            single = attention_loss(rows[g : g + 1], target[g : g + 1], ADVANTAGES[g : g + 1], weights[g : g + 1]).loss
+            [alone] = torch.autograd.grad(single, logits, retain_graph=True)
+            assert alone.norm() > 1e-3
+
+
+def test_explore_does_not_cancel_on_a_shared_context() -> None:
+    """Every rollout was sampled under its own bias, so the targets of one context differ between rollouts."""
+    logits = torch.randn(1, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bias = 0.5 * torch.randn(G, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows = logits.softmax(-1).expand(G, 1, P)
+    target = (logits.detach() + bias).softmax(-1)
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    loss = ANCHORS["explore"].term(state(rows, target=target, weights=weights)).loss
+    [whole] = torch.autograd.grad(loss, logits)
+    assert whole.norm() > 1e-3
+    # To first order the step is Σ A_g η_g, the score-function estimate, along the softmax's own metric.
+    p = logits.detach().softmax(-1)[0, 0]
+    eta = (ADVANTAGES[:, None] * bias[:, 0]).mean(0)
+    estimate = -0.25 * p * (eta - (p * eta).sum())
+    assert torch.cosine_similarity(whole.flatten(), estimate, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("anchor", ["group", "explore"])
+def test_group_and_explore_have_a_gradient_before_the_first_update(anchor: str) -> None:
+    target = rows_of(scores() + 0.5 * torch.nan_to_num(scores(2), neginf=0)) if anchor == "explore" else None
+    loss, grad = gradient(anchor, scores(), target=target)
+    assert loss != 0
+    assert grad.norm() > 1e-3
+
+
+def test_group_has_none_while_all_rollouts_look_at_the_same_place() -> None:
+    same = scores()[:1, :1].expand(G, R, -1)
+    loss, grad = gradient("group", same)
+    assert loss.abs() < 1e-9
+    assert grad.norm() < 1e-9
+
+
+@pytest.mark.parametrize(("anchor", "part"), [("old", "old"), ("ref", "target"), ("explore", "target")])
+def test_a_step_pulls_successes_to_the_target_and_pushes_failures_away(anchor: str, part: str) -> None:
+    start, target = scores(), rows_of(scores(1))
+    _, grad = gradient(anchor, start, **{part: target})
+    before, after = (jensen_shannon(rows_of(x), target) for x in (start, start - 0.1 * grad))
+    change = after - before
+    assert (change[MASK & (ADVANTAGES > 0)[:, None]] < 0).all()
+    assert (change[MASK & (ADVANTAGES < 0)[:, None]] > 0).all()
+
+
+def test_group_pulls_every_rollout_to_where_the_successful_ones_looked() -> None:
+    def looked(logits: Tensor) -> Tensor:
+        pooled = rows_of(logits)[..., :P].sum(1)
+        return pooled / pooled.sum(-1, keepdim=True)
+
+    start = scores()
+    target = looked(start)[ADVANTAGES > 0].mean(0)
+    loss, grad = gradient("group", start)
+    before, after = (jensen_shannon(looked(x), target.expand(G, P)) for x in (start, start - 0.1 * grad))
+    assert (after < before).all()
+    torch.testing.assert_close(loss, (WEIGHTS.sum(1) * ADVANTAGES.abs() * before).sum())
+
+
+def test_group_without_a_success_trains_nothing() -> None:
+    loss, grad = gradient("group", scores(), advantages=torch.zeros(G, dtype=torch.float64))
+    assert loss == 0
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("anchor", list(ANCHORS))
+def test_padding_and_zero_advantages_train_nothing(anchor: str) -> None:
+    _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)))
+    assert not grad[~MASK].any()
+    if anchor != "group":
+        advantages = ADVANTAGES.clone()
+        advantages[0] = 0
+        _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)), advantages=advantages)
+        assert not grad[0].any()
+        assert grad[1].any()
+
+
+def test_the_loss_weighs_tokens_as_told_and_metrics_split_by_sign() -> None:
+    rows, target = rows_of(scores()), rows_of(scores(1))
+    term = attention_loss(rows, target, ADVANTAGES, WEIGHTS)
+    divergence = jensen_shannon(rows, target)
+    by_hand = sum(
+        ADVANTAGES[g] * divergence[g, : LENGTHS[g]].mean() / G  # the weights above are GRPO's
+        for g in range(G)
+    )
+    torch.testing.assert_close(term.loss, by_hand)
+    for name, chosen in (("positive", [0, 2]), ("negative", [1, 3])):
+        total, count = term.metrics[f"attention/jsd_{name}"]
+        assert count == LENGTHS[chosen].sum()
+        torch.testing.assert_close(total / count, torch.cat([divergence[g, : LENGTHS[g]] for g in chosen]).mean())
