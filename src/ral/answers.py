@@ -80,7 +80,8 @@ def _outside_thinking(text: str) -> str:
 
 _WRAPPERS = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _LEAD = re.compile(
-    r"(?:the\s+)?(?:final\s+|correct\s+|best\s+)?(?:answer|option|choice)\s*(?:is|:|=)?\s*(?:option\s+)?", re.IGNORECASE
+    r"(?:the\s+)?(?:final\s+|correct\s+|best\s+)?(?:answer|option|choice)\b\s*(?:is\b)?\s*[:=]?\s*(?:option\b)?\s*",
+    re.IGNORECASE,
 )
 _QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "−": "-", "–": "-"})
 
@@ -90,6 +91,13 @@ def clean(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     text = _WRAPPERS.sub(r"\1", text)
     return " ".join(text.split()).strip("*`$\"' ")
+
+
+def _typed(text: str) -> str:
+    """`text` letter by letter, but for how it is encoded and for quotes or markup around the whole."""
+    text = " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
+    match = re.fullmatch(r"([\"'`]|\*\*)(.+)\1", text)
+    return match[2] if match else text
 
 
 def same_text(a: str, b: str) -> bool:
@@ -127,6 +135,7 @@ def parse_choice(text: str, options: Sequence[str] = ()) -> str | None:
     texts = option_texts(options)
     text = clean(text)
     named = {letter for letter, option in texts.items() if same_text(text, option)}
+    named |= {letter for letter, option in zip(texts, options, strict=True) if same_text(text, option)}
     if len(named) == 1:
         return named.pop()
     lead = _LEAD.match(text)
@@ -216,7 +225,7 @@ def relative_error(value: float, truth: float) -> float:
 
 # --------------------------------------------------------------------------------------------------- boxes
 
-_NUMERAL = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_NUMERAL = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w)")  # not the digits of names such as x0 and bbox_2d
 _FOUR_NUMERALS = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"[-+]?\d+(?:\.\d+)?"] * 4) + r"\s*[\])]")
 
 
@@ -288,7 +297,7 @@ def mean_relative_accuracy(answer: str, solution: str, question: str = "", mode:
 
 def _ocr(answer: str, solution: str, options: Sequence[str], question: str, mode: Mode) -> float:
     if mode == "strict":
-        answer, solution = clean(answer), clean(solution)
+        answer, solution = _typed(answer), _typed(solution)
     reference, hypothesis = " ".join(solution.split()), " ".join(answer.split())
     if not reference:
         return float(not hypothesis)
@@ -311,7 +320,25 @@ def _free_form(answer: str, solution: str, options: Sequence[str], question: str
 
 
 def _math(answer: str, solution: str, options: Sequence[str], question: str, mode: Mode) -> float:
-    return float(answer.strip() == solution.strip() or math_equal(answer, solution))
+    if mode == "compat":
+        return float(answer.strip() == solution.strip() or math_equal(answer, solution))
+    pair = _in_common_unit(answer.replace("\\%", "%"), solution.replace("\\%", "%"), question)
+    if pair is not None:
+        return float(relative_error(*pair) <= 1e-6)
+    expression, truth = _formula(answer), _formula(solution)
+    return float(expression is not None and truth is not None and math_equal(expression, truth))
+
+
+def _formula(text: str) -> str | None:
+    """The one formula in `text`, marked as one for math-verify, which else reads only its first number."""
+    if max(text.count("$") / 2, text.count(r"\boxed")) > 1:
+        return None
+    if "$" in text or r"\boxed" in text:
+        return text
+    text = text.replace("−", "-").strip()
+    lead = _LEAD.match(text)
+    text = (text[lead.end() :] if lead else text).rstrip(". ")
+    return f"${text}$" if text else None
 
 
 def _box(answer: str, solution: str, options: Sequence[str], question: str, mode: Mode) -> float:

@@ -109,8 +109,7 @@ def _serve() -> None:
         answer, solution = json.loads(line)
         verdict = False
         with contextlib.suppress(Exception):
-            gold = parse(solution) or parse(f"${solution}$")
-            verdict = bool(verify(gold, parse(answer) or parse(f"${answer}$")))
+            verdict = bool(verify(parse(solution), parse(answer)))
         print(json.dumps(verdict), flush=True)
 
 

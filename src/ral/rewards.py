@@ -20,6 +20,7 @@ import numbers
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -252,8 +253,9 @@ def run_reward(
 def _checked(value: Any, name: str, index: int) -> float | None:
     if value is None:
         return None
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
-        value = value.item()
+    if hasattr(value, "item"):
+        with suppress(ValueError, RuntimeError):  # a tensor or array of more than one number
+            value = value.item()
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise RewardError(
             f"reward {name!r} returned {value!r} for completion {index}; it must return a finite number, "
