@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ class _Commands(TyperGroup):
             Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
 
+
+#: Of options that default to what the model was trained with.
+_AS_IN_RUN = "Default: as in its run."
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -96,6 +100,114 @@ def check(
     )
     typer.echo(result.to_text())
     raise typer.Exit(result.exit_code)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
+    ],
+    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas: rings, easy-vqa, or benchmarks by name.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to, one sub-folder per task.", show_default="RUN/eval")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Items per task.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
+    data: Annotated[str | None, typer.Option(help="A benchmark's table on this machine.", show_default="hub")] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder of images and videos outside the table.")] = None,
+    think: Annotated[bool | None, typer.Option("--think/--no-think", help=f"Think first. {_AS_IN_RUN}")] = None,
+    template: Annotated[str | None, typer.Option(help=f"Prompt wording: paper or plain. {_AS_IN_RUN}")] = None,
+    scorer: Annotated[str | None, typer.Option(help=f"Reading of answers: strict or compat. {_AS_IN_RUN}")] = None,
+    max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help=f"Smallest image or frame. {_AS_IN_RUN}")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image or frame. {_AS_IN_RUN}")] = None,
+    num_frames: Annotated[int | None, typer.Option(help=f"Frames per video. {_AS_IN_RUN}")] = None,
+    fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
+    layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is reported. {_AS_IN_RUN}")] = None,
+    show: Annotated[int | None, typer.Option(help="Items to keep image and map of.", show_default="12")] = None,
+    batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
+) -> None:
+    """Evaluate a model on tasks: answers, their scores, and where it looked. Goes on where it was cut off."""
+    from rich.progress import Progress
+
+    from ral.evaluate.answering import load_model
+    from ral.evaluate.runner import evaluate
+    from ral.evaluate.settings import EvalSettings, run_folder
+    from ral.evaluate.tasks.selection import find_task
+
+    path = _model_path(model)
+    settings = EvalSettings.of_model(
+        path, think=think, template=template, scorer=scorer, max_completion_length=max_completion_length,
+        min_pixels=min_pixels, max_pixels=max_pixels, num_frames=num_frames, fps=fps, layer=layer, show=show,
+    )  # fmt: skip
+    chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media) for name in tasks.split(",")]
+    if output is None:
+        run = run_folder(path)
+        if run is None:
+            raise ValueError(f"{model} lies in no run folder, so give --output, the folder to write to.")
+        output = run / "eval"
+    loaded, processor = load_model(path)
+    for task in chosen:
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(task.name)
+            summary = evaluate(
+                loaded, processor, task, output / task.name, settings=settings, name=model, batch_size=batch_size,
+                overwrite=overwrite, progress=partial(progress.update, bar),
+            )  # fmt: skip
+        typer.echo(f"{summary.sentence()} {output / task.name}")
+
+
+@app.command()
+def look(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
+    ],
+    image: Annotated[Path, typer.Option(help="The image.")],
+    question: Annotated[str, typer.Option(help="The question; <image> in it says where the image stands.")],
+    output: Annotated[Path, typer.Option(help="A .png file, or an .html page with a slider.")],
+    layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is drawn. {_AS_IN_RUN}")] = None,
+    think: Annotated[bool | None, typer.Option("--think/--no-think", help=f"Think first. {_AS_IN_RUN}")] = None,
+    template: Annotated[str | None, typer.Option(help=f"Prompt wording: paper or plain. {_AS_IN_RUN}")] = None,
+    max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image. {_AS_IN_RUN}")] = None,
+) -> None:
+    """Draw where a model looks when it decides on its answer to a question about an image."""
+    import numpy as np
+
+    from ral.evaluate.answering import glance, load_model
+    from ral.evaluate.settings import EvalSettings
+    from ral.report.heatmap import render_heatmap_html, render_heatmap_png
+
+    if output.suffix not in (".png", ".html"):
+        raise ValueError(f"{output}: expected a name that ends in .png or .html.")
+    path = _model_path(model)
+    settings = EvalSettings.of_model(
+        path, think=think, template=template, max_completion_length=max_completion_length, max_pixels=max_pixels,
+        layer=layer,
+    )  # fmt: skip
+    seen = glance(*load_model(path), image, question, settings)
+    picture, values = np.asarray(seen.image), seen.layer.maps[0]
+    asked = " ".join(question.replace("<image>", " ").split())
+    row = "the first token, as no answer was found" if seen.answer is None else f"the answer {seen.answer!r}"
+    facts = [
+        ("Row", f"predicts {row}"),
+        ("Layer", f"{seen.number} of 0 to {len(seen.look.layers) - 1}"),
+        ("Attention on the image", f"{seen.layer.visual_share:.0%}"),
+    ]
+    if output.suffix == ".html":
+        render_heatmap_html(picture, values, [], output, question=asked, completion=seen.text, facts=facts)
+    else:
+        caption = "; ".join(f"{name}: {fact}" for name, fact in facts)
+        render_heatmap_png(picture, values, [], output, title=asked, caption=f"{seen.text}\n{caption}")
+    typer.echo(output)
+
+
+def _model_path(model: str) -> str:
+    """`start` is the testbed's start checkpoint, as in recipes."""
+    from ral.testbed import start_checkpoint
+
+    return str(start_checkpoint()) if model == "start" else model
 
 
 @app.command()

@@ -104,8 +104,6 @@ def _maps(row: Tensor, prompt: Prompt, kinds: tuple[int, ...]) -> tuple[NDArray[
     if not prompt.grids:
         raise ValueError("the prompt has no visual tokens: there is nothing to look at")
     weights = torch.cat([row[: len(prompt.input_ids)][prompt.input_ids == kind] for kind in kinds])
-    weights = weights.double().cpu().numpy()
     ends = np.cumsum([t * h * w for t, h, w in prompt.grids])[:-1]
-    return tuple(
-        map_ for part, grid in zip(np.split(weights, ends), prompt.grids, strict=True) for map_ in part.reshape(grid)
-    )
+    parts = np.split(weights.double().cpu().numpy(), ends)
+    return tuple(map_ for part, grid in zip(parts, prompt.grids, strict=True) for map_ in part.reshape(grid))

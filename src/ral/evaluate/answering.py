@@ -1,0 +1,140 @@
+"""A model's most likely answers to records, and where it looked when it gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from ral.answers import extract_answer
+from ral.attention import Prompt, prepare_prompt, vision_features
+from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.data.media import load_image
+from ral.data.prompt import encode_prompt
+from ral.data.record import Record
+from ral.rollout import Completion, Sampling, eos_token_ids, sample
+
+from .looking import LayerLook, Look, answer_token, look
+from .settings import EvalSettings
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A record with the prompt it became and what the model wrote: `completion` as tokens, `text` without their end."""
+
+    record: Record
+    prompt: Prompt
+    completion: Completion
+    text: str
+
+
+@dataclass(frozen=True)
+class Glance:
+    """One question about one image: the `image` at its original size, what the model wrote, the `answer` in it (None if
+    there is none), and where the row looked that predicts the answer, or without one the first token; `number` is the
+    decoder layer that was asked for, counted from 0."""
+
+    image: Image.Image
+    text: str
+    answer: str | None
+    look: Look
+    number: int
+
+    @property
+    def layer(self) -> LayerLook:
+        """What the layer asked for looks at; its first map is that of the image."""
+        return self.look.layers[self.number]
+
+
+def load_model(name: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Model, in evaluation mode and on the GPU if there is one, and processor, from a folder or a hub id.
+
+    A folder with an adapter gives its base model with the adapter on it; a run folder gives its `final/`.
+    """
+    final = Path(name) / "final"
+    name = str(final if final.is_dir() else name)
+    adapter = Path(name) / "adapter_config.json"
+    base = yaml.safe_load(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else name
+    has_vision = hasattr(AutoConfig.from_pretrained(base), "vision_config")
+    loader = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
+    model: Any = loader.from_pretrained(name, dtype="auto")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), AutoProcessor.from_pretrained(name)
+
+
+def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, torch.Tensor]:
+    """The processor's tensors for one record, as in training."""
+    return encode_prompt(
+        processor,
+        record,
+        think=settings.think,
+        template=settings.template,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        num_frames=settings.num_frames,
+        fps=settings.fps,
+    )
+
+
+@torch.no_grad()
+def answer(
+    model: nn.Module,
+    processor: Any,
+    records: Sequence[Record],
+    settings: EvalSettings,
+    inputs: Sequence[dict[str, torch.Tensor]] | None = None,
+) -> list[Answered]:
+    """The most likely completion of every record, generated as one batch; `inputs` are the records encoded already."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if inputs is None:
+        inputs = [encode(processor, record, settings) for record in records]
+    # The features are given, as a tower that could be trained would be run again in every pass.
+    prompts = [prepare_prompt(model, encoded, vision_features(model, encoded)) for encoded in inputs]
+    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model)), temperature=0)
+    answered = []
+    for record, prompt, (completion,) in zip(records, prompts, sample(model, prompts, 1, sampling), strict=True):
+        ids = completion.ids if completion.truncated else completion.ids[:-1]
+        answered.append(Answered(record, prompt, completion, tokenizer.decode(ids, skip_special_tokens=False)))
+    return answered
+
+
+def look_at_answers(
+    model: nn.Module, processor: Any, answered: Sequence[Answered], answers: Sequence[str | None]
+) -> list[Look | None]:
+    """Where the rows look that predict `answers`, the bodies found in the completions.
+
+    None where there is no answer, and for prompts without an image or a video.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokens = [
+        answer_token(tokenizer, item.completion.ids, body) if body and item.prompt.grids else None
+        for item, body in zip(answered, answers, strict=True)
+    ]
+    rows = [(item, token) for item, token in zip(answered, tokens, strict=True) if token is not None]
+    if not rows:
+        return [None] * len(answered)
+    prompts, completions = [item.prompt for item, _ in rows], [item.completion.ids for item, _ in rows]
+    found = iter(look(model, prompts, completions, [token for _, token in rows]))
+    return [None if token is None else next(found) for token in tokens]
+
+
+def glance(model: nn.Module, processor: Any, image: Path, question: str, settings: EvalSettings) -> Glance:
+    """Ask `question` about the file `image`; a mark `<image>` in it says where the image stands, which is else the start.
+
+    Raises DataError for an image that cannot be read, ValueError for a layer the model does not have.
+    """
+    (number,) = resolve_layers(make_capturable(model), [settings.layer])
+    record = Record(id=image.name, problem=question, solution="", images=(image,), origin=str(image))
+    (item,) = answer(model, processor, [record], settings)
+    found = extract_answer(item.text, settings.scorer, settings.think)
+    (seen,) = look_at_answers(model, processor, [item], [found])
+    if seen is None:
+        found = None
+        (seen,) = look(model, [item.prompt], [item.completion.ids], [0])
+    return Glance(load_image(image), item.text, found, seen, number)

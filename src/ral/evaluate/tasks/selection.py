@@ -1,0 +1,52 @@
+"""A task by its name, with its data bound to it: where they lie, and how many items."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from ral.data.record import DataError, Record
+
+from . import BENCHMARKS
+from .task import Task
+from .testbed import easy_vqa_task, rings_task
+
+#: The testbed's tasks by name, as functions of the number of items (None: all) and a seed.
+TESTBED: dict[str, Callable[[int | None, int], Task]] = {"rings": rings_task, "easy-vqa": easy_vqa_task}
+NAMES = (*TESTBED, *BENCHMARKS)
+
+
+def find_task(
+    name: str, *, n: int | None = None, seed: int = 0, data: str | Path | None = None, media: Path | None = None
+) -> Task:
+    """The task called `name` with `n` items (default: all), drawn with `seed` and kept in their order.
+
+    `data` and `media` are a benchmark's table and its folder of media where they lie on this machine, see `Task.records`.
+
+    Raises `DataError` for an unknown name, with the nearest known one, for `n` < 1, and for `data` of a testbed task.
+    """
+    if n is not None and n < 1:
+        raise DataError(f"n={n}: evaluate on at least one item")
+    if name in TESTBED:
+        if data is not None or media is not None:
+            raise DataError(f"{name} is made by this package; evaluate on it without data and media")
+        return TESTBED[name](n, seed)
+    if name not in BENCHMARKS:
+        near = get_close_matches(name, NAMES, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}"
+        raise DataError(f"no task is called {name!r}; {advice}")
+    task = BENCHMARKS[name]
+
+    def source(table: str | Path | None = None, folder: Path | None = None) -> Iterator[Record]:
+        records = list(task.records(table or data, folder or media))
+        kept = range(len(records)) if n is None or n >= len(records) else sorted(_draw(len(records), n, seed))
+        yield from (records[i] for i in kept)
+
+    return replace(task, source=source)
+
+
+def _draw(total: int, n: int, seed: int) -> list[int]:
+    return random.Random(seed).sample(range(total), n)

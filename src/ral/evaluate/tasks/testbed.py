@@ -1,0 +1,45 @@
+"""The testbed's tasks, which need no download: ring search, with known boxes, and easy-vqa."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ral.answers import Mode, same_text
+from ral.data.record import Record
+from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.rings import ring_records
+
+from .task import Task
+
+#: Held-out items of the ring search when no number is asked for.
+RINGS = 512
+
+
+def named(answer: str, record: Record, mode: Mode) -> float:
+    """Right or wrong by the text of the answer, up to case, outer punctuation and a leading article."""
+    return float(same_text(answer, record.solution))
+
+
+def rings_task(n: int | None = None, seed: int = 0) -> Task:
+    """Ring search on `n` held-out images (default 512), the same for the same `seed` (≥ 0).
+
+    Training draws its images with seeds from 0 upwards, so held-out ones have the seeds below 0.
+    """
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        yield from ring_records(RINGS if n is None else n, -1 - seed)
+
+    return Task("rings", source, named)
+
+
+def easy_vqa_task(n: int | None = None, seed: int = 0) -> Task:
+    """easy-vqa's test split: all 9,673 questions, or `n` of them drawn with `seed`; questions about one image are one cluster."""
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        for record in easy_vqa_records("test", n, seed):
+            image = Path(str(record.images[0]))
+            yield replace(record, extra={"image": image.stem})
+
+    return Task("easy-vqa", source, named, cluster="image", note="about 74 % of the questions are yes or no")
