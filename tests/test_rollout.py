@@ -1,0 +1,238 @@
+"""Sampling against transformers' own `generate`, against the softmax it draws from, and against the packed forward."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ral import rollout
+from ral.attention import forward_groups, prepare_prompt
+from ral.attention.models import special_visual_token_ids
+from ral.groups import draw_look_bias
+from ral.rollout import Completion, Sampling, eos_token_ids, sample
+from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
+
+LONGEST = 8
+GREEDY = Sampling(LONGEST, (EOS,), temperature=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def video(words_behind: int = 8) -> dict[str, Tensor]:
+    """A video with enough text behind it that the last token also has the largest position, as `generate` assumes."""
+    inputs = prompt("video")
+    tail = torch.arange(1, words_behind + 1)[None]
+    for name, values in (("input_ids", tail), ("attention_mask", tail > 0), ("mm_token_type_ids", tail * 0)):
+        inputs[name] = torch.cat([inputs[name], values.to(inputs[name].dtype)], dim=1)
+    return inputs
+
+
+INPUTS = {"image": prompt("image"), "images": prompt("images"), "text": prompt("text"), "video": video()}
+
+
+def generated(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[int]:
+    """What transformers generates greedily under the same ban."""
+    banned = list(special_visual_token_ids(model))
+    if model.config.model_type == "qwen2_vl":  # knows no frame rate
+        inputs = {name: values for name, values in inputs.items() if name != "second_per_grid_ts"}
+    out = model.generate(
+        **inputs, max_new_tokens=LONGEST, do_sample=False, eos_token_id=EOS, suppress_tokens=banned or None
+    )
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def ids(completions: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids.tolist() for completion in group] for group in completions]
+
+
+# Qwen3-VL writes a video as one block of tokens per frame, which the tiny prompts do not do.
+CASES = [(kind, media) for kind in VISION_KINDS for media in INPUTS if (kind, media) != ("qwen3_vl", "video")]
+
+
+@pytest.mark.parametrize(("kind", "media"), CASES)
+def test_greedy_is_generate_on_vision_models(kind: str, media: str) -> None:
+    model = tiny_model(kind)
+    expected = generated(model, INPUTS[media])
+    found = sample(model, [prepare_prompt(model, INPUTS[media])], 3, GREEDY)
+    assert ids(found) == [[expected] * 3]
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+def test_greedy_is_generate_on_text_models(kind: str) -> None:
+    model = tiny_model(kind)
+    expected = generated(model, INPUTS["text"])
+    assert ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY)) == [[expected] * 2]
+
+
+def test_prompts_of_every_kind_in_one_batch_get_what_they_get_alone() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, inputs) for inputs in INPUTS.values()]
+    assert len({len(p.input_ids) for p in prompts}) == 4
+    together = ids(sample(model, prompts, 2, GREEDY))
+    assert together == [ids(sample(model, [p], 2, GREEDY))[0] for p in prompts]
+    assert together == [[generated(model, inputs)] * 2 for inputs in INPUTS.values()]
+
+
+def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text")]
+    sampling = Sampling(12, (EOS, *range(15)), temperature=1.3)  # many ends, so that rows leave early
+    found = {}
+    for share in (0.0, 0.25, 2.0):
+        monkeypatch.setattr(rollout, "DROP_SHARE", share)
+        found[share] = ids(sample(model, prompts, 6, sampling, seeded()))
+    lengths = {len(y) for group in found[0.0] for y in group}
+    assert len(lengths) > 3
+    assert found[0.0] == found[0.25] == found[2.0]
+    assert ids(sample(model, prompts, 6, sampling, seeded(1))) != found[0.0]
+
+
+def first_tokens(model: PreTrainedModel, sampling: Sampling, n: int = 4000) -> Tensor:
+    """`[V]` how often each token came first."""
+    inputs = {"input_ids": INPUTS["text"]["input_ids"]}
+    [group] = sample(
+        model, [prepare_prompt(model, inputs)], n, dataclasses.replace(sampling, max_completion_length=1), seeded()
+    )
+    return torch.bincount(torch.cat([completion.ids for completion in group]), minlength=100)
+
+
+def first_distribution(model: PreTrainedModel, temperature: float) -> Tensor:
+    with torch.no_grad():
+        return (model(input_ids=INPUTS["text"]["input_ids"]).logits[0, -1].double() / temperature).softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_first_token_is_drawn_from_the_softmax(temperature: float) -> None:
+    model = tiny_model("llama")
+    counts = first_tokens(model, Sampling(1, (EOS,), temperature=temperature))
+    expected = first_distribution(model, temperature) * counts.sum()
+    common = expected >= 5
+    observed = [*counts[common].tolist(), int(counts[~common].sum())]
+    predicted = [*expected[common].tolist(), float(expected[~common].sum())]
+    assert chisquare(observed, predicted).pvalue > 1e-3
+
+
+def test_top_k_and_top_p_cut_the_tail() -> None:
+    model = tiny_model("llama")
+    p, order = first_distribution(model, 1.0).sort(descending=True)
+    for k in (1, 3, 10):
+        drawn = first_tokens(model, Sampling(1, (EOS,), top_k=k)).nonzero()[:, 0]
+        assert set(drawn.tolist()) == set(order[:k].tolist())
+    for mass in (0.2, 0.5):
+        nucleus = order[: int((p.cumsum(0) < mass).sum()) + 1]
+        drawn = first_tokens(model, Sampling(1, (EOS,), top_p=mass)).nonzero()[:, 0]
+        assert set(drawn.tolist()) == set(nucleus.tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_visual_tokens_are_never_sampled_however_likely(kind: str, temperature: float) -> None:
+    model = tiny_model(kind)
+    visual = {IMAGE, VIDEO, VISION_START, VISION_END}
+    assert visual <= set(special_visual_token_ids(model))
+    with torch.no_grad():  # their logits become multiples of a large number, of either sign
+        model.lm_head.weight[list(visual)] *= 1e3
+        assert int(model(**INPUTS["image"]).logits[0, -1].argmax()) in visual
+    found = sample(model, [prepare_prompt(model, INPUTS["image"])], 8, Sampling(6, (EOS,), temperature), seeded())
+    tokens = {token for group in ids(found) for y in group for token in y}
+    assert not tokens & visual
+    assert tokens
+
+
+def test_ends_and_truncations() -> None:
+    model = tiny_model()
+    one = prepare_prompt(model, INPUTS["image"])
+    greedy = ids(sample(model, [one], 1, GREEDY))[0][0]
+    for position in (0, 3, LONGEST - 1):
+        end = greedy[position]
+        length = greedy.index(end) + 1
+        [[completion]] = sample(model, [one], 1, Sampling(LONGEST, (98, end), temperature=0))
+        assert completion.ids.tolist() == greedy[:length], "the end belongs to the completion"
+        assert not completion.truncated
+    [[completion]] = sample(model, [one], 1, Sampling(3, (98,), temperature=0))
+    assert completion.ids.tolist() == greedy[:3]
+    assert completion.truncated
+
+
+@pytest.mark.parametrize("kind", [*VISION_KINDS, "llama"])
+def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str) -> None:
+    """Each greedily chosen token is the most likely one of the packed forward that is biased in the same way."""
+    model = tiny_model(kind)
+    inputs = [INPUTS["text"]] if kind == "llama" else [INPUTS["image"], INPUTS["text"], INPUTS["images"]]
+    prompts = [prepare_prompt(model, i) for i in inputs]
+    biases = [draw_look_bias(p, 3, 3.0, seeded()) for p in prompts]
+    banned = torch.tensor(special_visual_token_ids(model), dtype=torch.long)
+
+    def best(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        return {"best": logits.index_fill(-1, banned, float("-inf")).argmax(-1).float()}
+
+    biased = sample(model, prompts, 3, GREEDY, look_bias=biases)
+    completions = [[y.ids for y in group] for group in biased]
+    outputs = forward_groups(model, prompts, completions, look_bias=biases, token_statistics=best)
+    for group, output in zip(completions, outputs, strict=True):
+        for y, likeliest in zip(group, output.extra["best"], strict=True):
+            assert y.tolist() == likeliest[: len(y)].long().tolist()
+    plain = sample(model, prompts, 3, GREEDY)
+    assert ids(plain) != ids(biased), "a bias of this size changes what is said"
+    firsts = [[[y[0] for y in group] for group in ids(found)] for found in (plain, biased)]
+    assert firsts[0] == firsts[1], "the first token is predicted by the prompt, which is not biased"
+
+
+def test_a_look_bias_of_zero_changes_nothing() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text")]
+    zeros = [torch.zeros(4, len(p.input_ids)) for p in prompts]
+    sampling = Sampling(LONGEST, (EOS,))
+    assert ids(sample(model, prompts, 4, sampling, seeded(), zeros)) == ids(
+        sample(model, prompts, 4, sampling, seeded())
+    )
+
+
+def test_a_look_bias_lies_on_the_image_or_on_the_text_where_there_is_none() -> None:
+    model = tiny_model()
+    image, text = (prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text"))
+    bias = draw_look_bias(image, 2000, 0.5, seeded())
+    assert not bias[:, ~image.visual].any()
+    assert bias[:, image.visual].std() == pytest.approx(0.5, rel=0.03)
+    assert bias[:, image.visual].mean() == pytest.approx(0, abs=0.02)
+    assert draw_look_bias(text, 2, 0.5, seeded()).all()
+
+
+def test_sampling_leaves_every_module_in_the_mode_it_was_in() -> None:
+    model = tiny_model()
+    model.train()
+    model.model.visual.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    sample(model, [prepare_prompt(model, INPUTS["image"])], 2, GREEDY)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert any(before.values())
+    assert not all(before.values())
+
+
+def test_dropout_does_not_act_while_sampling() -> None:
+    model = tiny_model("llama", attention_dropout=0.9)
+    expected = ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY))
+    model.train()
+    assert ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY)) == expected
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        Sampling(4, (EOS,), temperature=-1)
+    with pytest.raises(ValueError, match=r"generation_config\.eos_token_id"):
+        Sampling(4, ())
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, ())])
+def test_end_tokens_come_from_the_generation_config(configured: Any, expected: tuple[int, ...]) -> None:
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = configured
+    assert eos_token_ids(model) == expected
