@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 10,
-    "max_steps": 120,
+    "adam_beta2": 0.99,
+    "max_steps": 240,
     "loss_type": "dapo",
 }
 
@@ -108,7 +109,7 @@ def arm_settings(arm: Arm, seed: int, steps: int) -> dict[str, Any]:
 
 def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threads: int) -> float:
     """Train and evaluate one arm; returns the seconds its training took."""
-    import torch
+    from transformers import PrinterCallback
 
     from ral.config import RALConfig
     from ral.runs import prepare_run
@@ -116,7 +117,7 @@ def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threa
     from ral.testbed.rings import ring_records
     from ral.trainer import RALTrainer
 
-    torch.set_num_threads(threads)
+    _quiet_worker(threads)
     settings = arm_settings(arm, seed, steps)
     folder = output / arm.name
     prepare_run(folder, settings, overwrite=True)
@@ -126,6 +127,7 @@ def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threa
     trainer = RALTrainer(
         model, args, train_dataset=ring_records(prompts, seed=TRAINING_DATA_SEED), processing_class=processor
     )
+    trainer.remove_callback(PrinterCallback)  # the parent shows the progress of all arms
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
@@ -137,14 +139,40 @@ def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threa
 
 def _run_start(output: Path, held_out: int, threads: int) -> float:
     """Evaluate the start checkpoint."""
-    import torch
-
     from ral.testbed import start_checkpoint
 
-    torch.set_num_threads(threads)
+    _quiet_worker(threads)
     begin = time.perf_counter()
     _evaluate(start_checkpoint(), output / START.name / "eval", held_out)
     return time.perf_counter() - begin
+
+
+def _quiet_worker(threads: int) -> None:
+    """Use this many threads, and leave the terminal to the parent."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+
+
+def _evaluate(checkpoint: Path, output: Path, held_out: int) -> None:
+    """Answers and attention of a checkpoint on held-out images, asked as in training."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from ral.evaluate.runner import evaluate
+    from ral.evaluate.settings import EvalSettings
+    from ral.evaluate.tasks.testbed import rings_task
+
+    task = rings_task(held_out)
+    evaluate(
+        AutoModelForImageTextToText.from_pretrained(checkpoint),
+        AutoProcessor.from_pretrained(checkpoint),
+        task,
+        output / task.name,
+        settings=EvalSettings(**{name: SETTINGS[name] for name in ("think", "template", "max_completion_length")}),
+        overwrite=True,
+    )
 
 
 def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None:
@@ -152,7 +180,11 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
 
     Raises whatever an arm raised; the others are not waited for.
     """
-    columns = (TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"))
+    columns = (
+        TextColumn("{task.description:14}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+    )
     columns += (TextColumn("reward {task.fields[reward]}"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bars = {arm.name: progress.add_task(arm.label, total=steps, reward="–") for arm in ARMS}

@@ -1,0 +1,73 @@
+"""The packed forward on a CUDA device: parity with eager attention, and its memory against it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ral.attention import forward_group
+from ral.rollout import Sampling, sample
+from tests.attention.test_forward import ordinary
+from tests.tiny import EOS, VISION_KINDS, completions, prompt, tiny_model, twin
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def on_gpu(inputs):
+    return {name: value.cuda() for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("media", ["image", "images", "text"])
+@pytest.mark.parametrize("kind", VISION_KINDS)
+@pytest.mark.parametrize(("dtype", "logp_tol", "row_tol"), [(torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.15, 0.03)])
+def test_parity_with_eager_attention(kind, media, dtype, logp_tol, row_tol):
+    model = tiny_model(kind, initializer_range=0.1).to("cuda", dtype)
+    inputs, ys = on_gpu(prompt(media)), [y.cuda() for y in completions()]
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    out = forward_group(model, inputs, ys)
+    logps, rows = ordinary(twin(model), inputs, ys)
+    for g, y in enumerate(ys):
+        torch.testing.assert_close(out.logps[g, : len(y)], logps[g], atol=logp_tol, rtol=0.02)
+        torch.testing.assert_close(out.attention[g, : len(y), : rows[g].shape[1]], rows[g], atol=row_tol, rtol=0)
+    (out.logps.sum() + out.attention.square().sum()).backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_rollouts_and_gradient_checkpointing():
+    from ral.attention import prepare_prompt
+
+    model = tiny_model().cuda()
+    prepared = [prepare_prompt(model, on_gpu(prompt(kind))) for kind in ("image", "text")]
+    generator = torch.Generator().manual_seed(0)
+    groups = sample(model, prepared, 4, Sampling(6, (EOS,)), generator)
+    assert all(1 <= len(c.ids) <= 6 for group in groups for c in group)
+    plain = forward_group(model, on_gpu(prompt("image")), [c.ids for c in groups[0]])
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpointed = forward_group(model, on_gpu(prompt("image")), [c.ids for c in groups[0]])
+    torch.testing.assert_close(plain.attention, checkpointed.attention, atol=1e-5, rtol=0)
+
+
+def test_memory_is_a_fraction_of_eager_attention():
+    model = tiny_model(num_hidden_layers=4).cuda()
+    inputs, ys = on_gpu(prompt("text", words=2000)), [y.cuda() for y in completions((32,) * 8)]
+
+    def peak(run) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        model.zero_grad()
+        return torch.cuda.max_memory_allocated() - before
+
+    def ours():
+        out = forward_group(model, inputs, ys)
+        (out.logps.sum() + out.attention.square().sum()).backward()
+
+    def eager():
+        logps, rows = ordinary(model_eager, inputs, ys)
+        (sum(x.sum() for x in logps) + sum(x.square().sum() for x in rows)).backward()
+
+    model_eager = twin(model)
+    assert peak(ours) * 5 < peak(eager)
