@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +62,22 @@ def test_frame_times_stay_inside_the_video(duration: float, total: int, count: i
     np.testing.assert_allclose(np.diff(times), duration / len(times), rtol=1e-6)
 
 
+def test_videos_are_turned_as_their_display_matrix_says(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 96, 3), dtype=np.uint8)
+    pixels[:16] = 250  # a bright top edge
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.set_display_rotation(90)
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    frames = load_video(tmp_path / "turned.mp4", num_frames=2).frames
+    assert frames.shape == (2, 96, 64, 3)
+    assert frames[:, :, :16].mean() > 200  # counterclockwise: the top edge is at the left
+    assert frames[:, :, 16:].mean() < 50
+
+
 def test_images_are_turned_as_their_exif_tag_says(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 20), "red")
     exif = image.getexif()
@@ -100,8 +117,6 @@ def test_broken_media_are_named_and_never_replaced(tmp_path: Path, media: Path) 
 
 
 def test_a_video_that_ends_early_is_refused(tmp_path: Path, media: Path) -> None:
-    import av
-
     with av.open(str(media / "clip.mp4")) as source, av.open(str(tmp_path / "short.mkv"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(source.streams.video[0]):

@@ -124,7 +124,7 @@ def load_video(path: Path, *, num_frames: int | None = None, fps: float | None =
             size = max(1, int(context.width * shrink)), max(1, int(context.height * shrink))
             # Times in a file are rounded to its clock, so a target waits a tenth of a frame for its own.
             picked = [
-                (time, frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+                (time, _upright(frame, *size))
                 for time, frame in _pick(container, stream, targets + 0.1 / rate, 1 / rate)
             ]
     except DataError:
@@ -138,6 +138,12 @@ def load_video(path: Path, *, num_frames: int | None = None, fps: float | None =
         )
     times, frames = zip(*picked, strict=True)
     return Video(np.stack(frames), np.array(times), duration, rate)
+
+
+def _upright(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    """Pixels `[H, W, 3]` at this size, turned as the file says: telephones store portrait clips lying down."""
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
 def _length(container: av.container.InputContainer, stream: av.VideoStream, rate: float) -> tuple[float, int]:

@@ -27,7 +27,7 @@ _HINT: dict[ProblemType, str] = {
     "box": "a box [x0, y0, x1, y1] in pixels",
 }
 _THINK = (
-    "Think the question through first, look as closely as you need, and check your reasoning first. "
+    "Think the question through first, look as closely as you need, and check your reasoning. "
     "Write your thinking between <think> and </think>, then the answer between <answer> and </answer>. "
     "Inside the <answer> tags give only {hint}."
 )
