@@ -1,0 +1,6 @@
+"""The page that shows a model learning where to look, and heat maps, from saved artefacts only; no model is loaded."""
+
+from ral.report.heatmap import render_heatmap_html, render_heatmap_png
+from ral.report.page import write_report
+
+__all__ = ["render_heatmap_html", "render_heatmap_png", "write_report"]

@@ -1,0 +1,199 @@
+"""The held-out images that the page shows: which ones, and what each arm said and looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ral.report.artefacts import Arm, Evaluation, number
+from ral.report.findings import start_index
+from ral.report.heatmap import Tile, shares, tile
+from ral.report.templating import percent
+
+#: What became of an item, in the order in which a reader asks.
+OUTCOMES = {
+    "fixed": "Fixed by training",
+    "broken": "Broken by training",
+    "right": "Right throughout",
+    "wrong": "Wrong throughout",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One arm's answer to one item and where it looked; `tile` is None where neither image nor map was kept."""
+
+    arm: int
+    label: str
+    completion: str
+    prediction: str | None
+    correct: float | None
+    truncated: bool
+    tile: Tile | None
+    facts: list[str]
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One held-out item with the look of every arm, in the order of the arms. `photo` is the shared image."""
+
+    id: str
+    question: str
+    solution: str
+    outcome: str
+    photo: str | None
+    looks: list[Look]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The chosen exhibits; `outcomes` counts the outcome over *all* items, as the choice is not representative."""
+
+    exhibits: list[Exhibit]
+    outcomes: dict[str, int]
+    candidates: int
+
+
+def build_gallery(arms: Sequence[Arm], task: str, count: int = 12) -> Gallery:
+    """Up to `count` items of `task` that kept an image or a map, taken in turn from each outcome."""
+    scored = [(index, arm, arm.evaluations[task]) for index, arm in enumerate(arms) if task in arm.evaluations]
+    if not scored:
+        return Gallery([], {}, 0)
+    start = start_index(list(arms))
+    common = [key for key in scored[0][2].items if all(key in evaluation.items for _, _, evaluation in scored)]
+    outcome = {
+        key: _outcome([(index == start, evaluation.items[key]) for index, _, evaluation in scored]) for key in common
+    }
+    shown = [key for key in common if any(_has_picture(evaluation.items[key]) for _, _, evaluation in scored)]
+    chosen = _in_turn([[key for key in shown if outcome[key] == name] for name in OUTCOMES], count)
+    counts = Counter(outcome.values())
+    return Gallery(
+        exhibits=[_exhibit(key, outcome[key], scored) for key in chosen],
+        outcomes={name: counts[name] for name in OUTCOMES},
+        candidates=len(shown),
+    )
+
+
+def is_right(item: dict[str, Any]) -> bool:
+    """Whether an item counts as answered; scores between 0 and 1 (such as overlap with a box) do from a half on."""
+    return (number(item.get("correct")) or 0.0) >= 0.5
+
+
+def _outcome(items: list[tuple[bool, dict[str, Any]]]) -> str:
+    """What became of an item, from (is this the start?, item) of each arm. Without a start only right and wrong exist."""
+    before = [is_right(item) for is_start, item in items if is_start]
+    after = [is_right(item) for is_start, item in items if not is_start]
+    if before and after and not before[0] and any(after):
+        return "fixed"
+    if before and after and before[0] and not all(after):
+        return "broken"
+    return "right" if all(before + after) else "wrong"
+
+
+def _in_turn(groups: list[list[str]], count: int) -> list[str]:
+    """`count` keys, one from each group in turn while it lasts, handed back group by group."""
+    take = [0] * len(groups)
+    while sum(take) < count and any(taken < len(group) for taken, group in zip(take, groups, strict=True)):
+        for index, group in enumerate(groups):
+            if take[index] < len(group) and sum(take) < count:
+                take[index] += 1
+    return [key for taken, group in zip(take, groups, strict=True) for key in group[:taken]]
+
+
+def _exhibit(key: str, outcome: str, scored: list[tuple[int, Arm, Evaluation]]) -> Exhibit:
+    items = [(index, arm.label, evaluation, evaluation.items[key]) for index, arm, evaluation in scored]
+    grids = [_grid(item) for *_, item in items]
+    # One scale for all arms of an image: what is brighter is attended to more, from tile to tile.
+    peak = max((float(grid.max()) for grid in grids if grid is not None), default=None)
+    image = next((found for _, _, evaluation, item in items if (found := _image(evaluation.folder, item))), None)
+    looks = [
+        _look(index, label, item, grid, image, peak) for (index, label, _, item), grid in zip(items, grids, strict=True)
+    ]
+    photo = next((look.tile.photo for look in looks if look.tile), None)
+    first = items[0][3]
+    return Exhibit(
+        id=key, question=str(first.get("question", "")), solution=str(first.get("solution", "")), outcome=outcome,
+        photo=photo, looks=[_without_photo(look) for look in looks],
+    )  # fmt: skip
+
+
+def _look(
+    arm: int, label: str, item: dict[str, Any], grid: np.ndarray | None, image: Image.Image | None, peak: float | None
+) -> Look:
+    grounding = item.get("grounding")
+    measured = grounding if isinstance(grounding, dict) else {}
+    mass, lift, pointing = (number(measured.get(key)) for key in ("mass", "lift", "pointing"))
+    facts = []
+    if mass is not None:
+        facts.append(f"{percent(mass)} in box" + (f" ({lift:.1f}×)" if lift is not None else ""))
+    if pointing is not None:
+        facts.append("peak inside" if pointing >= 0.5 else "peak outside")
+    missing = "No attention map was kept." if item.get("map") is None else None if grid is not None else (
+        "The attention map could not be read.")  # fmt: skip
+    prediction = item.get("prediction")
+    return Look(
+        arm=arm,
+        label=label,
+        completion=str(item.get("completion", "")),
+        prediction=None if prediction is None else str(prediction),
+        correct=number(item.get("correct")),
+        truncated=item.get("truncated") is True,
+        tile=tile(image, grid, _boxes(item), peak=peak, size=_size(item)) if image or grid is not None else None,
+        facts=facts,
+        missing=missing,
+    )
+
+
+def _without_photo(look: Look) -> Look:
+    """The page embeds an exhibit's photo once, not once for each arm."""
+    return look if look.tile is None else replace(look, tile=replace(look.tile, photo=None))
+
+
+def _has_picture(item: dict[str, Any]) -> bool:
+    return bool(item.get("image") or item.get("map"))
+
+
+def _grid(item: dict[str, Any]) -> np.ndarray | None:
+    """The item's map `[h, w]` as shares; None if there is none or it is not a finite grid of its stated size."""
+    saved = item.get("map")
+    if not isinstance(saved, dict):
+        return None
+    try:
+        return shares(np.asarray(saved["values"], dtype=np.float64).reshape(saved["grid"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _image(folder: Path, item: dict[str, Any]) -> Image.Image | None:
+    """The saved image; None if it is missing, is no image, or its name points outside of the evaluation folder."""
+    name = item.get("image")
+    if not isinstance(name, str):
+        return None
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return None
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+
+
+def _size(item: dict[str, Any]) -> tuple[float, float] | None:
+    size = item.get("size")
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    width, height = number(size[0]), number(size[1])
+    return (width, height) if width and height and width > 0 and height > 0 else None
+
+
+def _boxes(item: dict[str, Any]) -> list[list[float]]:
+    boxes = item.get("boxes")
+    return [box for box in boxes if isinstance(box, list)] if isinstance(boxes, list) else []

@@ -1,0 +1,93 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  root.classList.add("js");
+
+  const theme = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
+  const showTheme = () => theme.setAttribute("aria-pressed", String(dark()));
+  theme.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    showTheme();
+  });
+  system.addEventListener("change", showTheme);
+  showTheme();
+
+  for (const radio of document.querySelectorAll("input[name=overlay]")) {
+    radio.addEventListener("change", () => { root.dataset.overlay = radio.value; });
+  }
+  const strength = document.getElementById("strength");
+  if (strength) {
+    strength.addEventListener("input", () => root.style.setProperty("--overlay", strength.value / 100));
+  }
+
+  const exhibits = [...document.querySelectorAll(".exhibit")];
+  for (const radio of document.querySelectorAll("input[name=filter]")) {
+    radio.addEventListener("change", () => {
+      const wanted = radio.value.split(" ");
+      for (const exhibit of exhibits) {
+        exhibit.hidden = radio.value !== "all" && !wanted.includes(exhibit.dataset.outcome);
+      }
+      const count = exhibits.filter((exhibit) => !exhibit.hidden).length;
+      document.getElementById("shown").textContent = `${count} images shown`;
+    });
+  }
+
+  // Reading values off a chart: the nearest point of each line, by pointer or by arrow keys.
+  const store = document.getElementById("chart-data");
+  const charts = store ? JSON.parse(store.textContent) : {};
+  const nearest = (xs, x) => xs.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), 0);
+  for (const plot of document.querySelectorAll(".plot")) {
+    const { range: [low, high], area: [left, right], lines } = charts[plot.dataset.chart];
+    const svg = plot.querySelector("svg");
+    const cursor = svg.querySelector(".cursor");
+    const outputs = [...plot.parentElement.querySelectorAll("output")];
+    const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    let at = steps.length - 1;
+    const read = (x) => {
+      at = nearest(steps, x);
+      const place = left + ((steps[at] - low) / (high - low || 1)) * (right - left);
+      cursor.setAttribute("x1", place);
+      cursor.setAttribute("x2", place);
+      cursor.setAttribute("visibility", "visible");
+      lines.forEach((line, i) => { outputs[i].textContent = line.y[nearest(line.x, steps[at])]; });
+    };
+    const clear = () => {
+      cursor.setAttribute("visibility", "hidden");
+      for (const output of outputs) output.textContent = "";
+    };
+    plot.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      const unit = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
+      read(low + ((unit - left) / (right - left)) * (high - low));
+    });
+    plot.addEventListener("pointerleave", clear);
+    plot.addEventListener("blur", clear);
+    plot.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      read(steps[Math.min(Math.max(at + move, 0), steps.length - 1)]);
+    });
+  }
+
+  for (const button of document.querySelectorAll(".copy")) {
+    button.addEventListener("click", async () => {
+      const code = button.parentElement.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch {
+        // Without permission to copy, the selected text is one keystroke away.
+        getSelection().selectAllChildren(code);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+  }
+
+  addEventListener("beforeprint", () => {
+    for (const detail of document.querySelectorAll("details:not(.rollouts)")) detail.open = true;
+  });
+})();

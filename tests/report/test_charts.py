@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ral.report.artefacts import Arm
+from ral.report.charts import CURVES, HEIGHT, MAX_POINTS, MORE_CURVES, Series, line_chart, training_charts
+from ral.report.templating import compact, points, script_json
+
+
+def series(y: list[float]) -> Series:
+    return Series(0, "arm", np.arange(len(y), dtype=float), np.array(y))
+
+
+def test_moving_mean_keeps_a_constant_and_shortens_at_the_ends() -> None:
+    assert line_chart("t", "", "step", [series([2.0] * 9)], smoothing=3).lines[0].y == [2.0] * 9
+    line = line_chart("t", "", "step", [series([0.0, 3.0, 6.0])], smoothing=3).lines[0]
+    assert line.y == [1.5, 3.0, 4.5]
+
+
+def test_long_runs_are_averaged_into_buckets() -> None:
+    line = line_chart("t", "", "step", [series(list(range(10_000)))]).lines[0]
+    assert len(line.x) == len(line.y) == MAX_POINTS
+
+
+@pytest.mark.parametrize("y", [[1.0], [0.0] * 5, [-3.0] * 4, [0.02] * 300, [1e-300, 1e300], [0.0, 1e-7, 1.0]])
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_any_finite_line_can_be_drawn(y: list[float], logarithmic: bool) -> None:
+    chart = line_chart("t", "", "step", [series(y)], logarithmic=logarithmic)
+    assert "nan" not in chart.lines[0].smooth
+    assert all(0 <= place <= HEIGHT for place, _ in chart.y_ticks)
+
+
+def test_wide_ranges_are_logarithmic_only_where_that_was_wished() -> None:
+    wide = [series([1e-6, 1e-3, 1.0])]
+    assert "log scale" in line_chart("t", "", "step", wide, logarithmic=True).note
+    assert "log scale" not in line_chart("t", "", "step", wide).note
+
+
+def test_absent_and_undefined_metrics_leave_no_chart() -> None:
+    rows = [{"step": 1, "reward": float("nan"), "kl": None, "entropy": "high"}, {"step": 2, "reward": 0.5}]
+    charts = training_charts([Arm("a", "A", Path("a"), metrics=rows)], CURVES + MORE_CURVES)
+    assert [(chart.title, chart.lines[0].x, chart.lines[0].y) for chart in charts] == [("Reward", [2.0], [0.5])]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (0.05, "0.05"),
+        (-2.5, "−2.5"),
+        (1234.0, "1,234"),
+        (1e-6, "10⁻⁶"),
+        (2e-6, "2·10⁻⁶"),
+        (120, "120"),
+    ],
+)
+def test_compact_numbers(value: float, text: str) -> None:
+    assert compact(value) == text
+
+
+def test_points_are_signed() -> None:
+    assert (points(0.193), points(-0.02)) == ("+19.3", "−2.0")
+
+
+def test_json_in_a_script_element_cannot_end_it() -> None:
+    assert script_json({"a": "</script><!--&"}) == '{"a":"\\u003c/script\\u003e\\u003c!--\\u0026"}'
