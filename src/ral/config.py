@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
 from ral.anchors import ANCHORS
+from ral.answers import Mode
+from ral.attention.keys import Keys
+from ral.attention.rows import Query
+from ral.data.prompt import Template
+from ral.objective import LossType, ScaleRewards
+
+AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 
 #: Values of the fields with a closed set of choices; the message of a refusal lists them.
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "attention_anchor": tuple(ANCHORS),
-    "attention_query": ("token", "predictor"),
-    "attention_keys": ("all", "prompt", "visual"),
-    "attention_advantage": ("signed", "absolute", "shuffled"),
-    "loss_type": ("grpo", "dapo", "dr_grpo"),
-    "scale_rewards": ("group", "none"),
-    "template": ("paper", "plain"),
-    "scorer": ("strict", "compat"),
+    "attention_query": get_args(Query),
+    "attention_keys": get_args(Keys),
+    "attention_advantage": get_args(AttentionAdvantage),
+    "loss_type": get_args(LossType),
+    "scale_rewards": get_args(ScaleRewards),
+    "template": get_args(Template),
+    "scorer": get_args(Mode),
 }
 
 
@@ -25,7 +33,7 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names it and what to change."""
 
 
-def _doc(default: object, text: str) -> object:
+def _doc(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -40,15 +48,20 @@ class RALConfig(TrainingArguments):
     # --- the attention term -------------------------------------------------------------------------------------
     attention_coef: float = _doc(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
     attention_anchor: str = _doc("old", "What attention is pulled to: old (the paper's), ref, group or explore.")
-    attention_query: str = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
-    attention_keys: str = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
+    attention_query: Query = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
+    attention_keys: Keys = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Decoder layers that are trained (paper: the last)."}
     )
-    attention_advantage: str = _doc(
+    attention_advantage: AttentionAdvantage = _doc(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
     explore_sigma: float = _doc(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
+
+    # --- on-policy distillation (needs a teacher) -------------------------------------------------------------------
+    distill_coef: float = _doc(0.0, "μ, the weight of the token distillation (GKD).")
+    attention_distill_coef: float = _doc(0.0, "γ, the weight of the attention distillation (paper: 0.05, 0.5 or 1).")
+    distill_beta: float = _doc(0.5, "β of the generalised JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).")
 
     # --- GRPO -----------------------------------------------------------------------------------------------------
     num_generations: int = _doc(8, "G, completions per prompt.")
@@ -56,8 +69,10 @@ class RALConfig(TrainingArguments):
     beta: float = _doc(0.04, "Weight of the KL to the start model; 0 loads no reference.")
     epsilon: float = _doc(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
     epsilon_high: float | None = _doc(None, "Upper clip; ε if not given.")
-    loss_type: str = _doc("dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant).")
-    scale_rewards: str = _doc("group", "Divide advantages by the group's standard deviation (group) or not (none).")
+    loss_type: LossType = _doc("dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant).")
+    scale_rewards: ScaleRewards = _doc(
+        "group", "Divide advantages by the group's standard deviation (group) or not (none)."
+    )
 
     # --- rollouts -------------------------------------------------------------------------------------------------
     temperature: float = _doc(0.9, "Sampling temperature; log-probabilities are taken at it, too.")
@@ -65,8 +80,8 @@ class RALConfig(TrainingArguments):
     top_k: int = _doc(0, "Sample from the k most likely tokens; 0: from all.")
     max_completion_length: int = _doc(1024, "Longest completion in tokens; longer ones are cut and counted.")
     think: bool = _doc(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
-    template: str = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
-    scorer: str = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
+    template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    scorer: Mode = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
     # --- pixels and frames ----------------------------------------------------------------------------------------
     min_pixels: int | None = _doc(
@@ -88,7 +103,7 @@ class RALConfig(TrainingArguments):
     num_train_epochs: float = _doc(1.0, "Passes over the prompts (paper: 1).")
     logging_steps: float = _doc(1, "Log every n optimiser steps.")
     logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
-    remove_unused_columns: bool | None = _doc(False, "Records keep their columns; reward functions get them.")
+    remove_unused_columns: bool = _doc(False, "Records keep their columns; reward functions get them.")
     report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
 
     def __post_init__(self) -> None:
@@ -110,13 +125,22 @@ class RALConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         at_least = {"attention_coef": 0, "beta": 0, "epsilon": 0, "top_k": 0, "gradient_norm_steps": 0}
-        at_least |= {"num_iterations": 1, "max_completion_length": 1, "samples_per_step": 0}
+        at_least |= {
+            "distill_coef": 0,
+            "attention_distill_coef": 0,
+            "distill_beta": 0,
+            "num_iterations": 1,
+            "max_completion_length": 1,
+            "samples_per_step": 0,
+        }
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("temperature", "explore_sigma"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.distill_beta > 1:
+            raise ConfigError(f"distill_beta must be in [0, 1], got {self.distill_beta}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
         if not self.attention_layers:

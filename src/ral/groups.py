@@ -24,6 +24,7 @@ class ScoredGroup:
         look_bias: `[G, P]` the rollouts were sampled under (`explore`).
         old_logps: `[G, R]`, old_rows: layer → `[G, R, K]`: the policy when the rollouts were made.
         ref_logps: `[G, R]` of the start model. target_rows: layer → `[G, R, K]` the anchor asked for.
+        teacher_rows: one `[G, R, K]` per trained layer, teacher_hidden: `[ΣR, d]`, of the distillation's teacher.
     """
 
     record: Record
@@ -39,6 +40,8 @@ class ScoredGroup:
     old_rows: dict[int, Tensor] = field(default_factory=dict)
     ref_logps: Tensor | None = None
     target_rows: dict[int, Tensor] | None = None
+    teacher_rows: list[Tensor] | None = None
+    teacher_hidden: Tensor | None = None
 
     @property
     def ids(self) -> list[Tensor]:

@@ -20,10 +20,10 @@ ScaleRewards = Literal["group", "none"]
 
 
 class Mean(NamedTuple):
-    """A metric on the way: `total / count` once all groups and processes are added up."""
+    """A metric on the way: `total / weight` once all groups and processes are added up."""
 
     total: Tensor
-    count: Tensor
+    weight: Tensor
 
     @classmethod
     def over(cls, values: Tensor, mask: Tensor) -> Mean:
@@ -128,3 +128,12 @@ def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Te
         "attention/jsd_negative": Mean.over(divergence, mask & (advantages < 0)[:, None]),
     }
     return Term((per_token * weights).sum(), metrics)
+
+
+def distillation_loss(divergence: Tensor, weights: Tensor, name: str) -> Term:
+    """Σ w · D, without advantage: the student is pulled to the teacher on all of its rollouts.
+
+    Args:
+        divergence, weights: `[G, R]`. name: what the mean divergence is logged under.
+    """
+    return Term((divergence * weights).sum(), {name: Mean.over(divergence, weights > 0)})

@@ -36,13 +36,23 @@ from transformers import (
 from ral.anchors import ANCHORS, AttentionState
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt, visual_share
 from ral.attention.models import has_vision, make_capturable, pretrained
-from ral.config import RALConfig
+from ral.config import ConfigError, RALConfig
 from ral.data.batches import RepeatedBatches
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
+from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
+from ral.divergence import jensen_shannon
 from ral.files import json_line
 from ral.groups import ScoredGroup, draw_look_bias, selected_rows
-from ral.objective import Mean, StepTotals, Term, group_advantages, grpo_loss, token_weights
+from ral.objective import (
+    Mean,
+    StepTotals,
+    Term,
+    distillation_loss,
+    group_advantages,
+    grpo_loss,
+    token_weights,
+)
 from ral.resources import memory_peak_gib
 from ral.rewards import RewardFunction, build_rewards, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
@@ -59,6 +69,7 @@ class RALTrainer(Trainer):
         reward_funcs: names of the registry or functions with TRL's signature; default 0.9 · accuracy + 0.1 · format.
         reward_weights: one per reward function.
         processing_class: the model's processor (or tokenizer); loaded from the model's folder if not given.
+        teacher: model (or folder or hub id) to distil from, with `distill_coef` or `attention_distill_coef`.
         peft_config: trains an adapter; the reference is then the model with the adapter switched off.
 
     Raises:
@@ -77,10 +88,12 @@ class RALTrainer(Trainer):
         reward_funcs: RewardFunction | str | Sequence[RewardFunction | str] | None = None,
         processing_class: Any = None,
         peft_config: PeftConfig | None = None,
+        teacher: PreTrainedModel | str | Path | None = None,
         reward_weights: Sequence[float] | None = None,
         **trainer_arguments: Any,
     ):
         model, processing_class = _loaded(model, processing_class)
+        self.teacher = _teacher(teacher, processing_class, args)
         base = make_capturable(model)
         if has_vision(base) and args.freeze_vision:
             base.base_model.visual.requires_grad_(False)
@@ -106,8 +119,9 @@ class RALTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         self.add_callback(MetricsWriter())
-        if self.reference is not None:
-            self.reference.to(self.args.device)
+        for frozen in (self.reference, self.teacher):
+            if frozen is not None:
+                frozen.to(self.args.device)
 
     # --- prompts --------------------------------------------------------------------------------------------------
 
@@ -167,6 +181,8 @@ class RALTrainer(Trainer):
             group.weights = weights.to(self.args.device) * self.args.world_size
         for micro_batch in groups:
             self._add_targets(micro_batch)
+            if self.teacher is not None:
+                self._add_teaching(micro_batch)
         if self.is_world_process_zero():
             self._write_samples(flat[: self.args.samples_per_step])
         return groups
@@ -229,6 +245,20 @@ class RALTrainer(Trainer):
             for group, output in zip(groups, outputs, strict=True):
                 group.target_rows = selected_rows(output, self.args.attention_keys)
 
+    def _add_teaching(self, groups: list[ScoredGroup]) -> None:
+        """The teacher's rows and hidden states over these rollouts."""
+        passes = teacher_pass(
+            self.teacher,
+            [group.prompt for group in groups],
+            [group.ids for group in groups],
+            layers=self.args.attention_layers if self.args.attention_distill_coef else (),
+            query=self.args.attention_query,
+            temperature=self.args.temperature,
+        )
+        for group, (output, hidden) in zip(groups, passes, strict=True):
+            group.teacher_rows = list(selected_rows(output, self.args.attention_keys).values())
+            group.teacher_hidden = hidden if self.args.distill_coef else None
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -236,14 +266,17 @@ class RALTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, list[GroupOutput]]:
-        """token loss + λ · attention term, summed over the groups of one micro-batch."""
+        """token loss + λ · attention term (+ μ · GKD + γ · attention distillation), summed over the micro-batch."""
         coef, measure = self.args.attention_coef, self._measures_gradients()
-        outputs = self._forward(model, inputs, capture=self._attention_is_trained() or measure)
+        capture = self._attention_is_trained() or self.args.attention_distill_coef > 0 or measure
+        outputs = self._forward(model, inputs, capture=capture, token_statistics=self._token_divergence(inputs))
         token = sum((self._token_term(g, o).loss for g, o in zip(inputs, outputs, strict=True)), torch.zeros(()))
         attention = sum((self._attention_term(g, o) for g, o in zip(inputs, outputs, strict=True)), torch.zeros(()))
         if measure:
             self._observe_gradients(token, attention)
         loss = token + coef * attention if coef else token
+        if self.teacher is not None:
+            loss = loss + sum(self._distillation(g, o) for g, o in zip(inputs, outputs, strict=True))
         return (loss, outputs) if return_outputs else loss
 
     def _token_term(self, group: ScoredGroup, output: GroupOutput) -> Term:
@@ -286,6 +319,30 @@ class RALTrainer(Trainer):
                 self._observe({"visual_share": Mean(share, torch.tensor(1.0))})
         return torch.stack(losses).mean()
 
+    def _token_divergence(self, groups: list[ScoredGroup]) -> TokenDivergence | None:
+        """What measures the student's token distributions against the teacher's, in the order of the packed row."""
+        hidden = [group.teacher_hidden for group in groups if group.teacher_hidden is not None]
+        if not hidden or self.teacher is None:
+            return None
+        head = pretrained(self.teacher).get_output_embeddings()
+        return TokenDivergence(head, torch.cat(hidden), self.args.distill_beta, self.args.temperature)
+
+    def _distillation(self, group: ScoredGroup, output: GroupOutput) -> Tensor:
+        """μ · GKD + γ · JSD(student's rows ‖ teacher's rows), without advantage."""
+        loss = torch.zeros((), device=self.args.device)
+        if self.args.distill_coef:
+            term = distillation_loss(output.extra["gkd"], group.weights, "distill/gkd")
+            self._observe(term.metrics)
+            loss = loss + self.args.distill_coef * term.loss
+        if self.args.attention_distill_coef and group.teacher_rows is not None:
+            rows = selected_rows(output, self.args.attention_keys).values()
+            for student, teacher in zip(rows, group.teacher_rows, strict=True):
+                divergence = jensen_shannon(student, teacher)
+                term = distillation_loss(divergence, group.weights, "distill/attention_jsd")
+                self._observe(term.metrics)
+                loss = loss + self.args.attention_distill_coef * term.loss / len(group.teacher_rows)
+        return loss
+
     def _attention_advantages(self, group: ScoredGroup) -> Tensor:
         """Advantages of the attention term: GRPO's own, or a control."""
         match self.args.attention_advantage:
@@ -303,6 +360,7 @@ class RALTrainer(Trainer):
         groups: list[ScoredGroup],
         capture: bool = True,
         look_bias: list[Tensor | None] | None = None,
+        token_statistics: TokenDivergence | None = None,
     ) -> list[GroupOutput]:
         return forward_groups(
             model,
@@ -312,6 +370,7 @@ class RALTrainer(Trainer):
             query=self.args.attention_query,
             temperature=self.args.temperature,
             look_bias=look_bias,
+            token_statistics=token_statistics,
         )
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
@@ -374,13 +433,13 @@ class RALTrainer(Trainer):
         _accumulate(self._means, metrics)
 
     def _averages(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Totals over counts, over all processes. A metric that was never observed is left out."""
+        """Totals over weights, over all processes. A metric that was never observed is left out."""
         names = sorted(sums)
         if self.args.world_size > 1:
             names = sorted(set(gather_object(names)))
         table = torch.stack([sums.get(name, torch.zeros(2)) for name in names]) if names else torch.zeros(0, 2)
         table = self.accelerator.reduce(table.to(self.args.device), reduction="sum").cpu()
-        return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
+        return {name: float(total / weight) for name, (total, weight) in zip(names, table, strict=True) if weight > 0}
 
     def _observe_rollouts(self, groups: list[ScoredGroup]) -> None:
         """Rewards, lengths and signal of the rollouts this update learns from."""
@@ -448,6 +507,30 @@ def _loaded(model: Any, processing_class: Any) -> tuple[Any, Any]:
     return model, processing_class
 
 
+def _teacher(teacher: PreTrainedModel | str | Path | None, processing_class: Any, args: RALConfig) -> nn.Module | None:
+    """The frozen teacher, if the settings ask for one.
+
+    Raises:
+        ConfigError: coefficients without a teacher, or a teacher without a coefficient.
+        TeacherError: another tokenizer.
+    """
+    wanted = args.distill_coef > 0 or args.attention_distill_coef > 0
+    if wanted != (teacher is not None):
+        raise ConfigError(
+            "distill_coef or attention_distill_coef is set, but there is no teacher to distil from; give one as teacher"
+            if wanted
+            else "a teacher is given, but nothing is distilled from it; set distill_coef or attention_distill_coef"
+        )
+    if teacher is None:
+        return None
+    named = isinstance(teacher, str | Path)
+    if named or teacher.name_or_path:
+        check_same_tokens(processing_class, AutoProcessor.from_pretrained(teacher if named else teacher.name_or_path))
+    model = _loaded(teacher, processing_class)[0]
+    make_capturable(model)
+    return model.eval().requires_grad_(False)
+
+
 def _is_vision_model(name: str | Path) -> bool:
     return hasattr(AutoConfig.from_pretrained(name), "vision_config")
 
@@ -458,5 +541,5 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 
 def _accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Mean]) -> None:
     for name, metric in metrics.items():
-        pair = torch.stack([metric.total.float().cpu(), metric.count.float().cpu()])
+        pair = torch.stack([metric.total.float().cpu(), metric.weight.float().cpu()])
         sums[name] = sums[name] + pair if name in sums else pair

@@ -86,8 +86,8 @@ class GroupOutput:
 class TokenStatistics(Protocol):
     """A further statistic of the token distribution, computed chunk by chunk beside the log-probabilities."""
 
-    def __call__(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
-        """`logits [n, V]` of completion tokens `rows` (counted through the packed row) → name → `[n]`."""
+    def __call__(self, logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        """`logits [n, V]` and `hidden [n, d]` of completion tokens `rows` (counted through the row) → name → `[n]`."""
 
 
 def prepare_prompt(
@@ -294,7 +294,7 @@ class _LogProbHead:
         with torch.no_grad():
             entropy = log_norm - ((logits - log_norm[:, None]).exp() * logits).sum(dim=-1)
         result = {"logps": chosen - log_norm, "entropy": entropy}
-        return result if self.statistics is None else result | self.statistics(logits, rows)
+        return result if self.statistics is None else result | self.statistics(logits, hidden, rows)
 
 
 def pretrained_vocabulary(head: nn.Module) -> int:
