@@ -88,9 +88,7 @@ def looking(model: Any, processor: Any, records: list[Record]) -> list[dict[str,
                 )
     return [
         {
-            name: dict(
-                zip(("mass", "pointing", "visual"), torch.tensor(rows).mean(0).tolist(), strict=True)
-            )
+            name: dict(zip(("mass", "pointing", "visual"), torch.tensor(rows).mean(0).tolist(), strict=True))
             for name, rows in layer.items()
         }
         for layer in found

@@ -1,4 +1,4 @@
-"""Makes the start checkpoint: `python -m ral.testbed.pretrain --output DIR` (a few minutes on two CPU cores).
+"""Makes the start checkpoint: `python -m ral.testbed.pretrain --output DIR` (about ten minutes on a CPU).
 
 Supervised learning on captions, direct answers and `<think>row 2 col 3</think><answer>purple</answer>`, stopped as soon
 as the model is right about half of the time: the groups of its rollouts are then mostly mixed, which is what
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from transformers import AutoModelForImageTextToText
 
 from .batch import Turn, encode_turns
 from .measure import complete, score
@@ -40,17 +41,20 @@ class Pretraining:
     held_out: int = 300
 
 
-def pretrain(settings: Pretraining) -> tuple[Any, Any]:
-    """Trains from scratch; returns `(model, processor)`.
+def pretrain(settings: Pretraining, start: Path | None = None) -> tuple[Any, Any]:
+    """Trains from scratch, or on from the checkpoint `start`; returns `(model, processor)`.
 
     Raises `RuntimeError` when `stop_at` is not reached within `steps`.
     """
     processor = build_processor()
-    model = build_model(processor, layers=settings.layers, seed=settings.seed)
+    if start is None:
+        model = build_model(processor, layers=settings.layers, seed=settings.seed)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(start, local_files_only=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / settings.warmup))
     held_out = ring_records(settings.held_out, _HELD_OUT_SEED)
-    start = time.perf_counter()
+    began = time.perf_counter()
     for step in range(1, settings.steps + 1):
         scenes = ring_scenes(settings.batch_size, seed=(settings.seed + 1) * 1_000_000 + step)
         inputs, labels = lessons(processor, scenes)
@@ -64,7 +68,7 @@ def pretrain(settings: Pretraining) -> tuple[Any, Any]:
             think = score(complete(model, processor, held_out, think=True), held_out, think=True)
             direct = score(complete(model, processor, held_out, think=False), held_out, think=False)
             print(
-                f"step {step} {time.perf_counter() - start:.0f}s loss {loss.item():.3f} think {think['accuracy']:.3f} "
+                f"step {step} {time.perf_counter() - began:.0f}s loss {loss.item():.3f} think {think['accuracy']:.3f} "
                 f"direct {direct['accuracy']:.3f} format {think['format']:.3f}",
                 flush=True,
             )
@@ -108,12 +112,12 @@ def _think(scene: Scene) -> Turn:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for model and processor")
+    parser.add_argument("--start", type=Path, help="checkpoint to go on from; from scratch by default")
     for name, default in vars(Pretraining()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     settings = vars(parser.parse_args())
-    output = settings.pop("output")
-    torch.set_num_threads(2)
-    model, processor = pretrain(Pretraining(**settings))
+    output, start = settings.pop("output"), settings.pop("start")
+    model, processor = pretrain(Pretraining(**settings), start)
     model.save_pretrained(output)
     processor.save_pretrained(output)
 
