@@ -47,6 +47,7 @@ def pretrain(settings: Pretraining, start: Path | None = None) -> tuple[Any, Any
     Raises `RuntimeError` when `stop_at` is not reached within `steps`.
     """
     processor = build_processor()
+    model: Any
     if start is None:
         model = build_model(processor, layers=settings.layers, seed=settings.seed)
     else:
