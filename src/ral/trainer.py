@@ -35,7 +35,7 @@ from transformers import (
 
 from ral.anchors import ANCHORS, AttentionState
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt, visual_share
-from ral.attention.models import has_vision, make_capturable, pretrained
+from ral.attention.models import has_vision, make_capturable, pretrained, resolve_layers
 from ral.config import ConfigError, RALConfig
 from ral.data.batches import RepeatedBatches
 from ral.data.prompt import encode_prompt
@@ -95,6 +95,7 @@ class RALTrainer(Trainer):
         model, processing_class = _loaded(model, processing_class)
         self.teacher = _teacher(teacher, processing_class, args)
         base = make_capturable(model)
+        resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have
         if has_vision(base) and args.freeze_vision:
             base.base_model.visual.requires_grad_(False)
         if peft_config is not None:
@@ -390,6 +391,23 @@ class RALTrainer(Trainer):
         counts = torch.tensor([sum(len(g.completions) for g in groups), sum(int(g.lengths.sum()) for g in groups)])
         counts = self.accelerator.reduce(counts.to(self.args.device), reduction="sum")
         return StepTotals(int(counts[0]), int(counts[1]))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights of a checkpoint, read as `from_pretrained` reads them.
+
+        Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
+        would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
+        """
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
 
     # --- evaluation while training ----------------------------------------------------------------------------------
 
