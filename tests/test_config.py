@@ -105,3 +105,11 @@ def test_every_choice_is_accepted(tmp_path: Path, name: str) -> None:
 def test_values_out_of_range_are_refused_by_name(tmp_path: Path, name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         config(tmp_path, **{name: value})
+
+
+def test_gradient_norms_with_reentrant_checkpoints_are_refused(tmp_path: Path) -> None:
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ConfigError, match=r"use_reentrant to false .* or gradient_norm_steps=0"):
+        config(tmp_path, **reentrant)
+    config(tmp_path, **reentrant, gradient_norm_steps=0)
+    config(tmp_path, gradient_checkpointing=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ral.anchors import ANCHORS
 from ral.attention import Prompt, forward_groups
-from ral.config import RALConfig
+from ral.config import ConfigError, RALConfig
 from ral.data.record import Record
 from ral.groups import ScoredGroup, selected_rows
 from ral.rewards import RewardError
@@ -319,6 +319,28 @@ def test_the_reference_is_the_start_model(tmp_path: Path, adapter: LoraConfig | 
         torch.testing.assert_close(group.target_rows[1], output.attention, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_the_reference_has_the_policys_precision(tmp_path: Path, adapter: LoraConfig | None) -> None:
+    """Otherwise the start model would differ from itself by rounding, and the ref anchor would train on that."""
+    _, metrics = trained(tmp_path, bf16=True, max_steps=1, attention_anchor="ref", peft_config=adapter)
+    assert metrics[0]["kl"] == 0
+    assert metrics[0]["grad/attention_norm"] == 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_parameters(tmp_path: Path, reentrant: bool) -> None:
+    plain, _ = trained(tmp_path / "plain", attention_coef=10.0)
+    saving, _ = trained(
+        tmp_path / "saving",
+        attention_coef=10.0,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        gradient_norm_steps=int(not reentrant),
+    )
+    for name, p in plain.items():
+        torch.testing.assert_close(saving[name], p, atol=1e-6, rtol=0)
+
+
 def test_without_a_use_for_it_no_reference_is_kept(tmp_path: Path) -> None:
     run = trainer(tmp_path, beta=0.0)
     assert run.reference is None
@@ -486,6 +508,14 @@ def test_records_of_text_only_train_beside_images(tmp_path: Path) -> None:
 def test_a_layer_that_the_model_does_not_have_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"attention_layers contains 5, but the model has 2 decoder layers"):
         trainer(tmp_path, attention_layers=[5])
+
+
+def test_an_adapter_of_the_frozen_vision_tower_is_refused(tmp_path: Path) -> None:
+    everywhere = LoraConfig(r=4, target_modules="all-linear")
+    with pytest.raises(ConfigError, match=r"adapts the vision tower.*exclude_modules.*freeze_vision=False"):
+        trainer(tmp_path, peft_config=everywhere)
+    trainer(tmp_path, peft_config=everywhere, freeze_vision=False)
+    trainer(tmp_path, peft_config=LoraConfig(r=4, target_modules="all-linear", exclude_modules=r".*visual.*"))
 
 
 def test_too_few_prompts_are_refused(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class RALConfig(TrainingArguments):
         self._check_ranges()
         self._check_groups()
         self._check_attention_term()
+        self._check_gradient_norms()
 
     @property
     def prompts_per_batch(self) -> int:
@@ -174,4 +175,12 @@ class RALConfig(TrainingArguments):
                 f"attention_anchor={self.attention_anchor!r} with num_iterations=1 trains nothing: with one update per "
                 "rollout batch the policy equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
                 "more, choose another attention_anchor (group, explore), or set attention_coef=0 for plain GRPO."
+            )
+
+    def _check_gradient_norms(self) -> None:
+        checkpointing = self.gradient_checkpointing_kwargs
+        if self.gradient_norm_steps and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
+            raise ConfigError(
+                "gradient_norm_steps needs gradients of one term at a time, which reentrant checkpoints do not give; set "
+                "use_reentrant to false in gradient_checkpointing_kwargs, or gradient_norm_steps=0"
             )

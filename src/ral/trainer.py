@@ -100,6 +100,7 @@ class RALTrainer(Trainer):
             base.base_model.visual.requires_grad_(False)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
+            _refuse_adapter_of_frozen_vision(base, args)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
         self.rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think)
@@ -121,8 +122,10 @@ class RALTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         self.add_callback(MetricsWriter())
         for frozen in (self.reference, self.teacher):
-            if frozen is not None:
-                frozen.to(self.args.device)
+            if (
+                frozen is not None
+            ):  # on the policy's device and in its mixed precision, or the start would differ from itself
+                self.accelerator.prepare_model(frozen, evaluation_mode=True)
 
     # --- prompts --------------------------------------------------------------------------------------------------
 
@@ -513,6 +516,14 @@ def _adapter_off(model: nn.Module) -> Iterator[nn.Module]:
     """The policy with its adapter switched off: the model the adapter was put on."""
     with extract_model_from_parallel(model).disable_adapter():
         yield model
+
+
+def _refuse_adapter_of_frozen_vision(base: PreTrainedModel, args: RALConfig) -> None:
+    if has_vision(base) and args.freeze_vision and any(p.requires_grad for p in base.base_model.visual.parameters()):
+        raise ConfigError(
+            "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
+            "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"
+        )
 
 
 def _loaded(model: Any, processing_class: Any) -> tuple[Any, Any]:
