@@ -22,6 +22,7 @@ ORDER = [
     "divergence",
     "objective",
     "anchors",
+    "distill",
     "rollout",
     "groups",
     "runs",

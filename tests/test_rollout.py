@@ -171,7 +171,7 @@ def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str) ->
     biases = [draw_look_bias(p, 3, 3.0, seeded()) for p in prompts]
     banned = torch.tensor(special_visual_token_ids(model), dtype=torch.long)
 
-    def best(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+    def best(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
         return {"best": logits.index_fill(-1, banned, float("-inf")).argmax(-1).float()}
 
     biased = sample(model, prompts, 3, GREEDY, look_bias=biases)

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 10,
     "adam_beta2": 0.99,
-    "max_steps": 240,
+    "max_steps": 160,
     "loss_type": "dapo",
 }
 
@@ -86,8 +86,8 @@ def run_quickstart(
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # torch must not be forked
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {arm.name: pool.submit(_run_arm, arm, output, seed, total, held_out, threads) for arm in ARMS}
-        jobs[START.name] = pool.submit(_run_start, output, held_out, threads)
+        jobs = {arm.name: pool.submit(run_arm, arm, output, seed, total, held_out, threads) for arm in ARMS}
+        jobs[START.name] = pool.submit(run_start, output, held_out, threads)
         _follow(output, jobs, total)
         seconds = {name: job.result() for name, job in jobs.items()}
     description = {
@@ -107,7 +107,7 @@ def arm_settings(arm: Arm, seed: int, steps: int) -> dict[str, Any]:
     return {**SETTINGS, **arm.changes, "seed": seed, "max_steps": steps, "save_strategy": "no", "disable_tqdm": True}
 
 
-def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threads: int) -> float:
+def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threads: int) -> float:
     """Train and evaluate one arm; returns the seconds its training took."""
     from transformers import PrinterCallback
 
@@ -137,7 +137,7 @@ def _run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threa
     return seconds
 
 
-def _run_start(output: Path, held_out: int, threads: int) -> float:
+def run_start(output: Path, held_out: int, threads: int) -> float:
     """Evaluate the start checkpoint."""
     from ral.testbed import start_checkpoint
 
