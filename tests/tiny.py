@@ -79,9 +79,7 @@ def tiny_model(
         model = Qwen2_5_VLForConditionalGeneration(config)
     elif kind == "qwen2_vl":
         vision = VISION | {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
-        model = Qwen2VLForConditionalGeneration(
-            Qwen2VLConfig(text_config=text | MROPE, vision_config=vision, **TOKENS)
-        )
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text | MROPE, vision_config=vision, **TOKENS))
     elif kind == "qwen3_vl":
         vision = VISION | {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
@@ -136,9 +134,7 @@ def prompt(kind: str = "image", seed: int = 0, words: int = 6) -> dict[str, Tens
     if videos:
         inputs["second_per_grid_ts"] = torch.tensor([1.5] * len(videos))
     if images or videos:
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int() + 2 * (
-            inputs["input_ids"] == VIDEO
-        ).int()
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
     return inputs
 
 

@@ -36,9 +36,7 @@ def ordinary(
     return logps, rows
 
 
-def assert_parity(
-    model, reference, inputs, ys, query="token", layer=-1, logp_tol=1e-5, row_tol=1e-6, grad_tol=1e-4
-):
+def assert_parity(model, reference, inputs, ys, query="token", layer=-1, logp_tol=1e-5, row_tol=1e-6, grad_tol=1e-4):
     """Forward values and the gradient of a functional of both outputs."""
     out = forward_group(model, inputs, ys, attention_query=query, attention_layers=[layer])
     logps, rows = ordinary(reference, inputs, ys, query, layer)
@@ -117,9 +115,7 @@ def test_parity_under_gradient_checkpointing(reentrant):
 def test_parity_with_lora():
     model = tiny_model()
     reference = twin(model)
-    lora = LoraConfig(
-        r=4, target_modules=["q_proj", "k_proj", "v_proj", "gate_proj"], init_lora_weights=False
-    )
+    lora = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "gate_proj"], init_lora_weights=False)
     torch.manual_seed(0)
     model = get_peft_model(model, lora)
     torch.manual_seed(0)
@@ -221,9 +217,7 @@ def test_trainable_vision_tower_gets_its_gradient():
 
 def test_refusals():
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*qwen2_5_vl"):
-        forward_group(
-            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)), prompt("text"), completions()
-        )
+        forward_group(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)), prompt("text"), completions())
     with pytest.raises(UnsupportedModelError, match="sliding"):
         model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
         forward_group(model, prompt("text"), completions())

@@ -40,11 +40,24 @@ def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(group
 def test_completion_tokens_see_their_prompt_and_their_own_past(groups: tuple[GroupLayout, ...]) -> None:
     layout = PackedLayout(groups)
     tokens = labels(layout)
-    for g, mask in enumerate(layout.completion_masks(CPU, torch.float32)):
-        keys = [token for token in tokens if token[0] == g]
-        queries = [token for token in keys if token[1] >= 0]
-        expected = [[key[1] == -1 or (key[1] == y and key[2] <= i) for key in keys] for _, y, i in queries]
-        assert mask.tolist() == expected
+    for g, (group, masks) in enumerate(zip(groups, layout.block_masks(CPU, torch.float32), strict=True)):
+        for block, mask in zip(group.blocks, masks, strict=True):
+            members = range(len(group.lengths))[block]
+            keys = [token for token in tokens if token[0] == g and (token[1] == -1 or token[1] in members)]
+            queries = [token for token in keys if token[1] >= 0]
+            expected = [[key[1] == -1 or (key[1] == y and key[2] <= i) for key in keys] for _, y, i in queries]
+            assert (mask == 0).tolist() == expected
+            assert torch.isneginf(mask[mask != 0]).all()
+
+
+@given(st.integers(1, 40), st.lists(st.integers(1, 12), min_size=1, max_size=9).map(tuple))
+def test_blocks_hold_every_completion_once_and_stay_under_a_quarter_of_the_prompt(
+    prompt_length: int, lengths: tuple[int, ...]
+) -> None:
+    blocks = [lengths[block] for block in GroupLayout(prompt_length, lengths).blocks]
+    assert tuple(length for block in blocks for length in block) == lengths
+    assert all(len(block) == 1 or 4 * sum(block) <= prompt_length for block in blocks)
+    assert all(4 * (sum(a) + b[0]) > prompt_length for a, b in zip(blocks, blocks[1:], strict=False))
 
 
 @given(GROUPS)
@@ -68,14 +81,11 @@ def test_look_bias_is_added_on_the_prompt_of_its_own_completion(
     biases = [
         torch.randn(len(group.lengths), group.prompt_length) if data.draw(st.booleans()) else None for group in groups
     ]
-    plain = PackedLayout(groups).completion_masks(CPU, torch.float32)
-    biased = PackedLayout(groups, biases).completion_masks(CPU, torch.float32)
-    for group, bias, allowed, mask in zip(groups, biases, plain, biased, strict=True):
-        if bias is None:
-            assert torch.equal(mask, allowed)
-            continue
+    plain = PackedLayout(groups).block_masks(CPU, torch.float32)
+    biased = PackedLayout(groups, biases).block_masks(CPU, torch.float32)
+    for group, bias, without, masks in zip(groups, biases, plain, biased, strict=True):
         owner = [y for y, length in enumerate(group.lengths) for _ in range(length)]
-        assert torch.equal(mask[:, : group.prompt_length], bias[owner])
-        own, seen = mask[:, group.prompt_length :], allowed[:, group.prompt_length :]
-        assert not own[seen].any()
-        assert torch.isneginf(own[~seen]).all()
+        expected = torch.zeros(len(owner), group.prompt_length) if bias is None else bias[owner]
+        assert torch.equal(torch.cat([mask[:, : group.prompt_length] for mask in masks]), expected)
+        for mask, zero in zip(masks, without, strict=True):
+            assert torch.equal(mask[:, group.prompt_length :], zero[:, group.prompt_length :])

@@ -29,12 +29,31 @@ class GroupLayout:
     def total(self) -> int:
         return self.prompt_length + self.completion_total
 
-    def completion_mask(self, device: torch.device) -> Tensor:
-        """`[ΣR, P+ΣR]` bool: which keys of the group each completion token attends to (itself included)."""
-        owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)).to(device)
-        own = (owner[:, None] == owner[None, :]).tril()
-        prompt = torch.ones(len(owner), self.prompt_length, dtype=torch.bool, device=device)
-        return torch.cat([prompt, own], dim=1)
+    @cached_property
+    def blocks(self) -> tuple[slice, ...]:
+        """Consecutive completions that attend in one call, to [prompt; the whole block] under a mask.
+
+        A block of T tokens costs T·(P+T) scores, most of the T·T masked out; a call of its own costs a copy of the
+        prompt's keys and values. A block is therefore closed before T passes P/4, and holds one completion at least.
+        """
+        blocks, start, tokens = [], 0, 0
+        for i, length in enumerate(self.lengths):
+            if i > start and 4 * (tokens + length) > self.prompt_length:
+                blocks.append(slice(start, i))
+                start, tokens = i, 0
+            tokens += length
+        return (*blocks, slice(start, len(self.lengths)))
+
+    def block_mask(self, block: slice, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Additive `[T, P+T]` for the T completion tokens of a block: `bias [G, P]` on the prompt, -inf where unseen."""
+        lengths = torch.tensor(self.lengths[block], device=device)
+        owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+        mask = torch.zeros(len(owner), self.prompt_length + len(owner), dtype=dtype, device=device)
+        if bias is not None:
+            mask[:, : self.prompt_length] = bias[block].to(device, dtype)[owner]
+        seen = (owner[:, None] == owner[None, :]).tril()
+        mask[:, self.prompt_length :].masked_fill_(~seen, float("-inf"))
+        return mask
 
     def grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Ragged ↔ padded: `index [G, R]` into the group's ΣR completion tokens (0 on padding) and `mask [G, R]`."""
@@ -70,28 +89,26 @@ class PackedLayout:
 
     @cached_property
     def split_sizes(self) -> list[int]:
-        """Row lengths in order: prompt and completions of every group in turn."""
-        return [size for group in self.groups for size in (group.prompt_length, group.completion_total)]
+        """Lengths of the row's pieces in order: the prompt and the completion blocks of every group in turn."""
+        return [
+            size
+            for group in self.groups
+            for size in (group.prompt_length, *(sum(group.lengths[block]) for block in group.blocks))
+        ]
 
     def bias(self, index: int) -> Tensor | None:
         return None if self.look_bias is None else self.look_bias[index]
 
-    def completion_masks(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        """Per group, the SDPA mask `[ΣR, P+ΣR]` of its completion queries: bool, or additive where a bias applies."""
+    def block_masks(self, device: torch.device, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Per group and block the mask `[T, P+T]` of its queries; built once for all layers."""
         if self._masks is None:
-            self._masks = []
-            for index, group in enumerate(self.groups):
-                mask = group.completion_mask(device)
-                bias = self.bias(index)
-                if bias is not None:
-                    lengths = torch.tensor(group.lengths, device=device)
-                    additive = torch.zeros(mask.shape, dtype=dtype, device=device)
-                    additive[:, : group.prompt_length] = torch.repeat_interleave(bias.to(device, dtype), lengths, 0)
-                    mask = additive.masked_fill(~mask, float("-inf"))
-                self._masks.append(mask)
+            self._masks = [
+                [group.block_mask(block, self.bias(i), device, dtype) for block in group.blocks]
+                for i, group in enumerate(self.groups)
+            ]
         return self._masks
 
-    _masks: list[Tensor] | None = field(default=None, repr=False)
+    _masks: list[list[Tensor]] | None = field(default=None, repr=False)
 
     def predictors(self) -> list[int]:
         """Row positions whose output predicts each completion token, in row order (`Σ` over groups of ΣR entries)."""

@@ -50,16 +50,16 @@ def packed_attention(
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     # `split` rather than slices: its backward is one concatenation instead of a zero-filled row per piece.
-    queries, keys, values = (x.split(packed.split_sizes, dim=2) for x in (query, key, value))
+    pieces = zip(*(x.split(packed.split_sizes, dim=2) for x in (query, key, value)), strict=True)
+    attend = {"dropout_p": dropout, "scale": scaling}
     outputs = []
-    for i, mask in enumerate(packed.completion_masks(query.device, query.dtype)):
-        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (
-            x[2 * i : 2 * i + 2] for x in (queries, keys, values)
-        )
-        attend = {"dropout_p": dropout, "scale": scaling}
-        outputs.append(scaled_dot_product_attention(q_prompt, k_prompt, v_prompt, is_causal=True, **attend))
-        k_all, v_all = torch.cat([k_prompt, k_own], dim=2), torch.cat([v_prompt, v_own], dim=2)
-        outputs.append(scaled_dot_product_attention(q_own, k_all, v_all, attn_mask=mask, **attend))
+    for masks in packed.block_masks(query.device, query.dtype):
+        q, k_prompt, v_prompt = next(pieces)
+        outputs.append(scaled_dot_product_attention(q, k_prompt, v_prompt, is_causal=True, **attend))
+        for mask in masks:
+            q, k_own, v_own = next(pieces)
+            k, v = torch.cat([k_prompt, k_own], dim=2), torch.cat([v_prompt, v_own], dim=2)
+            outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, **attend))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
