@@ -15,7 +15,7 @@ from PIL import Image
 from ral.data import sources
 from ral.data.media import load_image
 from ral.data.prompt import build_messages
-from ral.data.readers import detect_format, guess_type, read_records
+from ral.data.readers import as_records, detect_format, guess_type, read_records
 from ral.data.record import Box, DataError, Record
 
 from .conftest import picture
@@ -273,3 +273,79 @@ def test_embedded_images_stay_undecoded_until_they_are_needed(media: Path) -> No
     image = only(media / "raw.parquet").images[0]
     assert isinstance(image, Image.Image)
     assert image.size == (64, 48)
+
+
+def rows_in_memory(media: Path) -> list[dict[str, Any]]:
+    return [
+        {"problem": "Which?", "solution": "B", "options": ["A. red", "B. blue"], "image": picture(3)},
+        {"prompt": "Who?", "images": [{"bytes": png(4), "path": None}], "answer": "a dog"},
+        {**VIDEO_R1, "path": str(media / "clip.mp4")},
+        {"problem": "Where?", "solution": "here", "image": media / "a.png"},
+    ]
+
+
+def test_rows_in_memory_are_records(media: Path) -> None:
+    kept = Record(id="own", problem="?", solution="x")
+    chosen, free, video, file, own = as_records([*rows_in_memory(media), kept])
+    assert (chosen.id, chosen.origin, chosen.problem_type) == ("1", "data: row 1", "multiple choice")
+    assert load_image(free.images[0]).tobytes() == picture(4).tobytes()
+    assert video.videos == (media / "clip.mp4",)
+    assert file.images == (media / "a.png",)
+    assert own is kept
+    assert as_records(iter([kept])) == [kept]
+
+
+def test_a_path_is_read_as_by_read_records(media: Path) -> None:
+    path = write_lines(media / "memory.jsonl", [{"problem": "?", "solution": "x", "image": "a.png"}])
+    assert as_records(str(path)) == list(read_records(path))
+
+
+@pytest.mark.parametrize("kind", ["map", "iterable", "formatted", "selected", "transformed", "untyped"])
+def test_data_sets_of_images_stay_encoded(media: Path, kind: str) -> None:
+    columns = {
+        "image": [{"bytes": png(n)} for n in range(3)],
+        "images": [[{"path": str(media / "a.png")}, {"bytes": png(n)}] for n in range(3)],
+    }
+    features = {"image": datasets.Image(), "images": datasets.List(datasets.Image())}
+    for column in ("image", "images"):
+        data: Any = datasets.Dataset.from_dict(
+            {column: columns[column], "problem": ["?"] * 3, "solution": ["a", "b", "c"]},
+            datasets.Features(
+                {column: features[column], "problem": datasets.Value("string"), "solution": datasets.Value("string")}
+            ),
+        )
+        if kind == "iterable":
+            data = data.to_iterable_dataset()
+        elif kind == "formatted":
+            data = data.with_format("torch")
+        elif kind == "selected":
+            data = data.select([2, 1, 0]).select([2, 1, 0])  # with an index that is not the identity
+        elif kind == "transformed":
+            data = data.with_transform(lambda batch: batch)
+        elif kind == "untyped":
+            rows = list(data)
+            data = datasets.IterableDataset.from_generator(lambda rows=rows: iter(rows))
+        records = as_records(data, name="train_dataset")
+        assert [record.origin for record in records] == [f"train_dataset: row {n}" for n in (1, 2, 3)]
+        for n, record in enumerate(records):
+            image = record.images[-1]
+            assert load_image(image).tobytes() == picture(n).tobytes()
+            if kind not in ("transformed", "untyped"):
+                assert image.fp is not None, "decoding a record must not keep its pixels"  # type: ignore[union-attr]
+            if column == "images" and kind != "transformed" and kind != "untyped":
+                assert record.images[0] == media / "a.png"
+
+
+def test_what_holds_no_rows_is_named(media: Path) -> None:
+    good = {"problem": "?", "solution": "x"}
+    for data, said in [
+        ([good, {"problem": "?"}], "eval_dataset: row 2: field 'solution'"),
+        ([good, 3], "eval_dataset: row 2: is 3; expected an object"),
+        (datasets.DatasetDict({"train": datasets.Dataset.from_list([good])}), r"DatasetDict \(\['train'\]\); give"),
+        (3, "eval_dataset: is 3; expected rows"),
+        ([{"problem": "?", "solution": "x", "video": {"bytes": b"mp4"}}], "write it to a file"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            as_records(data, name="eval_dataset")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a path inside"):
+        as_records([{**good, "image": str(media / "a.png")}], root=media / "elsewhere")

@@ -64,6 +64,9 @@ def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
                 if not Path(image).is_file():
                     raise DataError(f"{where}: no such file; check the path and the media root")
                 image = Image.open(image, formats=IMAGE_FORMATS)
+            elif isinstance(encoded := getattr(image, "fp", None), io.BytesIO):
+                # Pixels are decoded into a copy, so that a data set of embedded images stays as small as its bytes.
+                image = Image.open(io.BytesIO(encoded.getvalue()), formats=IMAGE_FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: {width}×{height} pixels, more than {MAX_PIXELS:,}; scale it down")

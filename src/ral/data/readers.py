@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 from .media import image_from_bytes
 from .record import IMAGE_MARK, VIDEO_MARK, Box, DataError, ProblemType, Record
-from .sources import Row, rows
+from .sources import Row, rows, undecoded
 
 _TYPES: dict[str, ProblemType] = {kind.casefold(): kind for kind in get_args(ProblemType)}
 #: VLM-R1's `accu_reward_method`, where it says what kind of answer is meant.
@@ -59,8 +59,7 @@ def read_records(
 
     Raises `DataError` for a source or row that cannot be read: where, what was expected, what to do.
     """
-    if format not in ("auto", *FORMATS):
-        raise DataError(f"format {format!r} is unknown; known are auto, {', '.join(FORMATS)}")
+    _check_format(format)
     if root is None:
         root = source if Path(source).is_dir() else Path(source).parent if Path(source).is_file() else "."
     for number, (where, row) in enumerate(rows(source, split), start=1):
@@ -72,6 +71,50 @@ def read_records(
             if on_error is None:
                 raise
             on_error(error)
+
+
+def as_records(
+    data: str | Path | Iterable[Mapping[str, Any] | Record],
+    *,
+    root: str | Path | None = None,
+    format: str = "auto",
+    split: str = "train",
+    name: str = "data",
+) -> list[Record]:
+    """The records of whatever holds rows: what `read_records` reads, or rows in memory, each told by its own fields.
+
+    Args:
+        data: a path or hub id; a `datasets.Dataset` or `IterableDataset`, whose images stay encoded until they are
+            needed; or any iterable of rows in a known format, or of `Record`s.
+        root: folder that media paths are relative to and may not leave. Default: for a path as in `read_records`; for
+            rows in memory the working directory, with paths that may lie anywhere.
+        format: as in `read_records`. split: of a path or hub id. name: what messages call rows in memory.
+
+    Raises `DataError`, which names the row, for one that cannot be read.
+    """
+    _check_format(format)
+    if isinstance(data, str | Path):
+        return list(read_records(data, root=root, format=format, split=split))
+    if isinstance(data, Mapping):
+        raise DataError(f"{name}: is a {type(data).__name__} ({_short(list(data))}); give the rows of one split")
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise DataError(f"{name}: is {_short(data)}; expected rows, a `datasets.Dataset`, a path or a hub id")
+    base, allow_outside = Path("." if root is None else root), root is None
+    records = []
+    for number, row in enumerate(undecoded(data), start=1):
+        where = f"{name}: row {number}"
+        if isinstance(row, Record):
+            records.append(row)
+        elif isinstance(row, Mapping):
+            records.append(_Reader(dict(row), where, number, base, allow_outside).read(format))
+        else:
+            raise DataError(f"{where}: is {_short(row)}; expected an object with named fields, or a `Record`")
+    return records
+
+
+def _check_format(format: str) -> None:
+    if format not in ("auto", *FORMATS):
+        raise DataError(f"format {format!r} is unknown; known are auto, {', '.join(FORMATS)}")
 
 
 def detect_format(row: Row) -> str | None:
@@ -159,10 +202,14 @@ class _Reader:
 
     def video(self, value: Any) -> Path:
         if isinstance(value, dict):
+            if value.get("bytes") is not None:
+                raise self.fail("video", "a file, found its bytes in the table", "write it to a file and give its path")
             value = value.get("path") or value.get("video")
         return self.path(value, "video")
 
     def path(self, value: Any, field: str) -> Path:
+        if isinstance(value, Path):
+            value = str(value)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise self.fail(field, f"a path, found {_short(value)}")
         value = value.removeprefix("file://")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,26 @@ def _datasets_rows(source: str | Path, split: str) -> Iterator[tuple[str, Row | 
             data = (loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded).to_iterable_dataset()
         else:
             data = datasets.load_dataset(str(source), split=split, streaming=True)
-        for number, row in enumerate(data.decode(False), start=1):
+        for number, row in enumerate(undecoded(data), start=1):
             yield f"{source}[{split}]: row {number}", row
     except Exception as error:  # the hub, its formats and its scripts raise anything
         raise DataError(
             f"{source}: `datasets` cannot load the split {split!r} ({type(error).__name__}: {error}); "
             "check the id, the split and the network, or give a local file"
         ) from error
+
+
+def undecoded(data: Iterable[Any]) -> Iterable[Any]:
+    """The rows of a `Dataset` or `IterableDataset` with their media as bytes or paths; anything else as it is.
+
+    A transform that the user has set is part of the data, so that such a data set too is left as it is.
+    """
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        if data.format["type"] == "custom":
+            return data
+        data = data.with_format(None).to_iterable_dataset()
+    if isinstance(data, datasets.IterableDataset) and data.features is not None:
+        return data.with_format(None).decode(False)
+    return data
