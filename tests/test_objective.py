@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
-from ral.objective import StepTotals, group_advantages, grpo_loss, token_weights
+from ral.objective import StepTotals, cancelled_share, group_advantages, grpo_loss, token_weights
 from ral.testbed.model import build_model, build_processor
 from ral.testbed.rings import ring_records
 from tests.tiny import tiny_model
@@ -223,3 +223,19 @@ def test_advantages_sum_to_zero_and_keep_the_order(rewards: list[float]) -> None
         assert abs(advantages.sum()) < 1e-9
         assert (advantages[r.argsort()].diff() >= 0).all()
     torch.testing.assert_close(group_advantages(r, "none"), r - r.mean())
+
+
+def test_signals_on_one_context_cancel_as_their_advantages_do() -> None:
+    """Trap 3: completions that agree so far pull at the same row, and advantages sum to zero."""
+    a, b, c = torch.tensor([7, 1]), torch.tensor([7, 2]), torch.tensor([7, 1])
+    advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0]))
+    signal = advantages[:, None, None] * torch.rand(1, 2, 5).expand(3, -1, -1)
+    norms = signal.norm(dim=-1)
+    left = (signal[0, 1] + signal[2, 1]).norm() + norms[1, 1]  # the second token of the first and third agree
+    seen = cancelled_share(signal, [a, b, c], sees_itself=True)
+    assert seen.total.item() == pytest.approx(1 - (left / norms.sum()).item())
+    assert cancelled_share(signal, [a, b, c], sees_itself=False).total.item() == pytest.approx(1, abs=1e-6)
+    assert cancelled_share(signal, [a, a, a], sees_itself=True).total.item() == pytest.approx(1, abs=1e-6)
+    apart = [torch.tensor([g, 0]) for g in range(3)]
+    assert cancelled_share(signal, apart, sees_itself=True).total.item() == pytest.approx(0, abs=1e-6)
+    assert cancelled_share(torch.zeros(3, 2, 5), [a, b, c], sees_itself=True).weight == 0

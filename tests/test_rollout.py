@@ -26,9 +26,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def video(words_behind: int = 8) -> dict[str, Tensor]:
+def video(model: str = "qwen2_5_vl", words_behind: int = 8) -> dict[str, Tensor]:
     """A video with enough text behind it that the last token also has the largest position, as `generate` assumes."""
-    inputs = prompt("video")
+    inputs = prompt("video", model=model)
     tail = torch.arange(1, words_behind + 1)[None]
     for name, values in (("input_ids", tail), ("attention_mask", tail > 0), ("mm_token_type_ids", tail * 0)):
         inputs[name] = torch.cat([inputs[name], values.to(inputs[name].dtype)], dim=1)
@@ -53,15 +53,13 @@ def ids(completions: list[list[Completion]]) -> list[list[list[int]]]:
     return [[completion.ids.tolist() for completion in group] for group in completions]
 
 
-# Qwen3-VL writes a video as one block of tokens per frame, which the tiny prompts do not do.
-CASES = [(kind, media) for kind in VISION_KINDS for media in INPUTS if (kind, media) != ("qwen3_vl", "video")]
-
-
-@pytest.mark.parametrize(("kind", "media"), CASES)
+@pytest.mark.parametrize("media", INPUTS)
+@pytest.mark.parametrize("kind", VISION_KINDS)
 def test_greedy_is_generate_on_vision_models(kind: str, media: str) -> None:
     model = tiny_model(kind)
-    expected = generated(model, INPUTS[media])
-    found = sample(model, [prepare_prompt(model, INPUTS[media])], 3, GREEDY)
+    inputs = video(kind) if media == "video" else INPUTS[media]
+    expected = generated(model, inputs)
+    found = sample(model, [prepare_prompt(model, inputs)], 3, GREEDY)
     assert ids(found) == [[expected] * 3]
 
 
@@ -162,8 +160,9 @@ def test_ends_and_truncations() -> None:
     assert completion.truncated
 
 
+@pytest.mark.parametrize("layers", [None, (1,), (0, -1)])
 @pytest.mark.parametrize("kind", [*VISION_KINDS, "llama"])
-def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str) -> None:
+def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str, layers: tuple[int, ...] | None) -> None:
     """Each greedily chosen token is the most likely one of the packed forward that is biased in the same way."""
     model = tiny_model(kind)
     inputs = [INPUTS["text"]] if kind == "llama" else [INPUTS["image"], INPUTS["text"], INPUTS["images"]]
@@ -174,9 +173,9 @@ def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str) ->
     def best(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
         return {"best": logits.index_fill(-1, banned, float("-inf")).argmax(-1).float()}
 
-    biased = sample(model, prompts, 3, GREEDY, look_bias=biases)
+    biased = sample(model, prompts, 3, GREEDY, look_bias=biases, bias_layers=layers)
     completions = [[y.ids for y in group] for group in biased]
-    outputs = forward_groups(model, prompts, completions, look_bias=biases, token_statistics=best)
+    outputs = forward_groups(model, prompts, completions, look_bias=biases, bias_layers=layers, token_statistics=best)
     for group, output in zip(completions, outputs, strict=True):
         for y, likeliest in zip(group, output.extra["best"], strict=True):
             assert y.tolist() == likeliest[: len(y)].long().tolist()
@@ -204,6 +203,7 @@ def test_a_look_bias_lies_on_the_image_or_on_the_text_where_there_is_none() -> N
     assert bias[:, image.visual].std() == pytest.approx(0.5, rel=0.03)
     assert bias[:, image.visual].mean() == pytest.approx(0, abs=0.02)
     assert draw_look_bias(text, 2, 0.5, seeded()).all()
+    assert draw_look_bias(image, 2, 0.5, seeded(), "prompt").all()
 
 
 def test_sampling_leaves_every_module_in_the_mode_it_was_in() -> None:

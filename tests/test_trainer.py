@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from ral.anchors import ANCHORS
-from ral.attention import Prompt, forward_groups
+from ral.attention import forward_groups
 from ral.config import ConfigError, RALConfig
 from ral.data.record import Record
 from ral.groups import ScoredGroup, selected_rows
@@ -53,7 +53,7 @@ def settings(folder: Path, **changes: Any) -> RALConfig:
 def trainer(
     folder: Path, records: Sequence[Record] = RECORDS, kind: type[RALTrainer] = RALTrainer, **changes: Any
 ) -> RALTrainer:
-    names = ("eval_dataset", "reward_funcs", "peft_config", "reward_weights")
+    names = ("eval_dataset", "reward_funcs", "peft_config", "reward_weights", "teacher")
     others = {name: changes.pop(name) for name in names if name in changes}
     return kind(
         copy.deepcopy(MODEL), settings(folder, **changes), train_dataset=records, processing_class=PROCESSOR, **others
@@ -120,7 +120,8 @@ SAMPLE = {"step", "id", "question", "solution", "completion", "reward", "rewards
 @pytest.mark.parametrize("anchor", list(ANCHORS))
 def test_a_run_writes_its_metrics_and_samples(tmp_path: Path, anchor: str) -> None:
     before = MODEL.state_dict()
-    parameters, metrics = trained(tmp_path, attention_anchor=anchor, save_strategy="no")
+    teacher = {"teacher": copy.deepcopy(MODEL)} if anchor == "teacher" else {}
+    parameters, metrics = trained(tmp_path, attention_anchor=anchor, save_strategy="no", **teacher)
     assert [row["step"] for row in metrics] == [1, 2]
     for row in metrics:
         assert set(METRICS) <= row.keys()
@@ -208,15 +209,94 @@ def test_explore_aims_at_the_rows_of_the_biased_rollout(tmp_path: Path) -> None:
         assert (group.target_rows[1] - group.old_rows[1]).abs().max() > 1e-2
 
 
+def test_the_exact_ratio_of_explore_is_taken_to_the_biased_policy(tmp_path: Path) -> None:
+    """With `behaviour` the old log-probabilities are those under the bias; the gap to the policy's is logged either way."""
+    for ratio in ("policy", "behaviour"):
+        run = trainer(tmp_path / ratio, attention_anchor="explore", explore_sigma=1.0, explore_ratio=ratio)
+        groups = rollouts(run)
+        outputs = run.compute_loss(run.model, groups, return_outputs=True)[1]
+        for group, output in zip(groups, outputs, strict=True):
+            expected = output.logps.detach() if ratio == "policy" else group.biased_logps
+            assert torch.equal(group.old_logps, expected)
+            assert (group.biased_logps - output.logps).abs().max() > 1e-3
+    run.train()
+    first = lines(tmp_path / "behaviour" / "metrics.jsonl")[0]
+    assert first["explore/logp_gap"] > 0
+    assert first["ratio"] != 1
+
+
+@pytest.mark.parametrize("query", ["token", "predictor"])
+def test_direct_answers_lose_their_attention_signal_inside_the_group(tmp_path: Path, query: str) -> None:
+    """Trap 3 in the log: with rows of the predictor the first answer token's signal always cancels."""
+    _, metrics = trained(
+        tmp_path, think=False, attention_query=query, attention_coef=100.0, temperature=1.2, reward_funcs=spread
+    )
+    assert "attention/cancelled" not in metrics[0], "there is no signal to lose while p is old"
+    assert 0 <= metrics[1]["attention/cancelled"] <= 1
+    if query == "predictor":
+        assert metrics[1]["attention/cancelled"] > 0.1
+
+
+def test_the_attention_gradient_is_kept_at_its_share(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"attention_anchor": "group", "attention_share": 0.5, "max_steps": 4, "save_steps": 2}
+    changes |= {"save_strategy": "steps", "attention_coef": 1e-3, "reward_funcs": spread}
+    whole, metrics = trained(tmp_path, **changes)
+    shares = [row["grad/attention_to_token"] for row in metrics]
+    assert shares == pytest.approx([0.5] * 4), "the factor is that of the same step's measure"
+    (tmp_path / "metrics.jsonl").unlink()
+    again = trainer(tmp_path, **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.balance.factor != 1
+    assert same(whole, {name: p.detach() for name, p in again.model.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.854, 0.5, 0.146])]
+)
+def test_lambda_and_sigma_follow_their_schedules(tmp_path: Path, schedule: str, expected: list[float]) -> None:
+    args = settings(tmp_path, attention_schedule=schedule)
+    assert [args.scheduled(schedule, i / 4) for i in range(4)] == pytest.approx(expected, abs=1e-3)
+    # λ acts on the loss: the same run, with the constant one, takes the same first step and another third.
+    runs = [
+        trained(tmp_path / kind, max_steps=3, attention_anchor="group", attention_coef=50.0, attention_schedule=kind)[0]
+        for kind in ("constant", schedule)
+    ]
+    assert not same(*runs)
+    run = trainer(tmp_path / "sigma", attention_anchor="explore", explore_schedule=schedule)
+    run.state.max_steps, run.state.global_step = 4, 2
+    early = trainer(tmp_path / "early", attention_anchor="explore")
+    early.state.max_steps, early.state.global_step = 4, 2
+    for group, constant in zip(rollouts(run), rollouts(early), strict=True):
+        torch.testing.assert_close(group.look_bias, 0.5 * constant.look_bias)
+
+
+def test_sinks_are_left_out_of_the_rows(tmp_path: Path) -> None:
+    run = trainer(tmp_path, attention_skip=2, attention_anchor="group", attention_coef=10.0)
+    groups = rollouts(run)
+    _, outputs = run.compute_loss(run.model, groups, return_outputs=True)
+    for group, output in zip(groups, outputs, strict=True):
+        rows = group.old_rows[1]
+        assert rows.shape[-1] == output.attention.shape[-1] - 2
+        torch.testing.assert_close(rows.sum(-1), output.mask.float())
+        kept = output.attention.detach()[..., 2:]
+        torch.testing.assert_close(rows * kept.sum(-1, keepdim=True), kept)
+    run.train()
+
+
+def test_dropout_is_off_unless_kept(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.5)
+    for off in (True, False):
+        run = trainer(tmp_path, peft_config=lora, disable_dropout=off)
+        assert {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)} == ({0.0} if off else {0.5})
+
+
 class Replayed(RALTrainer):
     """Learns from given completions instead of sampling."""
 
     completions: dict[str, list[Completion]]
 
-    def rollouts(
-        self, records: list[Record], generator: torch.Generator
-    ) -> list[tuple[Record, Prompt, Tensor | None, list[Completion]]]:
-        return [(record, self.prepare(record), None, self.completions[record.id]) for record in records]
+    def rollouts(self, records: list[Record], generator: torch.Generator) -> list[ScoredGroup]:
+        return [self.score(r, self.prepare(r), self.completions[r.id], generator) for r in records]
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -380,15 +460,17 @@ def test_the_vision_tower_trains_when_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("advantage", ["absolute", "shuffled"])
 def test_controls_change_the_attention_term_only(tmp_path: Path, advantage: str) -> None:
-    run = trainer(tmp_path, attention_advantage=advantage)
-    [group, _] = rollouts(run)
-    group.advantages = torch.tensor([2.0, 0.0, -1.0, -1.0])
-    used = run._attention_advantages(group)
-    if advantage == "absolute":
-        assert used.tolist() == [2, 0, 1, 1]
-    else:
-        assert sorted(used.tolist()) == [-1, -1, 0, 2]
-        assert torch.equal(used, run._attention_advantages(group)), "the same in every inner update"
+    run = trainer(tmp_path, attention_advantage=advantage, reward_funcs=spread)
+    plain = trainer(tmp_path / "plain", reward_funcs=spread)
+    for group, without in zip(rollouts(run), rollouts(plain), strict=True):
+        assert torch.equal(group.advantages, without.advantages)
+        assert torch.equal(without.attention_advantages, without.advantages)
+        used = group.attention_advantages
+        if advantage == "absolute":
+            assert torch.equal(used, group.advantages.abs())
+        else:
+            assert torch.equal(used.sort().values, group.advantages.sort().values)
+    assert any(not torch.equal(group.attention_advantages, group.advantages) for group in rollouts(run))
 
 
 @pytest.mark.parametrize("keys", ["all", "prompt", "visual"])

@@ -48,7 +48,7 @@ class Anchor:
     """
 
     term: Callable[[AttentionState], Term]
-    target: Literal["ref", "explore"] | None = None
+    target: Literal["ref", "explore", "teacher"] | None = None
     needs_inner_updates: bool = False
 
 
@@ -58,7 +58,7 @@ def old(state: AttentionState) -> Term:
 
 
 def to_target(state: AttentionState) -> Term:
-    """A · JSD(p_θ ‖ target) with the rows of the frozen start model (`ref`) or of the biased rollout (`explore`)."""
+    """A · JSD(p_θ ‖ target) with the rows of the start model (`ref`), the biased rollout (`explore`) or the `teacher`."""
     assert state.target is not None
     return attention_loss(state.rows, state.target, state.advantages, state.weights)
 
@@ -89,4 +89,5 @@ ANCHORS: dict[str, Anchor] = {
     "ref": Anchor(to_target, target="ref"),
     "group": Anchor(group),
     "explore": Anchor(to_target, target="explore"),
+    "teacher": Anchor(to_target, target="teacher"),
 }

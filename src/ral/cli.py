@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -73,33 +73,72 @@ def check(
     data: Annotated[str, typer.Argument(help="A file, a folder or a hub id.", show_default=False)],
     data_root: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Accept media paths that leave the root.")
+    ] = False,
     eval_data: Annotated[str | None, typer.Option(help="Data whose media must not be trained on.")] = None,
+    scorer: Annotated[
+        str, typer.Option("--scorer", "--mode", help="Reading of solutions, as in training: strict or compat.")
+    ] = "strict",
     model: Annotated[str | None, typer.Option(help="Count prompt tokens with this model's processor.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt to accept; needs --model.")] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt to accept; needs --model.", show_default="what the model takes")
+    ] = None,
+    think: Annotated[bool, typer.Option("--think/--no-think", help="Prompts that ask to think first.")] = True,
+    template: Annotated[str, typer.Option(help="Prompt wording: paper or plain.")] = "paper",
+    min_pixels: Annotated[int | None, typer.Option(help="Smallest image or frame.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest image or frame.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames per video.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of video.")] = None,
+    examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
     clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
 ) -> None:
     """Say what is in a data set and what is wrong with it. Exit code 1 when training would fail."""
-    from ral.answers import unscorable
-    from ral.data.check import check_records
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from ral.answers import Mode, unscorable
+    from ral.data.check import check_records, prompt_budget
+    from ral.data.prompt import Template
     from ral.data.readers import read_records
 
     if max_prompt_tokens is not None and model is None:
         raise ValueError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
+    mode: Mode = _choice(Mode, scorer, "--scorer")
     processor = None
     if model is not None:
-        from transformers import AutoProcessor
+        from ral.loading import load_processor
 
-        processor = AutoProcessor.from_pretrained(model)
-    result = check_records(
-        lambda on_error: read_records(data, root=data_root, split=split, on_error=on_error),
-        unscorable=lambda record: unscorable(record.solution, record.problem_type, record.options),
-        evaluation=read_records(eval_data, root=data_root, split="test") if eval_data else (),
-        processor=processor,
-        max_prompt_tokens=max_prompt_tokens,
-        clean=clean,
-    )
-    typer.echo(result.to_text())
+        processor = load_processor(_model_path(model))
+        max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("rows", total=None)
+        result = check_records(
+            lambda on_error: read_records(
+                data, root=data_root, split=split, allow_outside=allow_outside, on_error=on_error
+            ),
+            unscorable=lambda record: unscorable(record.solution, record.problem_type, record.options, mode),
+            evaluation=(
+                read_records(eval_data, root=data_root, split="test", allow_outside=allow_outside) if eval_data else ()
+            ),
+            processor=processor,
+            max_prompt_tokens=max_prompt_tokens,
+            prompt_settings={
+                "think": think, "template": _choice(Template, template, "--template"), "min_pixels": min_pixels,
+                "max_pixels": max_pixels, "num_frames": num_frames, "fps": fps,
+            },
+            clean=clean,
+            progress=lambda rows: progress.update(bar, completed=rows),
+        )  # fmt: skip
+    typer.echo(result.to_text(examples))
     raise typer.Exit(result.exit_code)
+
+
+def _choice(kind: Any, value: str, option: str) -> Any:
+    """`value`, if it is one of the values of the Literal `kind`."""
+    if value not in get_args(kind):
+        raise ValueError(f"{option} {value!r} is not known; choose one of {', '.join(get_args(kind))}.")
+    return value
 
 
 @app.command(name="eval")
@@ -131,7 +170,7 @@ def evaluate(
     """Evaluate a model on tasks: answers, their scores, and where it looked. Goes on where it was cut off."""
     from rich.progress import Progress
 
-    from ral.evaluate.answering import load_model
+    from ral.evaluate.answering import load_for_answering
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings, run_folder
     from ral.evaluate.tasks.selection import find_task
@@ -147,7 +186,7 @@ def evaluate(
         if run is None:
             raise ValueError(f"{model} lies in no run folder, so give --output, the folder to write to.")
         output = run / "eval"
-    loaded, processor = load_model(path)
+    loaded, processor = load_for_answering(path)
     for task in chosen:
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task(task.name)
@@ -175,7 +214,7 @@ def look(
     """Draw where a model looks when it decides on its answer to a question about an image."""
     import numpy as np
 
-    from ral.evaluate.answering import glance, load_model
+    from ral.evaluate.answering import glance, load_for_answering
     from ral.evaluate.settings import EvalSettings
     from ral.report.heatmap import render_heatmap_html, render_heatmap_png
 
@@ -186,7 +225,7 @@ def look(
         path, think=think, template=template, max_completion_length=max_completion_length, max_pixels=max_pixels,
         layer=layer,
     )  # fmt: skip
-    seen = glance(*load_model(path), image, question, settings)
+    seen = glance(*load_for_answering(path), image, question, settings)
     picture, values = np.asarray(seen.image), seen.layer.maps[0]
     asked = " ".join(question.replace("<image>", " ").split())
     row = "the first token, as no answer was found" if seen.answer is None else f"the answer {seen.answer!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -12,9 +13,12 @@ from ral.answers import Mode
 from ral.attention.keys import Keys
 from ral.attention.rows import Query
 from ral.data.prompt import Template
+from ral.groups import BiasKeys
 from ral.objective import LossType, ScaleRewards
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
+Schedule = Literal["constant", "linear", "cosine"]
+TokenRatio = Literal["policy", "behaviour"]
 
 #: Values of the fields with a closed set of choices; the message of a refusal lists them.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -22,6 +26,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention_query": get_args(Query),
     "attention_keys": get_args(Keys),
     "attention_advantage": get_args(AttentionAdvantage),
+    "attention_schedule": get_args(Schedule),
+    "explore_schedule": get_args(Schedule),
+    "explore_keys": get_args(BiasKeys),
+    "explore_ratio": get_args(TokenRatio),
     "loss_type": get_args(LossType),
     "scale_rewards": get_args(ScaleRewards),
     "template": get_args(Template),
@@ -47,7 +55,9 @@ class RALConfig(TrainingArguments):
 
     # --- the attention term -------------------------------------------------------------------------------------
     attention_coef: float = _doc(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
-    attention_anchor: str = _doc("old", "What attention is pulled to: old (the paper's), ref, group or explore.")
+    attention_anchor: str = _doc(
+        "old", "What attention is pulled to: old (the paper's), ref, group, explore or teacher."
+    )
     attention_query: Query = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
     attention_keys: Keys = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
     attention_layers: list[int] = field(
@@ -56,7 +66,24 @@ class RALConfig(TrainingArguments):
     attention_advantage: AttentionAdvantage = _doc(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
+    attention_schedule: Schedule = _doc(
+        "constant", "How λ goes to 0 over the run: constant (not at all), linear or cosine."
+    )
+    attention_skip: int = _doc(0, "Leading prompt tokens left out of the distribution, as attention sinks.")
+    attention_share: float | None = _doc(
+        None, "Scale λ so that the attention gradient's norm is this share of the token gradient's, as last measured."
+    )
     explore_sigma: float = _doc(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
+    explore_schedule: Schedule = _doc(
+        "constant", "How σ goes to 0 over the run: constant (not at all), linear or cosine."
+    )
+    explore_keys: BiasKeys = _doc(
+        "visual", "Where the bias is drawn: visual tokens (all, in text) or the whole prompt."
+    )
+    explore_layers: list[int] | None = _doc(None, "Decoder layers that feel the bias; all if not given.")
+    explore_ratio: TokenRatio = _doc(
+        "policy", "Old log-probabilities of the token ratio: the policy's without the bias, or the biased ones (exact)."
+    )
 
     # --- on-policy distillation (needs a teacher) -------------------------------------------------------------------
     distill_coef: float = _doc(0.0, "μ, the weight of the token distillation (GKD).")
@@ -92,6 +119,7 @@ class RALConfig(TrainingArguments):
     )
     num_frames: int | None = _doc(None, "Frames per video at most.")
     fps: float | None = _doc(None, "Frames per second a video is sampled at.")
+    disable_dropout: bool = _doc(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")
     freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are; their features are computed once.")
 
     # --- measuring ------------------------------------------------------------------------------------------------
@@ -114,6 +142,22 @@ class RALConfig(TrainingArguments):
         self._check_attention_term()
         self._check_gradient_norms()
 
+    def scheduled(self, schedule: Schedule, progress: float) -> float:
+        """Factor in [0, 1] of a decaying quantity after `progress` (0 to 1) of the run."""
+        match schedule:
+            case "linear":
+                return 1 - progress
+            case "cosine":
+                return (1 + math.cos(math.pi * progress)) / 2
+            case _:
+                return 1.0
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether anything is learnt from a teacher."""
+        anchored = self.attention_coef > 0 and ANCHORS[self.attention_anchor].target == "teacher"
+        return anchored or self.distill_coef > 0 or self.attention_distill_coef > 0
+
     @property
     def prompts_per_batch(self) -> int:
         """Groups in one micro-batch of one process."""
@@ -126,6 +170,7 @@ class RALConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         at_least = {"attention_coef": 0, "beta": 0, "epsilon": 0, "top_k": 0, "gradient_norm_steps": 0}
+        at_least |= {"attention_skip": 0}
         at_least |= {
             "distill_coef": 0,
             "attention_distill_coef": 0,
@@ -140,6 +185,8 @@ class RALConfig(TrainingArguments):
         for name in ("temperature", "explore_sigma"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.attention_share is not None and self.attention_share <= 0:
+            raise ConfigError(f"attention_share must be positive, got {self.attention_share}")
         if self.distill_beta > 1:
             raise ConfigError(f"distill_beta must be in [0, 1], got {self.distill_beta}")
         if not 0 < self.top_p <= 1:
@@ -178,6 +225,10 @@ class RALConfig(TrainingArguments):
             )
 
     def _check_gradient_norms(self) -> None:
+        if self.attention_share is not None and not (self.gradient_norm_steps and self.attention_coef):
+            raise ConfigError(
+                "attention_share scales λ by the measured gradients; it needs attention_coef and gradient_norm_steps above 0"
+            )
         checkpointing = self.gradient_checkpointing_kwargs
         if self.gradient_norm_steps and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ConfigError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +12,11 @@ from torch import Tensor
 from ral.attention import GroupOutput, Prompt
 from ral.attention.keys import Keys, select_keys
 from ral.data.record import Record
+from ral.objective import Mean
 from ral.rollout import Completion
+
+#: Where a look bias is drawn.
+BiasKeys = Literal["visual", "prompt"]
 
 
 @dataclass
@@ -21,7 +27,8 @@ class ScoredGroup:
         texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply.
         reward, advantages: `[G]`.
         weights: `[G, R]`, how much each token counts in the optimiser step.
-        look_bias: `[G, P]` the rollouts were sampled under (`explore`).
+        attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
+        look_bias: `[G, P]` the rollouts were sampled under (`explore`), biased_logps: `[G, R]` under it.
         old_logps: `[G, R]`, old_rows: layer → `[G, R, K]`: the policy when the rollouts were made.
         ref_logps: `[G, R]` of the start model. target_rows: layer → `[G, R, K]` the anchor asked for.
         teacher_rows: one `[G, R, K]` per trained layer, teacher_hidden: `[ΣR, d]`, of the distillation's teacher.
@@ -34,8 +41,10 @@ class ScoredGroup:
     rewards: dict[str, Tensor]
     reward: Tensor
     advantages: Tensor
+    attention_advantages: Tensor
     weights: Tensor = field(init=False)  # once the whole optimiser step is known
     look_bias: Tensor | None = None
+    biased_logps: Tensor | None = None
     old_logps: Tensor | None = None
     old_rows: dict[int, Tensor] = field(default_factory=dict)
     ref_logps: Tensor | None = None
@@ -52,19 +61,52 @@ class ScoredGroup:
         """`[G]` tokens per completion."""
         return torch.tensor([len(completion.ids) for completion in self.completions])
 
-    def shared_keys(self, keys: Keys) -> int:
+    def shared_keys(self, keys: Keys, skip: int = 0) -> int:
         """Leading keys of a selected row that are the same position for every completion."""
-        return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids)
+        return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids) - skip
+
+    def samples(self, step: int) -> Iterator[dict[str, Any]]:
+        """One row of `samples.jsonl` per completion."""
+        for g, text in enumerate(self.texts):
+            yield {
+                "step": step,
+                "id": self.record.id,
+                "question": self.record.problem,
+                "solution": self.record.solution,
+                "completion": text,
+                "reward": float(self.reward[g]),
+                "rewards": {name: float(values[g]) for name, values in self.rewards.items()},
+                "advantage": float(self.advantages[g]),
+            }
 
 
-def selected_rows(output: GroupOutput, keys: Keys) -> dict[int, Tensor]:
+def selected_rows(output: GroupOutput, keys: Keys, skip: int = 0) -> dict[int, Tensor]:
     """Policy rows of every captured layer over the chosen keys: layer → `[G, R, K]`."""
-    prompt_length = len(output.visual)
-    return {layer: select_keys(rows, keys, prompt_length, output.visual) for layer, rows in output.layers.items()}
+    prompt, visual = len(output.visual), output.visual
+    return {layer: select_keys(rows, keys, prompt, visual, skip) for layer, rows in output.layers.items()}
 
 
-def draw_look_bias(prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator) -> Tensor:
-    """`[G, P]`: η ~ N(0, σ²) on the visual positions (all positions of a prompt without any), 0 elsewhere."""
-    where = prompt.visual if bool(prompt.visual.any()) else torch.ones_like(prompt.visual)
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
+    """Rewards, lengths and signal of rollouts."""
+    reward = torch.stack([group.reward for group in groups])
+    advantages = torch.stack([group.advantages for group in groups]).cpu()
+    values = {
+        "reward": reward,
+        "reward_std": reward.std(dim=1),
+        "groups_without_signal": (reward == reward[:, :1]).all(dim=1).float(),
+        "advantage_std": advantages.std(dim=1),
+        "completion_length": torch.cat([group.lengths for group in groups]).float(),
+        "truncated": torch.tensor([float(c.truncated) for group in groups for c in group.completions]),
+    }
+    values |= {f"reward/{name}": torch.cat([group.rewards[name] for group in groups]) for name in groups[0].rewards}
+    return {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
+
+
+def draw_look_bias(
+    prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator, keys: BiasKeys = "visual"
+) -> Tensor:
+    """`[G, P]`: η ~ N(0, σ²) on the chosen positions, 0 elsewhere; on all where a prompt has no visual ones."""
+    everywhere = keys == "prompt" or not bool(prompt.visual.any())
+    where = torch.ones_like(prompt.visual) if everywhere else prompt.visual
     noise = torch.randn(num_generations, len(where), generator=generator).to(where.device)
     return sigma * noise * where

@@ -7,6 +7,7 @@ groups simply add up: L = Σ_groups Σ_tokens w · ℓ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -128,6 +129,32 @@ def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Te
         "attention/jsd_negative": Mean.over(divergence, mask & (advantages < 0)[:, None]),
     }
     return Term((per_token * weights).sum(), metrics)
+
+
+def cancelled_share(signal: Tensor, completions: Sequence[Tensor], sees_itself: bool) -> Mean:
+    """How much of a signal on attention rows is lost because rollouts of one group share their context.
+
+    Rows whose context is the same are the same function of the policy, so only the sum of what pulls at them counts:
+    1 − Σ_c ‖Σ_{g ∈ c} s_g‖ / Σ_g ‖s_g‖ over the classes c of equal contexts. As Σ_g A_g = 0 it is 1 where all completions agree.
+
+    Args:
+        signal: `[G, R, K]` gradient of the loss in the rows. completions: G token sequences.
+        sees_itself: whether a row's context includes its own token (`attention_query="token"`).
+
+    Returns:
+        The share, weighing as one group; weight 0 where there is no signal.
+    """
+    tokens = torch.nn.utils.rnn.pad_sequence(list(completions), batch_first=True, padding_value=-1)
+    context = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    left = torch.zeros((), device=signal.device)
+    for t in range(tokens.shape[1]):
+        before = context
+        _, context = torch.stack([context, tokens[:, t]], dim=1).unique(dim=0, return_inverse=True)
+        classes = (context if sees_itself else before).to(signal.device)
+        summed = signal.new_zeros(len(tokens), signal.shape[2]).index_add_(0, classes, signal[:, t])
+        left = left + summed.norm(dim=-1).sum()
+    total = signal.norm(dim=-1).sum()
+    return Mean(torch.where(total > 0, 1 - left / total, 0.0), (total > 0).float())
 
 
 def distillation_loss(divergence: Tensor, weights: Tensor, name: str) -> Term:

@@ -27,8 +27,10 @@ from ral.attention.models import (
     has_vision,
     make_capturable,
     merge_features,
+    resolve_layers,
     special_visual_token_ids,
 )
+from ral.attention.packed import DecodingBias
 
 #: Ended rows leave the batch once they are this share of it; dropping them copies the cache.
 DROP_SHARE = 0.25
@@ -64,6 +66,11 @@ class Completion:
     ids: Tensor
     truncated: bool
 
+    def text(self, processor: Any) -> str:
+        """What was written, without the end-of-sequence token but with tags that are tokens."""
+        tokenizer = getattr(processor, "tokenizer", processor)
+        return tokenizer.decode(self.ids if self.truncated else self.ids[:-1], skip_special_tokens=False)
+
 
 def eos_token_ids(model: Any) -> tuple[int, ...]:
     """The end-of-sequence tokens of a model's generation config."""
@@ -79,12 +86,14 @@ def sample(
     sampling: Sampling,
     generator: torch.Generator | None = None,
     look_bias: Sequence[Tensor] | None = None,
+    bias_layers: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
     """Draw completions for several prompts of any kind at once.
 
     Args:
         model: the policy; switched to evaluation mode while sampling.
         look_bias: per prompt `[G, P]` added to the attention logits of the completion queries (`explore` anchor).
+        bias_layers: decoder layers that feel it; None: every layer.
 
     Returns:
         Per prompt, `num_generations` completions.
@@ -96,9 +105,12 @@ def sample(
         cache, logits, mask, position = _prefill(base, prompts)
         if num_generations > 1:
             cache.batch_repeat_interleave(num_generations)
-        repeated = (x.repeat_interleave(num_generations, dim=0) for x in (logits, mask, position))
-        bias = None if look_bias is None else _left_padded([b.to(logits.device) for b in look_bias], mask.shape[1])
-        rows = _decode(base, cache, *repeated, bias, sampling, generator)
+        logits, mask, position = (x.repeat_interleave(num_generations, dim=0) for x in (logits, mask, position))
+        bias = None
+        if look_bias is not None:
+            layers = None if bias_layers is None else resolve_layers(base, bias_layers)
+            bias = DecodingBias(_left_padded([b.to(logits.device) for b in look_bias], mask.shape[1]), layers)
+        rows = _decode(base, cache, logits, mask, position, bias, sampling, generator)
     finally:
         for module in training:
             module.training = True
@@ -141,14 +153,14 @@ def _decode(
     logits: Tensor,
     mask: Tensor,
     position: Tensor,
-    bias: Tensor | None,
+    bias: DecodingBias | None,
     sampling: Sampling,
     generator: torch.Generator | None,
 ) -> list[Completion]:
     total, device = len(logits), logits.device
     processors = _processors(sampling, special_visual_token_ids(model), device)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
-    tokens = torch.zeros(total, sampling.max_completion_length, dtype=torch.long, device=device)
+    tokens: Any = torch.zeros(total, sampling.max_completion_length, dtype=torch.long, device=device)
     lengths = torch.full((total,), sampling.max_completion_length, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     active = torch.arange(total, device=device)
@@ -166,31 +178,24 @@ def _decode(
             keep = running.nonzero()[:, 0]
             cache.batch_select_indices(keep)
             active, chosen, mask, position = active[keep], chosen[keep], mask[keep], position[keep]
-            bias = None if bias is None else bias[keep]
+            bias = None if bias is None else bias.of(keep)
         mask = nn.functional.pad(mask, (0, 1), value=True)
         logits = model(
             input_ids=chosen[:, None],
             position_ids=(position + step)[:, None].expand(axes, -1, 1) if axes > 1 else (position + step)[:, None],
-            attention_mask=_decoding_mask(mask, bias, logits.dtype),
+            attention_mask=mask[:, None, None],
+            look_bias=bias,
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
     return [Completion(tokens[i, : int(lengths[i])].clone(), not bool(ended[i])) for i in range(total)]
 
 
-def _decoding_mask(mask: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`[N, 1, 1, S]`: bool, or additive where the completion is sampled under a look bias."""
-    if bias is None:
-        return mask[:, None, None]
-    additive = nn.functional.pad(bias.to(dtype), (0, mask.shape[1] - bias.shape[1]))
-    return additive.masked_fill(~mask, float("-inf"))[:, None, None]
-
-
 def _processors(sampling: Sampling, banned: tuple[int, ...], device: torch.device) -> LogitsProcessorList:
     # A sampled visual placeholder would make the next forward pass look for features that do not exist.
     processors = LogitsProcessorList()
     if banned:
-        processors.append(SuppressTokensLogitsProcessor(list(banned), device=device))
+        processors.append(SuppressTokensLogitsProcessor(list(banned), device=str(device)))
     if sampling.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:

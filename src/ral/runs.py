@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,13 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        with open(_output(args) / METRICS, "a", encoding="utf-8") as stream:
-            stream.write(json_line({"step": state.global_step, **logs}))
+        append_jsonl(_output(args) / METRICS, [{"step": state.global_step, **logs}])
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append one flushed line per row."""
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.writelines(map(json_line, rows))
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -76,10 +76,8 @@ def assert_same_gradients(model, reference, ours: Tensor, theirs: Tensor, tolera
 @pytest.mark.parametrize("media", ["image", "images", "video", "mixed", "text"])
 @pytest.mark.parametrize("kind", VISION_KINDS)
 def test_parity_with_eager_attention_on_vision_models(kind, media):
-    if kind == "qwen3_vl" and media in ("video", "mixed"):
-        media = "images"  # Qwen3-VL writes a video as one block of tokens per frame: see the next test
     model = tiny_model(kind)
-    assert_parity(model, twin(model), prompt(media), completions())
+    assert_parity(model, twin(model), prompt(media, model=kind), completions())
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
@@ -207,6 +205,20 @@ def test_look_bias_is_added_to_the_logits_of_completion_queries(query):
         torch.testing.assert_close(biased.attention[1, 0], plain.attention[1, 0])
 
 
+def test_a_look_bias_reaches_the_layers_it_is_meant_for():
+    """Below the first biased layer nothing changes; from it on, everything does."""
+    model, inputs, ys = tiny_model(), prompt("image"), completions((4, 4))
+    base = [prepare_prompt(model, inputs)], [ys]
+    bias = [torch.randn(2, inputs["input_ids"].shape[1], generator=torch.Generator().manual_seed(0))]
+    (plain,) = forward_groups(model, *base, layers=(0, 1, 2))
+    (middle,) = forward_groups(model, *base, layers=(0, 1, 2), look_bias=bias, bias_layers=(-2,))
+    assert torch.equal(plain.layers[0], middle.layers[0])
+    assert all((plain.layers[layer] - middle.layers[layer]).abs().max() > 1e-3 for layer in (1, 2))
+    (every,) = forward_groups(model, *base, look_bias=bias, bias_layers=(0, 1, 2))
+    (default,) = forward_groups(model, *base, look_bias=bias)
+    assert torch.equal(every.logps, default.logps)
+
+
 def test_trainable_vision_tower_gets_its_gradient():
     model, inputs, ys = tiny_model(), prompt("image"), completions()
     forward_group(model, inputs, ys).logps.sum().backward()
@@ -218,8 +230,8 @@ def test_trainable_vision_tower_gets_its_gradient():
 def test_refusals():
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*qwen2_5_vl"):
         forward_group(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)), prompt("text"), completions())
+    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
     with pytest.raises(UnsupportedModelError, match="sliding"):
-        model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
         forward_group(model, prompt("text"), completions())
     model = tiny_model()
     inputs = prompt("image")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(group
 def test_completion_tokens_see_their_prompt_and_their_own_past(groups: tuple[GroupLayout, ...]) -> None:
     layout = PackedLayout(groups)
     tokens = labels(layout)
-    for g, (group, masks) in enumerate(zip(groups, layout.block_masks(CPU, torch.float32), strict=True)):
+    for g, (group, masks) in enumerate(zip(groups, layout.block_masks(0, CPU, torch.float32), strict=True)):
         for block, mask in zip(group.blocks, masks, strict=True):
             members = range(len(group.lengths))[block]
             keys = [token for token in tokens if token[0] == g and (token[1] == -1 or token[1] in members)]
@@ -57,7 +59,7 @@ def test_blocks_hold_every_completion_once_and_stay_under_a_quarter_of_the_promp
     blocks = [lengths[block] for block in GroupLayout(prompt_length, lengths).blocks]
     assert tuple(length for block in blocks for length in block) == lengths
     assert all(len(block) == 1 or 4 * sum(block) <= prompt_length for block in blocks)
-    assert all(4 * (sum(a) + b[0]) > prompt_length for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(4 * (sum(a) + b[0]) > prompt_length for a, b in pairwise(blocks))
 
 
 @given(GROUPS)
@@ -81,8 +83,8 @@ def test_look_bias_is_added_on_the_prompt_of_its_own_completion(
     biases = [
         torch.randn(len(group.lengths), group.prompt_length) if data.draw(st.booleans()) else None for group in groups
     ]
-    plain = PackedLayout(groups).block_masks(CPU, torch.float32)
-    biased = PackedLayout(groups, biases).block_masks(CPU, torch.float32)
+    layout = PackedLayout(groups, biases, bias_layers=(1,))
+    plain, biased = (layout.block_masks(layer, CPU, torch.float32) for layer in (0, 1))
     for group, bias, without, masks in zip(groups, biases, plain, biased, strict=True):
         owner = [y for y, length in enumerate(group.lengths) for _ in range(length)]
         expected = torch.zeros(len(owner), group.prompt_length) if bias is None else bias[owner]

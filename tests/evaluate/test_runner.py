@@ -26,7 +26,7 @@ from ral.answers import Mode
 from ral.cli import app
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, DataError, Record
-from ral.evaluate.answering import load_model
+from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import ITEMS, SETTINGS, SUMMARY, Summary, evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.statistics import proportion_interval
@@ -400,11 +400,11 @@ def test_an_adapter_is_evaluated_on_its_base_model(start: tuple, tmp_path: Path)
     base = tmp_path / "base"
     shutil.copytree(start_checkpoint(), base)
     adapted = get_peft_model(
-        load_model(base)[0], LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        load_for_answering(base)[0], LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(tmp_path / "run" / "final")
     start[1].save_pretrained(tmp_path / "run" / "final")
-    loaded, processor = load_model(tmp_path / "run")
+    loaded, processor = load_for_answering(tmp_path / "run")
     inputs = encode_prompt(processor, ring_records(1, 3)[0], think=True, template="plain")
     with torch.no_grad():
         expected, plain = adapted.eval()(**inputs).logits, start[0](**inputs).logits

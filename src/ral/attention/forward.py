@@ -20,6 +20,7 @@ from ral.attention.models import (
     resolve_layers,
     rope_positions,
     vision_features,
+    vision_parameters,
     visual_token_ids,
 )
 from ral.attention.rows import Query, head_mean_attention, policy_rows
@@ -112,14 +113,10 @@ def prepare_prompt(
         input_ids = input_ids[inputs["attention_mask"][0].bool()]
     grids = _check_visual_tokens(base, input_ids, inputs) if has_vision(base) else ()
     visual = torch.isin(input_ids, torch.tensor(visual_token_ids(base), device=input_ids.device))
-    if features is None and not any(p.requires_grad for p in _vision_parameters(base)):
+    if features is None and not any(p.requires_grad for p in vision_parameters(base)):
         with torch.no_grad():
             features = vision_features(base, inputs)
     return Prompt(input_ids, rope_positions(base, input_ids, inputs), visual, grids, features, inputs)
-
-
-def _vision_parameters(model: Any) -> Any:
-    return model.base_model.visual.parameters() if has_vision(model) else ()
 
 
 def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
@@ -151,6 +148,7 @@ def forward_groups(
     query: Query = "token",
     temperature: float = 1.0,
     look_bias: Sequence[Tensor | None] | None = None,
+    bias_layers: Sequence[int] | None = None,
     token_statistics: TokenStatistics | None = None,
 ) -> list[GroupOutput]:
     """One packed forward of several groups.
@@ -161,7 +159,8 @@ def forward_groups(
         layers: decoder layers whose policy rows are wanted (may be empty: then no attention is recomputed).
         query: see `head_mean_attention`.
         temperature: divides the logits before log-probabilities and entropy.
-        look_bias: per group `[G, P]` added to the completion queries' scores in every layer, or None.
+        look_bias: per group `[G, P]` added to the completion queries' scores, or None.
+        bias_layers: decoder layers that feel it; None: every layer.
         token_statistics: further statistics of the token distribution.
 
     Raises:
@@ -175,7 +174,8 @@ def forward_groups(
     )
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
-    layout = PackedLayout(groups, look_bias, resolve_layers(base, list(layers)))
+    biased = None if bias_layers is None else resolve_layers(base, bias_layers)
+    layout = PackedLayout(groups, look_bias, biased, resolve_layers(base, layers))
     head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
     features = [p.features if p.features is not None else vision_features(base, dict(p.inputs)) for p in prompts]
     visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
@@ -297,7 +297,7 @@ class _LogProbHead:
         return result if self.statistics is None else result | self.statistics(logits, hidden, rows)
 
 
-def pretrained_vocabulary(head: nn.Module) -> int:
+def pretrained_vocabulary(head: Any) -> int:
     """Rows of an output embedding, also when an adapter wraps it."""
     return int(head.weight.shape[0])
 
@@ -332,7 +332,7 @@ def _alpha(layout: PackedLayout, layer: int, group_index: int, row_start: int, i
     own = index + prompt_end
     before = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
     at = own if query == "token" else before
-    bias = layout.bias(group_index)
+    bias = layout.bias(group_index, layer)
     if bias is not None:
         bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(-1, index.shape[1], -1)
         if query == "predictor":  # the first row's query is a prompt token, which is never biased

@@ -12,22 +12,23 @@ from ral.attention.rows import renormalise
 Keys = Literal["all", "prompt", "visual"]
 
 
-def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor) -> Tensor:
+def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, skip: int = 0) -> Tensor:
     """Policy rows restricted to a set of keys and renormalised over it.
 
     Args:
         rows: `[G, R, P+R]` policy rows; visual: `[P]` bool, true on the prompt's visual tokens.
+        skip: leading prompt tokens that are left out, as attention sinks.
 
     Returns:
-        `[G, R, K]` with K = P+R (`all`), P (`prompt`) or the number of visual tokens (`visual`).
+        `[G, R, K]` with K = P+R (`all`), P (`prompt`), each less `skip`, or the number of visual tokens (`visual`).
 
     Raises:
         ValueError: `keys="visual"` for a prompt without visual tokens.
     """
     if keys == "all":
-        return rows
+        return renormalise(rows[..., skip:]) if skip else rows
     if keys == "prompt":
-        return renormalise(rows[..., :prompt_length])
+        return renormalise(rows[..., skip:prompt_length])
     if not bool(visual.any()):
         raise ValueError(
             'attention_keys="visual", but a prompt has no visual tokens; '

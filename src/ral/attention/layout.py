@@ -72,14 +72,16 @@ class PackedLayout:
 
     Attributes:
         groups: the groups in row order.
-        look_bias: per group, `[G, P]` float added to the attention logits of that group's completion queries in every
-            layer (the `explore` anchor), or None.
+        look_bias: per group, `[G, P]` float added to the attention logits of that group's completion queries (the
+            `explore` anchor), or None.
+        bias_layers: decoder layers (non-negative) that feel the bias; None: every layer.
         capture_layers: decoder layers (non-negative) whose post-RoPE query and key are to be kept in `captured`.
         captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling), filled during the forward pass.
     """
 
     groups: tuple[GroupLayout, ...]
     look_bias: Sequence[Tensor | None] | None = None
+    bias_layers: tuple[int, ...] | None = None
     capture_layers: tuple[int, ...] = ()
     captured: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
@@ -96,19 +98,24 @@ class PackedLayout:
             for size in (group.prompt_length, *(sum(group.lengths[block]) for block in group.blocks))
         ]
 
-    def bias(self, index: int) -> Tensor | None:
-        return None if self.look_bias is None else self.look_bias[index]
+    def biased(self, layer: int) -> bool:
+        return self.look_bias is not None and (self.bias_layers is None or layer in self.bias_layers)
 
-    def block_masks(self, device: torch.device, dtype: torch.dtype) -> list[list[Tensor]]:
-        """Per group and block the mask `[T, P+T]` of its queries; built once for all layers."""
-        if self._masks is None:
-            self._masks = [
-                [group.block_mask(block, self.bias(i), device, dtype) for block in group.blocks]
+    def bias(self, index: int, layer: int) -> Tensor | None:
+        """The look bias of one group in one layer."""
+        return self.look_bias[index] if self.look_bias is not None and self.biased(layer) else None
+
+    def block_masks(self, layer: int, device: torch.device, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Per group and block the mask `[T, P+T]` of its queries; built once for all layers that are (not) biased."""
+        biased = self.biased(layer)
+        if biased not in self._masks:
+            self._masks[biased] = [
+                [group.block_mask(block, self.bias(i, layer), device, dtype) for block in group.blocks]
                 for i, group in enumerate(self.groups)
             ]
-        return self._masks
+        return self._masks[biased]
 
-    _masks: list[list[Tensor]] | None = field(default=None, repr=False)
+    _masks: dict[bool, list[list[Tensor]]] = field(default_factory=dict, repr=False)
 
     def predictors(self) -> list[int]:
         """Row positions whose output predicts each completion token, in row order (`Σ` over groups of ΣR entries)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,11 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
 
 def has_vision(model: PreTrainedModel) -> bool:
     return model.config.model_type in VISION_MODELS
+
+
+def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
+    """Parameters of the vision tower and its projector; none of a text model."""
+    return model.base_model.visual.parameters() if has_vision(model) else iter(())
 
 
 def make_capturable(model: nn.Module) -> PreTrainedModel:
@@ -60,7 +65,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return getattr(decoder, "language_model", decoder).layers  # type: ignore[union-attr, return-value]
 
 
-def resolve_layers(model: PreTrainedModel, layers: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+def resolve_layers(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:
     """Layer numbers counted from the front, from numbers that may count from the back as `-1` does."""
     count = len(decoder_layers(model))
     for layer in layers:
@@ -75,7 +80,7 @@ def capture_with_gradient(model: PreTrainedModel, layers: tuple[int, ...]) -> It
 
     A reentrant checkpoint runs its first forward without grad, so what is captured in it would carry no gradient.
     """
-    modules = [decoder_layers(model)[i] for i in layers]
+    modules: list[Any] = [decoder_layers(model)[i] for i in layers]
     before = [getattr(module, "gradient_checkpointing", False) for module in modules]
     for module in modules:
         module.gradient_checkpointing = False
@@ -106,7 +111,7 @@ def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 def vision_features(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
-    base = pretrained(model)
+    base: Any = pretrained(model)
     features = {}
     if inputs.get("pixel_values") is not None:
         features["image"] = base.get_image_features(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class RepeatedBatches:
@@ -57,3 +59,15 @@ class RepeatedBatches:
             for _ in range(self.repeats):
                 for i in range(self.per_step):
                     yield order[start + i * self.batch_size : start + (i + 1) * self.batch_size]
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler its epoch also where Trainer does not reach it: in a resumed run on several processes."""
+
+    def __init__(self, batches: RepeatedBatches):
+        self.batches = batches
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.batches.set_epoch(state.global_step // (self.batches.steps * self.batches.repeats))

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
@@ -19,6 +18,7 @@ from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.media import load_image
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
+from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 
 from .looking import LayerLook, Look, answer_token, look
@@ -53,19 +53,10 @@ class Glance:
         return self.look.layers[self.number]
 
 
-def load_model(name: str | Path) -> tuple[PreTrainedModel, Any]:
-    """Model, in evaluation mode and on the GPU if there is one, and processor, from a folder or a hub id.
-
-    A folder with an adapter gives its base model with the adapter on it; a run folder gives its `final/`.
-    """
-    final = Path(name) / "final"
-    name = str(final if final.is_dir() else name)
-    adapter = Path(name) / "adapter_config.json"
-    base = yaml.safe_load(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else name
-    has_vision = hasattr(AutoConfig.from_pretrained(base), "vision_config")
-    loader = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
-    model: Any = loader.from_pretrained(name, dtype="auto")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), AutoProcessor.from_pretrained(name)
+def load_for_answering(name: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Model, in evaluation mode and on the GPU if there is one, and processor, from a folder or a hub id."""
+    model: Any = load_model(name)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_processor(name)
 
 
 def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, torch.Tensor]:
@@ -91,7 +82,6 @@ def answer(
     inputs: Sequence[dict[str, torch.Tensor]] | None = None,
 ) -> list[Answered]:
     """The most likely completion of every record, generated as one batch; `inputs` are the records encoded already."""
-    tokenizer = getattr(processor, "tokenizer", processor)
     if inputs is None:
         inputs = [encode(processor, record, settings) for record in records]
     # The features are given, as a tower that could be trained would be run again in every pass.
@@ -99,8 +89,7 @@ def answer(
     sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model)), temperature=0)
     answered = []
     for record, prompt, (completion,) in zip(records, prompts, sample(model, prompts, 1, sampling), strict=True):
-        ids = completion.ids if completion.truncated else completion.ids[:-1]
-        answered.append(Answered(record, prompt, completion, tokenizer.decode(ids, skip_special_tokens=False)))
+        answered.append(Answered(record, prompt, completion, completion.text(processor)))
     return answered
 
 

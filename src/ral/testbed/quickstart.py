@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ral.files import atomic_write_text, read_jsonl
 from ral.runs import METRICS
@@ -180,12 +180,14 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
 
     Raises whatever an arm raised; the others are not waited for.
     """
-    columns = (
+    columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description:14}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("reward {task.fields[reward]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
-    columns += (TextColumn("reward {task.fields[reward]}"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bars = {arm.name: progress.add_task(arm.label, total=steps, reward="–") for arm in ARMS}
         while not all(job.done() for job in jobs.values()):
