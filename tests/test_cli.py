@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_group
 from typer.testing import CliRunner
 
@@ -99,3 +101,62 @@ def test_check_tells_good_data_from_bad(tmp_path: Path) -> None:
 def test_check_refuses_a_budget_without_a_model(tmp_path: Path) -> None:
     found = runner.invoke(app, ["check", str(tmp_path / "x.jsonl"), "--max-prompt-tokens", "10"])
     assert (found.exit_code, "needs --model" in found.stderr) == (2, True)
+
+
+def test_check_reads_solutions_as_the_scorer_of_training(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"problem": "Share?", "solution": "14%", "problem_type": "numerical"}) + "\n")
+    assert runner.invoke(app, ["check", str(data)]).exit_code == 0
+    compat = runner.invoke(app, ["check", str(data), "--mode", "compat"])
+    assert (compat.exit_code, "1 numerical (1 bad)" in compat.stdout) == (1, True)
+    unknown = runner.invoke(app, ["check", str(data), "--scorer", "lenient"])
+    assert (unknown.exit_code, "strict, compat" in unknown.stderr) == (2, True)
+
+
+def test_check_counts_tokens_as_training_would(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"problem": "red ring", "solution": "red", "image": "a.png"}) + "\n")
+
+    def tokens(*words: str) -> int:
+        found = runner.invoke(app, ["check", str(data), "--model", "start", "--template", "plain", *words])
+        assert found.exit_code == 0, found.output
+        return int(found.stdout.split("prompt tokens: ")[1].split()[0])
+
+    assert tokens("--max-pixels", "4096", "--min-pixels", "4096") - tokens("--max-pixels", "1024") == 48
+    assert tokens("--template", "paper") > tokens()
+    short = runner.invoke(app, ["check", str(data), "--model", "start", "--max-prompt-tokens", "5"])
+    assert (short.exit_code, "more than 5" in short.stdout) == (1, True)
+
+
+def test_check_uses_the_model_s_own_budget(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"problem": "red " * 5000, "solution": "red"}) + "\n")
+    found = runner.invoke(app, ["check", str(data), "--model", "start"])
+    assert (found.exit_code, "prompts above the model's budget: 1" in found.stdout) == (1, True)
+
+
+def test_check_finds_what_the_evaluation_shares_however_encoded(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "a.png")
+    image.resize((120, 90)).save(tmp_path / "b.jpg", quality=85)
+    for name, file in (("train", "a.png"), ("held_out", "b.jpg")):
+        row = {"problem": f"{name}?", "solution": "red", "image": str(tmp_path / file)}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["check", str(tmp_path / "train.jsonl"), "--eval-data", str(tmp_path / "held_out.jsonl")]
+    found = runner.invoke(app, words)
+    assert (found.exit_code, "looks like one of the evaluation's" in found.stdout) == (0, True)
+    elsewhere = [*words, "--data-root", str(tmp_path / "media")]
+    assert "a path inside" in runner.invoke(app, elsewhere).output
+    assert "looks like" in runner.invoke(app, [*elsewhere, "--allow-outside"]).stdout
+
+
+def test_check_writes_a_clean_copy_and_names_as_many_rows_as_asked(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"problem": f"{n}?", "solution": "red" if n == 3 else ""} for n in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = runner.invoke(app, ["check", str(data), "--clean", str(tmp_path / "clean"), "--examples", "8"])
+    assert found.stdout.count("field 'solution'") == 8
+    assert "1 clean rows written" in found.stdout
+    assert runner.invoke(app, ["check", str(tmp_path / "clean")]).exit_code == 0

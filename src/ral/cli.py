@@ -97,7 +97,7 @@ def check(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ral.answers import Mode, unscorable
-    from ral.data.check import check_records, prompt_budget
+    from ral.data.check import check_records
     from ral.data.prompt import Template
     from ral.data.readers import read_records
 
@@ -106,7 +106,7 @@ def check(
     mode: Mode = _choice(Mode, scorer, "--scorer")
     processor = None
     if model is not None:
-        from ral.loading import load_processor
+        from ral.loading import load_processor, prompt_budget
 
         processor = load_processor(_model_path(model))
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))

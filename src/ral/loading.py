@@ -29,6 +29,11 @@ def load_processor(name: str | Path) -> Any:
     return AutoProcessor.from_pretrained(_final(name))
 
 
+def prompt_budget(name: str | Path) -> int | None:
+    """Tokens that the model's positions reach, by its configuration; None if it does not say."""
+    return getattr(AutoConfig.from_pretrained(_final(name)).get_text_config(), "max_position_embeddings", None)
+
+
 def _final(name: str | Path) -> str:
     final = Path(name) / "final"
     return str(final if final.is_dir() else name)

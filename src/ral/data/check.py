@@ -65,10 +65,12 @@ class Finding:
 
 @dataclass
 class CheckReport:
-    """What `check_records` found. `tokens` holds the prompt lengths, where a processor was given."""
+    """What `check_records` found. `types` counts the rows of each problem type and `bad` those among them with an error;
+    `tokens` holds the prompt lengths, where a processor was given."""
 
     rows: int = 0
     types: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
     images: int = 0
     videos: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -87,7 +89,10 @@ class CheckReport:
 
     def to_text(self, examples: int = 5) -> str:
         """The report as text, with up to `examples` rows for every kind of problem."""
-        types = ", ".join(f"{count:,} {name}" for name, count in self.types.most_common())
+        types = ", ".join(
+            f"{count:,} {name}" + (f" ({self.bad[name]:,} bad)" if self.bad[name] else "")
+            for name, count in self.types.most_common()
+        )
         lines = [f"{self.rows:,} rows: {types or 'none readable'}; {self.images:,} images, {self.videos:,} videos"]
         if self.tokens:
             middle = statistics.median_low(self.tokens)
@@ -208,6 +213,7 @@ def check_records(
             duplicate = _duplicate(seen, seen_rows, seen_questions)
             findings = [*seen.findings, *duplicate, *_leaks(seen, held_out)]
             report.findings += findings
+            report.bad[seen.record.problem_type] += any(finding.is_error for finding in findings)
             if writer and not any(f.is_error or f.kind in ("duplicate", "leak") for f in findings):
                 writer.write(seen)
                 report.kept += 1

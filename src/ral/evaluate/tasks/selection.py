@@ -11,6 +11,7 @@ from pathlib import Path
 from ral.data.record import DataError, Record
 
 from . import BENCHMARKS
+from .own import own_task
 from .task import Task
 from .testbed import easy_vqa_task, rings_task
 
@@ -24,9 +25,11 @@ def find_task(
 ) -> Task:
     """The task called `name` with `n` items (default: all), drawn with `seed` and kept in their order.
 
-    `data` and `media` are a benchmark's table and its folder of media where they lie on this machine, see `Task.records`.
+    Where no task has that name it may be a file or folder of one's own data, see `own_task`. `data` and `media` are a
+    benchmark's table and its folder of media where they lie on this machine, see `Task.records`.
 
-    Raises `DataError` for an unknown name, with the nearest known one, for `n` < 1, and for `data` of a testbed task.
+    Raises `DataError` for an unknown name, with the nearest known one, for `n` < 1, and for `data` of a testbed task or
+    of a file.
     """
     if n is not None and n < 1:
         raise DataError(f"n={n}: evaluate on at least one item")
@@ -34,11 +37,16 @@ def find_task(
         if data is not None or media is not None:
             raise DataError(f"{name} is made by this package; evaluate on it without data and media")
         return TESTBED[name](n, seed)
-    if name not in BENCHMARKS:
+    if name not in BENCHMARKS and Path(name).exists():
+        if data is not None:
+            raise DataError(f"{name} is a file already; leave out data, which says where a benchmark lies")
+        task = own_task(name)
+    elif name in BENCHMARKS:
+        task = BENCHMARKS[name]
+    else:
         near = get_close_matches(name, NAMES, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}"
-        raise DataError(f"no task is called {name!r}; {advice}")
-    task = BENCHMARKS[name]
+        raise DataError(f"no task is called {name!r}, nor is there such a file; {advice}")
 
     def source(table: str | Path | None = None, folder: Path | None = None) -> Iterator[Record]:
         records = list(task.records(table or data, folder or media))

@@ -1,0 +1,35 @@
+"""The user's own data as a task: any file that training reads, scored as training scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ral.answers import Mode, score_answer
+from ral.data.readers import read_records
+from ral.data.record import Record
+
+from .task import Task
+
+
+def by_type(answer: str, record: Record, mode: Mode) -> float:
+    """The accuracy reward of the record's own problem type."""
+    return score_answer(
+        answer, record.solution, record.problem_type, options=record.options, question=record.problem, mode=mode
+    )
+
+
+def own_task(data: str | Path, root: Path | None = None, split: str = "test") -> Task:
+    """The records of `data`, which `read_records` reads with media under `root`, as the task called like the file.
+
+    Reported by problem type; records about one image or video file are one cluster.
+    """
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        for record in read_records(table or data, root=media or root, split=split):
+            first = next((medium for medium in (*record.images, *record.videos) if isinstance(medium, Path)), record.id)
+            own = {"problem_type": record.problem_type, "medium": str(first)}
+            yield replace(record, extra={**record.extra, **own})
+
+    return Task(Path(data).stem, source, by_type, groups=("problem_type",), cluster="medium")
