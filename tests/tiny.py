@@ -109,29 +109,40 @@ def _vision_block(token: int, grid: tuple[int, int, int]) -> list[int]:
     return [VISION_START, *[token] * (t * h * w // 4), VISION_END]
 
 
-def prompt(kind: str = "image", seed: int = 0, words: int = 6) -> dict[str, Tensor]:
-    """A processor-like dict for one prompt: `image`, `images` (two sizes), `video`, `mixed` or `text`."""
+def prompt(
+    kind: str = "image", seed: int = 0, words: int = 6, model: str = "qwen2_5_vl", patches: int | None = None
+) -> dict[str, Tensor]:
+    """A processor-like dict for one prompt: `image`, `images` (two sizes), `video`, `mixed` or `text`.
+
+    A video has `patches` temporal patches, two frames each. It is written as the processor of `model` does: Qwen3-VL's
+    writes a block for every temporal patch, behind its time in words, the others write one block.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def text(n: int) -> list[int]:
         return torch.randint(0, 90, (n,), generator=generator).tolist()
 
     images = {"image": [(1, 4, 6)], "images": [(1, 4, 6), (1, 6, 4)], "mixed": [(1, 4, 4)]}.get(kind, [])
-    videos = {"video": [(3, 4, 4)], "mixed": [(2, 4, 6)]}.get(kind, [])
+    videos = {"video": [(patches or 3, 4, 4)], "mixed": [(patches or 2, 4, 6)]}.get(kind, [])
     ids = text(words)
     for token, grids in ((IMAGE, images), (VIDEO, videos)):
-        for grid in grids:
-            ids += _vision_block(token, grid) + text(2)
+        for t, h, w in grids:
+            if token == VIDEO and model == "qwen3_vl":
+                for _ in range(t):
+                    ids += text(3) + _vision_block(token, (1, h, w))
+            else:
+                ids += _vision_block(token, (t, h, w))
+            ids += text(2)
     inputs: dict[str, Tensor] = {
         "input_ids": torch.tensor([ids]),
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
     }
     for name, pixels, grids in (("image", "pixel_values", images), ("video", "pixel_values_videos", videos)):
         if grids:
-            patches = sum(t * h * w for t, h, w in grids)
-            inputs[pixels] = torch.randn(patches, PATCH_VALUES, generator=generator)
+            cells = sum(t * h * w for t, h, w in grids)
+            inputs[pixels] = torch.randn(cells, PATCH_VALUES, generator=generator)
             inputs[f"{name}_grid_thw"] = torch.tensor(grids)
-    if videos:
+    if videos and model != "qwen3_vl":
         inputs["second_per_grid_ts"] = torch.tensor([1.5] * len(videos))
     if images or videos:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
