@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,14 @@ from ral.recipe import Recipe
 from ral.runs import last_checkpoint, prepare_run, refuse_occupied
 from ral.testbed import start_checkpoint
 from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
 
 #: How many ring searches `data: rings` is, and the seed of their images, by split.
 RINGS = {"train": (4096, 1), "test": (512, 2)}
+#: The same for `data: episodes`, videos, and `data: told`, the episodes in words.
+EPISODES = {"train": (2048, 1), "test": (256, 2)}
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -49,10 +53,20 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     return folder
 
 
-def load_data(source: str, split: Literal["train", "test"], root: str | None = None) -> list[Record]:
-    """The records of one split of `rings`, `easy-vqa`, or whatever `read_records` reads; raises DataError as it does."""
+def load_data(source: str | Sequence[str], split: Literal["train", "test"], root: str | None = None) -> list[Record]:
+    """The records of one split of `rings`, `episodes`, `told`, `easy-vqa`, or whatever `read_records` reads.
+
+    Of several sources, the records of all, one source after the other; training shuffles them. Raises DataError as
+    `read_records` does.
+    """
+    if not isinstance(source, str):
+        return [record for one in source for record in load_data(one, split, root)]
     if source == "rings":
         return ring_records(*RINGS[split])
+    if source == "episodes":
+        return episode_records(*EPISODES[split])
+    if source == "told":
+        return told_records(*EPISODES[split])
     if source == "easy-vqa":
         return easy_vqa_records(split)
     return list(read_records(source, root=root, split=split))

@@ -30,8 +30,15 @@ class Task:
     model: str = field(
         metadata={"help": "Checkpoint folder or hub id of the model to train; `start` is the embedded one."}
     )
-    data: str = field(metadata={"help": "Training data: a file, a folder, a hub id, `rings` or `easy-vqa`."})
-    eval_data: str | None = field(default=None, metadata={"help": "Held-out data, in any form `data` takes."})
+    data: str | list[str] = field(
+        metadata={
+            "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told` (text); "
+            "or a list of them, to be mixed."
+        }
+    )
+    eval_data: str | list[str] | None = field(
+        default=None, metadata={"help": "Held-out data, in any form `data` takes."}
+    )
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
     reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "Names of reward functions; 0.9 · accuracy + 0.1 · format if not given."}

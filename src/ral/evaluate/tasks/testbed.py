@@ -1,4 +1,4 @@
-"""The testbed's tasks, which need no download: ring search, with known boxes, and easy-vqa."""
+"""The testbed's tasks, which need no download: ring search and episodes, with known boxes, and easy-vqa."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from ral.answers import Mode, same_text
 from ral.data.record import Record
 from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.rings import ring_records
 
 from .task import Task
 
-#: Held-out items of the ring search when no number is asked for.
-RINGS = 512
+#: Held-out items of the ring search, and of the episodes, when no number is asked for.
+RINGS, EPISODES = 512, 256
 
 
 def named(answer: str, record: Record, mode: Mode) -> float:
@@ -32,6 +33,24 @@ def rings_task(n: int | None = None, seed: int = 0) -> Task:
         yield from ring_records(RINGS if n is None else n, -1 - seed)
 
     return Task("rings", source, named)
+
+
+def episodes_task(n: int | None = None, seed: int = 0) -> Task:
+    """Questions about `n` held-out videos (default 256), with seeds as in `rings_task`."""
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        yield from episode_records(EPISODES if n is None else n, -1 - seed)
+
+    return Task("episodes", source, named)
+
+
+def told_task(n: int | None = None, seed: int = 0) -> Task:
+    """The questions of `episodes_task` about the same episodes in words: what of them is not a matter of seeing."""
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        yield from told_records(EPISODES if n is None else n, -1 - seed)
+
+    return Task("told", source, named)
 
 
 def easy_vqa_task(n: int | None = None, seed: int = 0) -> Task:
