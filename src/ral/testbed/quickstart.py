@@ -133,7 +133,7 @@ def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, thread
     seconds = time.perf_counter() - begin
     trainer.save_model(str(folder / "final"))
     processor.save_pretrained(folder / "final")
-    _evaluate(folder / "final", folder / "eval", held_out)
+    _evaluate(folder / "final", arm.label, folder / "eval", held_out)
     return seconds
 
 
@@ -143,7 +143,7 @@ def run_start(output: Path, held_out: int, threads: int) -> float:
 
     _quiet_worker(threads)
     begin = time.perf_counter()
-    _evaluate(start_checkpoint(), output / START.name / "eval", held_out)
+    _evaluate(start_checkpoint(), START.label, output / START.name / "eval", held_out)
     return time.perf_counter() - begin
 
 
@@ -156,21 +156,21 @@ def _quiet_worker(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def _evaluate(checkpoint: Path, output: Path, held_out: int) -> None:
-    """Answers and attention of a checkpoint on held-out images, asked as in training."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
+def _evaluate(checkpoint: Path, name: str, output: Path, held_out: int) -> None:
+    """Answers and attention of a checkpoint on held-out images, asked as in training; `name` is what pages call it."""
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings
     from ral.evaluate.tasks.testbed import rings_task
+    from ral.loading import load_model, load_processor
 
     task = rings_task(held_out)
     evaluate(
-        AutoModelForImageTextToText.from_pretrained(checkpoint),
-        AutoProcessor.from_pretrained(checkpoint),
+        load_model(checkpoint).eval(),
+        load_processor(checkpoint),
         task,
         output / task.name,
-        settings=EvalSettings(**{name: SETTINGS[name] for name in ("think", "template", "max_completion_length")}),
+        settings=EvalSettings(**{key: SETTINGS[key] for key in ("think", "template", "max_completion_length")}),
+        name=name,
         overwrite=True,
     )
 
