@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from experiments.figures import README, with_figures
 from typer.main import get_group
 from typer.testing import CliRunner
 
@@ -34,6 +35,12 @@ def commands(program: str) -> list[list[str]]:
     """The words of every command line of `program` in the pages' bash blocks, comments left out."""
     lines = (shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines())
     return [words for words in lines if words[:1] == [program]]
+
+
+def test_figures_are_those_of_the_result_files() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert "<!-- figures: " in text
+    assert text == with_figures(text), "run python -m experiments.figures"
 
 
 @pytest.mark.parametrize("code", blocks("python"))
