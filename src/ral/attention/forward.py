@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +68,7 @@ class GroupOutput:
         alpha: layer → head-averaged attention `[G, R, P+R]` before the token itself is left out.
         visual: `[P]` bool.
         extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
+        heads: layer → `alpha` of every head `[H, G, R, P+R]`, where it was asked for.
     """
 
     logps: Tensor
@@ -77,6 +78,7 @@ class GroupOutput:
     alpha: dict[int, Tensor]
     visual: Tensor
     extra: dict[str, Tensor]
+    heads: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def attention(self) -> Tensor:
@@ -150,6 +152,7 @@ def forward_groups(
     look_bias: Sequence[Tensor | None] | None = None,
     bias_layers: Sequence[int] | None = None,
     token_statistics: TokenStatistics | None = None,
+    per_head: bool = False,
 ) -> list[GroupOutput]:
     """One packed forward of several groups.
 
@@ -162,6 +165,7 @@ def forward_groups(
         look_bias: per group `[G, P]` added to the completion queries' scores, or None.
         bias_layers: decoder layers that feel it; None: every layer.
         token_statistics: further statistics of the token distribution.
+        per_head: hand on the attention of every head, too; for evaluation, as it is H times as large.
 
     Raises:
         ValueError: an empty completion, or one that holds a visual token.
@@ -190,7 +194,7 @@ def forward_groups(
             packed=layout,
             **visual_inputs,
         )
-    return _unpack(layout, prompts, head.result, query)
+    return _unpack(layout, prompts, head.result, query, per_head)
 
 
 def forward_group(
@@ -303,7 +307,7 @@ def pretrained_vocabulary(head: Any) -> int:
 
 
 def _unpack(
-    layout: PackedLayout, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query
+    layout: PackedLayout, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query, per_head: bool
 ) -> list[GroupOutput]:
     """Row order → padded `[G, R]` per group, and the policy rows of every captured layer."""
     outputs = []
@@ -315,17 +319,21 @@ def _unpack(
             name: torch.where(mask, values[token_start : token_start + group.completion_total][index], 0.0)
             for name, values in tokens.items()
         }
-        alpha = {layer: _alpha(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
+        captured = {layer: _captured(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
+        alpha = {layer: head_mean_attention(*qk, query=query, **how) for layer, (qk, how) in captured.items()}
+        heads = {layer: _per_head(qk, query, how) for layer, (qk, how) in captured.items()} if per_head else {}
         rows = {layer: policy_rows(a, mask, group.prompt_length) for layer, a in alpha.items()}
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
-        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra))
+        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra, heads))
         row_start += group.total
         token_start += group.completion_total
     return outputs
 
 
-def _alpha(layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query) -> Tensor:
-    """Head-averaged attention `[G, R, P+R]` of one group in one captured layer."""
+def _captured(
+    layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+    """What `head_mean_attention` takes for one group in one captured layer: its query and keys; scaling and bias."""
     group = layout.groups[group_index]
     q, k, scaling = layout.captured[layer]
     prompt_end = row_start + group.prompt_length
@@ -337,4 +345,16 @@ def _alpha(layout: PackedLayout, layer: int, group_index: int, row_start: int, i
         bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(-1, index.shape[1], -1)
         if query == "predictor":  # the first row's query is a prompt token, which is never biased
             bias = torch.cat([torch.zeros_like(bias[:, :1]), bias[:, 1:]], dim=1)
-    return head_mean_attention(q[:, at], k[:, row_start:prompt_end], k[:, own], scaling=scaling, query=query, bias=bias)
+    return (q[:, at], k[:, row_start:prompt_end], k[:, own]), {"scaling": scaling, "bias": bias}
+
+
+def _per_head(qk: tuple[Tensor, Tensor, Tensor], query: Query, how: dict[str, Any]) -> Tensor:
+    """`[H, G, R, P+R]`: each head is a mean over one, with the keys of its group of heads."""
+    q, *keys = qk
+    shared = len(q) // len(keys[0])
+    return torch.stack(
+        [
+            head_mean_attention(q[h : h + 1], *(k[h // shared : h // shared + 1] for k in keys), query=query, **how)
+            for h in range(len(q))
+        ]
+    )
