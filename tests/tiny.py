@@ -115,7 +115,8 @@ def prompt(
     """A processor-like dict for one prompt: `image`, `images` (two sizes), `video`, `mixed` or `text`.
 
     A video has `patches` temporal patches, two frames each. It is written as the processor of `model` does: Qwen3-VL's
-    writes a block for every temporal patch, behind its time in words, the others write one block.
+    writes a block for every temporal patch, behind its time in words, all inside a further pair of start and end; the
+    others write one block.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -128,8 +129,10 @@ def prompt(
     for token, grids in ((IMAGE, images), (VIDEO, videos)):
         for t, h, w in grids:
             if token == VIDEO and model == "qwen3_vl":
+                ids += [VISION_START]
                 for _ in range(t):
                     ids += text(3) + _vision_block(token, (1, h, w))
+                ids += [VISION_END]
             else:
                 ids += _vision_block(token, (t, h, w))
             ids += text(2)
