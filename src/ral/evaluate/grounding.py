@@ -11,7 +11,7 @@ at `grounding`: ties for the maximum.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -48,6 +48,11 @@ class Grounding:
         """The fields by name, with None for what is undefined, as JSON has no NaN."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float | None]) -> Grounding:
+        """The inverse of `as_dict`."""
+        return cls(**{name: math.nan if value is None else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ class LayerLook:
     """One layer's head-averaged attention on the visual tokens.
 
     maps: a grid [h, w] of weights for every image and for every temporal patch of a video, images first; they are shares
-    of the *whole* row, so that they sum to `visual_share`.
+    of the *whole* row, so that they sum to `visual_share`. heads: the same of every head, where it was asked for.
     """
 
     maps: tuple[NDArray[np.float64], ...]
+    heads: tuple[LayerLook, ...] = ()
 
     @property
     def visual_share(self) -> float:
@@ -51,15 +52,27 @@ def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
     `answer` is the body as `ral.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
     stands counts. A token that holds the body's first character together with other text counts as the body's first.
     """
+    span = answer_span(tokenizer, ids, answer)
+    return None if span is None else span.start
+
+
+def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
+    """The tokens of completion `ids` [R] that spell its answer's body, see `answer_token`."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
     tagged = list(re.finditer(rf"<answer>\s*({re.escape(answer)})\s*</answer>", text))
     start = tagged[-1].start(1) if tagged else text.rfind(answer)
     if start < 0:
         return None
-    low, high = 0, len(ids) - 1  # the first token whose end lies beyond `start`
+    first, last = (_token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
+    return slice(first, last + 1)
+
+
+def _token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
+    """The first token whose end lies beyond character `place` of the decoded text."""
+    low, high = 0, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > start:
+        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > place:
             high = middle
         else:
             low = middle + 1
@@ -68,7 +81,11 @@ def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
 
 @torch.no_grad()
 def look(
-    model: nn.Module, prompts: Sequence[Prompt], completions: Sequence[Tensor], tokens: Sequence[int]
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Tensor],
+    tokens: Sequence[int],
+    per_head: bool = False,
 ) -> list[Look]:
     """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] behind `prompts[i]`, in one forward pass.
 
@@ -79,12 +96,72 @@ def look(
     # Only one row of each completion is wanted: what precedes its token joins the prompt, and the token stands alone.
     extended = [_extended(p, ids[:token]) for p, ids, token in zip(prompts, completions, tokens, strict=True)]
     targets = [[ids[token : token + 1]] for ids, token in zip(completions, tokens, strict=True)]
-    outputs = forward_groups(model, extended, targets, layers=layers, query="predictor")
+    outputs = forward_groups(model, extended, targets, layers=layers, query="predictor", per_head=per_head)
     kinds = visual_token_ids(base)
+    found = []
+    for token, prompt, output in zip(tokens, prompts, outputs, strict=True):
+        looks = []
+        for layer in layers:
+            heads = output.heads[layer][:, 0, 0] if per_head else ()
+            looks.append(
+                LayerLook(
+                    _maps(output.alpha[layer][0, 0], prompt, kinds),
+                    tuple(LayerLook(_maps(row, prompt, kinds)) for row in heads),
+                )
+            )
+        found.append(Look(token, tuple(looks)))
+    return found
+
+
+@torch.no_grad()
+def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:
+    """Where every text token behind the last visual one looks: per prompt and layer, weights `[rows, N]`.
+
+    The last row is that of the prompt's last token, which predicts the first of an answer; N counts the visual tokens in
+    the order of the maps. Raises ValueError for a prompt without visual tokens, or with no text behind them.
+    """
+    base = make_capturable(model)
+    layers, kinds = range(len(decoder_layers(base))), visual_token_ids(base)
+    parts = [prompt_and_rest(prompt) for prompt in prompts]
+    outputs = forward_groups(model, [first for first, _ in parts], [[rest] for _, rest in parts], layers=layers)
     return [
-        Look(token, tuple(LayerLook(_maps(output.alpha[layer][0, 0], prompt, kinds)) for layer in layers))
-        for token, prompt, output in zip(tokens, prompts, outputs, strict=True)
+        [output.alpha[layer][0][:, visual_places(prompt, kinds)].double().cpu().numpy() for layer in layers]
+        for prompt, output in zip(prompts, outputs, strict=True)
     ]
+
+
+def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Tensor]:
+    """`prompt` up to token `cut`, and the tokens behind it; default: behind the last visual token and what closes it.
+
+    As a completion they are queries of their own, whose rows are captured and can be biased.
+    """
+    if cut is None:
+        if not prompt.grids:
+            raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+        cut = int(prompt.visual.nonzero().max()) + 2
+    if not cut < len(prompt.input_ids):
+        raise ValueError("no text follows the prompt's visual tokens, so that no token can look back at them")
+    first = replace(
+        prompt,
+        input_ids=prompt.input_ids[:cut],
+        position_ids=prompt.position_ids[..., :cut],
+        visual=prompt.visual[:cut],
+    )
+    return first, prompt.input_ids[cut:]
+
+
+def visual_places(prompt: Prompt, kinds: Sequence[int]) -> Tensor:
+    """Places `[N]` of the visual tokens in the prompt, in the order of the maps: images before videos."""
+    if not prompt.grids:
+        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+    return torch.cat([(prompt.input_ids == kind).nonzero()[:, 0] for kind in kinds])
+
+
+def as_maps(weights: NDArray, prompt: Prompt) -> tuple[NDArray, ...]:
+    """Values of the visual tokens `[N]` on the grids of `prompt`."""
+    ends = np.cumsum([t * h * w for t, h, w in prompt.grids])[:-1]
+    parts = np.split(weights, ends)
+    return tuple(map_ for part, grid in zip(parts, prompt.grids, strict=True) for map_ in part.reshape(grid))
 
 
 def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
@@ -99,11 +176,6 @@ def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
     )
 
 
-def _maps(row: Tensor, prompt: Prompt, kinds: tuple[int, ...]) -> tuple[NDArray[np.float64], ...]:
+def _maps(row: Tensor, prompt: Prompt, kinds: Sequence[int]) -> tuple[NDArray[np.float64], ...]:
     """The weights of one row `[P + …]` on the grids of `prompt`, which lists images before videos."""
-    if not prompt.grids:
-        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
-    weights = torch.cat([row[: len(prompt.input_ids)][prompt.input_ids == kind] for kind in kinds])
-    ends = np.cumsum([t * h * w for t, h, w in prompt.grids])[:-1]
-    parts = np.split(weights.double().cpu().numpy(), ends)
-    return tuple(map_ for part, grid in zip(parts, prompt.grids, strict=True) for map_ in part.reshape(grid))
+    return as_maps(row[visual_places(prompt, kinds)].double().cpu().numpy(), prompt)

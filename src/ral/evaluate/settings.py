@@ -15,6 +15,9 @@ from ral.data.prompt import Template
 from ral.data.record import DataError
 from ral.runs import CONFIG
 
+#: Measures of looking that can be asked for, see `ral.evaluate.probes`.
+PROBES = ("heads", "relative", "sinks", "masking", "masking-text")
+
 
 @dataclass(frozen=True)
 class EvalSettings:
@@ -25,6 +28,7 @@ class EvalSettings:
         max_completion_length: tokens after which an answer is cut and counted as truncated.
         min_pixels, max_pixels, num_frames, fps: size of images and videos; the processor's own where None.
         layer: the decoder layer whose attention is reported as *the* grounding; the trained one.
+        probes: further measures of where it looked, see `ral.evaluate.probes`: names separated by commas.
         show: items, spread evenly over the task, of which the image and the attention map are kept.
     """
 
@@ -37,12 +41,14 @@ class EvalSettings:
     num_frames: int | None = None
     fps: float | None = None
     layer: int = -1
+    probes: str = ""
     show: int = 12
 
     def __post_init__(self) -> None:
         for name in ("template", "scorer"):
             if (value := getattr(self, name)) not in CHOICES[name]:
                 raise DataError(f"{name}={value!r} is not known; choose one of {', '.join(CHOICES[name])}")
+        object.__setattr__(self, "probes", ",".join(parse_probes(self.probes)))
         if self.max_completion_length < 1 or self.show < 0:
             raise DataError(
                 f"max_completion_length={self.max_completion_length}, show={self.show}: "
@@ -58,6 +64,14 @@ class EvalSettings:
         if config.get("attention_layers"):
             values["layer"] = config["attention_layers"][-1]
         return cls(**values | {name: value for name, value in changes.items() if value is not None})
+
+
+def parse_probes(text: str) -> tuple[str, ...]:
+    """Names separated by commas, in a fixed order; "all" for every one. Raises `DataError` for an unknown one."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := sorted(names - {*PROBES, "all"}):
+        raise DataError(f"no probe is called {unknown[0]!r}; known are all, {', '.join(PROBES)}")
+    return PROBES if "all" in names else tuple(name for name in PROBES if name in names)
 
 
 def run_folder(model: str | Path) -> Path | None:
