@@ -1,17 +1,21 @@
-"""Writes the measured figures into README.md: `python -m experiments.figures`.
+"""Writes the measured figures into README.md: `python -m experiments.figures [--picture quickstart/report.html]`.
 
 Every figure stands between two marks, `<!-- figures: NAME -->` and `<!-- /figures -->`, and is made from a result file that
-a command in the repository wrote.
+a command in the repository wrote. The picture is the top of a quickstart's report, as Chromium shows it.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 from experiments.seeds import RESULTS as SEEDS
 from experiments.seeds import table as seeds_table
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -67,5 +71,27 @@ def with_figures(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{FIGURES[match[2]]()}{match[3]}", text)
 
 
-if __name__ == "__main__":
+def picture(report: Path, target: Path = ROOT / "docs/assets/report.png") -> None:
+    """The first screen of a report as a small PNG."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 930})
+        page.goto(report.resolve().as_uri())
+        shot = page.screenshot()
+        browser.close()
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(128).save(target, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path, metavar="REPORT", help="also take README's picture from this report")
+    report = parser.parse_args().picture
     README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
+    if report is not None:
+        picture(report)
+
+
+if __name__ == "__main__":
+    main()

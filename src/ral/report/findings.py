@@ -214,10 +214,11 @@ def _attention_gradient(arm: Arm) -> str | None:
     ratios = [value for row in arm.metrics if (value := number(row.get("grad/attention_to_token"))) is not None]
     if not ratios:
         return None
-    middle = statistics.median(ratios)
-    weak = " At this strength it can hardly steer training." if middle < 0.01 else ""
-    size = "0 (it trained nothing)" if middle == 0 else f"{compact(middle)} × that of the token loss"
-    return f"{arm.label}: the gradient of the attention term had a median norm of {size}.{weak}"
+    # The mean, as with the paper's anchor the first of every two inner updates has a gradient of exactly zero.
+    mean = statistics.fmean(ratios)
+    weak = " At this strength it can hardly steer training." if mean < 0.01 else ""
+    size = "0 (it trained nothing)" if mean == 0 else f"{compact(mean)} × that of the token loss"
+    return f"{arm.label}: the gradient of the attention term had a mean norm of {size}.{weak}"
 
 
 def _verdict(

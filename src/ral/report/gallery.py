@@ -27,7 +27,8 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Look:
-    """One arm's answer to one item and where it looked; `tile` is None where neither image nor map was kept."""
+    """One arm's answer to one item and where it looked; `tile` is None where neither image nor map was kept; `inside`
+    says whether the most attended spot is known to lie in the true box."""
 
     arm: int
     label: str
@@ -36,19 +37,22 @@ class Look:
     correct: float | None
     truncated: bool
     tile: Tile | None
+    inside: bool
     facts: list[str]
     missing: str | None
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One held-out item with the look of every arm, in the order of the arms. `photo` is the shared image."""
+    """One held-out item with the look of every arm, in the order of the arms. `photo` is the shared image; of a video it is
+    a sheet of frames, and `frames` says at what seconds."""
 
     id: str
     question: str
     solution: str
     outcome: str
     photo: str | None
+    frames: str
     looks: list[Look]
 
 
@@ -120,7 +124,7 @@ def _exhibit(key: str, outcome: str, scored: list[tuple[int, Arm, Evaluation]]) 
     first = items[0][3]
     return Exhibit(
         id=key, question=str(first.get("question", "")), solution=str(first.get("solution", "")), outcome=outcome,
-        photo=photo, looks=[_without_photo(look) for look in looks],
+        photo=photo, frames=_frames(first), looks=[_without_photo(look) for look in looks],
     )  # fmt: skip
 
 
@@ -146,6 +150,7 @@ def _look(
         correct=number(item.get("correct")),
         truncated=item.get("truncated") is True,
         tile=tile(image, grid, _boxes(item), peak=peak, size=_size(item)) if image or grid is not None else None,
+        inside=pointing is not None and pointing >= 0.5,
         facts=facts,
         missing=missing,
     )
@@ -192,6 +197,13 @@ def _size(item: dict[str, Any]) -> tuple[float, float] | None:
         return None
     width, height = number(size[0]), number(size[1])
     return (width, height) if width and height and width > 0 and height > 0 else None
+
+
+def _frames(item: dict[str, Any]) -> str:
+    """At what seconds the frames of a video are that make up the image; nothing for an image."""
+    saved = item.get("times")
+    times = [number(time) for time in saved] if isinstance(saved, list) else []
+    return ", ".join(f"{time:.1f}" for time in times if time is not None)
 
 
 def _boxes(item: dict[str, Any]) -> list[list[float]]:

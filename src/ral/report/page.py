@@ -103,14 +103,18 @@ def _whiskers(table: list[findings.Row]) -> list[Whisker]:
 
 
 def _example(gallery: Gallery, start: int | None) -> tuple[Exhibit, list[int]] | None:
-    """The first exhibit that training fixed, with the looks of the start and of the last arm that got it right."""
+    """The first exhibit that training fixed, with the looks of the start and of the last arm that got it right.
+
+    One whose look now falls into the true box goes before the others, as a picture of what is meant.
+    """
+    found = []
     for exhibit in gallery.exhibits:
         seen = [i for i, look in enumerate(exhibit.looks) if look.tile and look.tile.heat]
         before = [i for i in seen if exhibit.looks[i].arm == start]
         after = [i for i in seen if exhibit.looks[i].arm != start and (exhibit.looks[i].correct or 0.0) >= 0.5]
         if exhibit.outcome == "fixed" and before and after:
-            return exhibit, [before[0], after[-1]]
-    return None
+            found.append((exhibit, [before[0], after[-1]]))
+    return min(found, key=lambda example: not example[0].looks[example[1][1]].inside, default=None)
 
 
 def _trained_layers(arm: Arm) -> list[int]:
