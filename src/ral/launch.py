@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from peft import LoraConfig
+from transformers import PreTrainedModel, Trainer
 
+from ral.attention.models import has_vision
+from ral.config import ConfigError
 from ral.data.readers import read_records
 from ral.data.record import Record
-from ral.recipe import Recipe
+from ral.loading import load_model, load_processor
+from ral.recipe import Recipe, Task
 from ral.runs import last_checkpoint, prepare_run, refuse_occupied
 from ral.testbed import start_checkpoint
 from ral.testbed.easy_vqa import easy_vqa_records
@@ -23,34 +27,79 @@ RINGS = {"train": (4096, 1), "test": (512, 2)}
 #: The same for `data: episodes`, videos, and `data: told`, the episodes in words.
 EPISODES = {"train": (2048, 1), "test": (256, 2)}
 
+AnyTask = TypeVar("AnyTask", bound=Task)
+
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train what `recipe` says, save the model in `final/`, and return the run folder.
+    """Train what `recipe` says by reinforcement, save the model in `final/`, and return the run folder.
 
-    Raises ValueError for an output folder that holds a run (see `prepare_run`), and what `RALTrainer` refuses. The
-    earlier run that `overwrite` replaces is removed only once the new one's model, data and settings are found good.
+    Raises what `run` and `RALTrainer` raise.
     """
-    args = recipe.args
+    return run(recipe, _reinforcement, resume=resume, overwrite=overwrite)
+
+
+def run(task: AnyTask, build: Callable[[AnyTask], Trainer], *, resume: bool, overwrite: bool) -> Path:
+    """Train what `build` makes of `task`, under the contract of run folders, and return the folder.
+
+    Raises ValueError for an output folder that holds a run (see `prepare_run`), and what `build` refuses. The earlier run
+    that `overwrite` replaces is removed only once the new one's model, data and settings are found good.
+    """
+    args = task.args
     folder = Path(str(args.output_dir))
     main_process = args.process_index == 0
     if main_process:
         refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    trainer = RALTrainer(
-        start_checkpoint() if recipe.model == "start" else recipe.model,
-        args,
-        train_dataset=load_data(recipe.data, "train", recipe.data_root),
-        eval_dataset=load_data(recipe.eval_data, "test", recipe.data_root) if recipe.eval_data else None,
-        reward_funcs=recipe.reward_funcs,
-        reward_weights=recipe.reward_weights,
-        peft_config=LoraConfig(**recipe.peft) if recipe.peft else None,
-    )
+    trainer = build(task)
     with args.main_process_first(local=False, desc="preparing the run folder"):
         if main_process:
-            prepare_run(folder, recipe.settings(), resume=resume, overwrite=overwrite)
+            prepare_run(folder, task.settings(), resume=resume, overwrite=overwrite)
     checkpoint = last_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(str(folder / "final"))
     return folder
+
+
+def _reinforcement(recipe: Recipe) -> RALTrainer:
+    train_dataset, eval_dataset = datasets(recipe)
+    model, processor = start_model(recipe)
+    return RALTrainer(
+        model,
+        recipe.args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        reward_funcs=recipe.reward_funcs,
+        reward_weights=recipe.reward_weights,
+        processing_class=processor,
+        peft_config=lora_config(recipe, model, recipe.args.freeze_vision),
+        teacher=None if recipe.teacher is None else model_name(recipe.teacher),
+    )
+
+
+def model_name(name: str) -> str:
+    """A folder or hub id; `start` is the embedded checkpoint."""
+    return str(start_checkpoint()) if name == "start" else name
+
+
+def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
+    """The model that a task starts from and its processor. Raises ConfigError: quantised weights without an adapter."""
+    if task.quantization is not None and task.peft is None:
+        raise ConfigError("quantization is set, but quantised weights cannot be trained; train an adapter: set peft")
+    name = model_name(task.model)
+    return load_model(name, task.quantization), load_processor(name)
+
+
+def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> LoraConfig | None:
+    """The adapter that a task trains, if it trains one; a frozen vision tower is left out unless the task says where."""
+    if task.peft is None:
+        return None
+    outside = {"exclude_modules": r".*\bvisual\b.*"} if freeze_vision and has_vision(model) else {}
+    return LoraConfig(**outside | task.peft)
+
+
+def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
+    """The records that a task trains on, and those held out."""
+    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", task.data_root)
+    return load_data(task.data, "train", task.data_root), held_out
 
 
 def load_data(source: str | Sequence[str], split: Literal["train", "test"], root: str | None = None) -> list[Record]:

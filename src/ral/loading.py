@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    Trainer,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from ral.attention.models import pretrained
 
 
-def load_model(name: str | Path) -> PreTrainedModel:
+def load_model(name: str | Path, quantization: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """A model in the dtype it was saved in, from a folder or a hub id.
 
-    A run folder gives its `final/`; a folder with an adapter gives its base model with the adapter on it.
+    A run folder gives its `final/`; a folder with an adapter gives the adapter's base model with the adapter merged into
+    its weights. `quantization` holds settings of `BitsAndBytesConfig`.
+
+    Raises ValueError: quantisation without bitsandbytes, or of a model with an adapter.
     """
     folder = _final(name)
-    adapter = Path(folder) / "adapter_config.json"
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else folder
-    has_vision = hasattr(AutoConfig.from_pretrained(base), "vision_config")
-    loader: Any = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
-    return loader.from_pretrained(folder, dtype="auto")
+    base = _adapted(folder)
+    if quantization is not None:
+        _refuse_quantization(folder, adapted=base is not None)
+    if base is not None:
+        # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
+        model: Any = PeftModel.from_pretrained(load_model(base), folder).merge_and_unload()
+        model.name_or_path = folder  # what an adapter that is trained on it is an adapter of
+        return model
+    loader: Any = AutoModelForImageTextToText if _has_vision(folder) else AutoModelForCausalLM
+    settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
+    return loader.from_pretrained(folder, dtype="auto", **settings)
 
 
 def load_processor(name: str | Path) -> Any:
@@ -31,12 +53,46 @@ def load_processor(name: str | Path) -> Any:
 
 def prompt_budget(name: str | Path) -> int | None:
     """Tokens that the model's positions reach, by its configuration; None if it does not say."""
-    return getattr(AutoConfig.from_pretrained(_final(name)).get_text_config(), "max_position_embeddings", None)
+    return getattr(_config(_final(name)).get_text_config(), "max_position_embeddings", None)
 
 
-def _final(name: str | Path) -> str:
-    final = Path(name) / "final"
-    return str(final if final.is_dir() else name)
+def export(name: str | Path, output: Path) -> None:
+    """Write what `load_model` makes of an adapter, all its weights, and its processor to the folder `output`.
+
+    Raises ValueError: no adapter in `name`, or a folder that is not empty.
+    """
+    folder = _final(name)
+    if _adapted(folder) is None:
+        raise ValueError(
+            f"{folder}: holds no adapter; its weights are whole as they are, and can be loaded from there."
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: is not an empty folder; choose another one to write the model to.")
+    load_model(folder).save_pretrained(output)
+    load_processor(folder).save_pretrained(output)
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer, to be mixed in before another, that goes on from the weights of its checkpoints."""
+
+    model: nn.Module
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights of a checkpoint, read as `from_pretrained` reads them.
+
+        Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
+        would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
+        """
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            base = pretrained(self.model)
+            saved = type(base).from_pretrained(resume_from_checkpoint, dtype=base.dtype)
+            base.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -46,3 +102,35 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     return frozen(copy.deepcopy(model))
+
+
+def _final(name: str | Path) -> str:
+    final = Path(name) / "final"
+    return str(final if final.is_dir() else name)
+
+
+def _adapted(folder: str) -> str | None:
+    """The name of the model that the adapter in `folder` is for; None of a folder without an adapter."""
+    file = Path(folder) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+
+
+def _config(folder: str) -> Any:
+    base = _adapted(folder)
+    return AutoConfig.from_pretrained(folder) if base is None else _config(base)
+
+
+def _has_vision(folder: str) -> bool:
+    return hasattr(_config(folder), "vision_config")
+
+
+def _refuse_quantization(folder: str, adapted: bool) -> None:
+    if adapted:
+        raise ValueError(
+            f"{folder}: holds an adapter, which cannot be merged into quantised weights; write the whole model with "
+            "`ral export` and start from that."
+        )
+    if not is_bitsandbytes_available():
+        raise ValueError(
+            "quantization needs the package bitsandbytes, which is not installed: pip install 'ral[qlora]'."
+        )

@@ -1,11 +1,13 @@
 """Recipes: a flat YAML file of about twenty lines, every key of which the command line can override.
 
-The keys are those of `Task` (what to train, on what) and of `RALConfig` (how). A recipe is data only: YAML is read with
-a safe loader, and nothing in it is imported or evaluated.
+The keys are those of a `Task` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
+with the settings of `RALConfig`; other commands read tasks of their own with the same loader. A recipe is data only: YAML
+is read with a safe loader, and nothing in it is imported or evaluated.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import types
@@ -14,10 +16,11 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import yaml
 from peft import LoraConfig
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from ral.config import RALConfig
 from ral.data.record import DataError
@@ -25,7 +28,7 @@ from ral.data.record import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a recipe trains, and on what."""
+    """What a recipe trains, and on what; `args` says how, with every setting resolved and checked."""
 
     model: str = field(
         metadata={"help": "Checkpoint folder or hub id of the model to train; `start` is the embedded one."}
@@ -40,48 +43,72 @@ class Task:
         default=None, metadata={"help": "Held-out data, in any form `data` takes."}
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
-    reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Names of reward functions; 0.9 · accuracy + 0.1 · format if not given."}
-    )
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
     )
+    quantization: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of `BitsAndBytesConfig`, such as `load_in_4bit`; needs `peft`."}
+    )
+    args: TrainingArguments
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that is not None, as plain YAML values; `load_recipe` takes them back."""
+        task = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "args"}
+        return {key: value for key, value in {**task, **self.args.to_dict()}.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Task):
-    """A recipe with every setting resolved and checked; `args` says how to train."""
+    """The task of `ral train`: reinforcement, and distillation from a teacher."""
 
+    teacher: str | None = field(
+        default=None, metadata={"help": "Checkpoint folder or hub id of the model to distil from."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Names of reward functions; 0.9 · accuracy + 0.1 · format if not given."}
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
     args: RALConfig
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting that is not None, as plain YAML values; `load_recipe` takes them back."""
-        task = {item.name: getattr(self, item.name) for item in fields(Task)}
-        return {key: value for key, value in {**task, **self.args.to_dict()}.items() if value is not None}
+
+#: The keys of the mappings in a recipe.
+_NESTED: dict[str, list[str]] = {
+    "peft": [item.name for item in fields(LoraConfig)],
+    "quantization": [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"],
+}
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+@overload
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def load_recipe(path: Path | str, overrides: Sequence[str], kind: type[AnyTask]) -> AnyTask: ...
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task] = Recipe) -> Task:
     """Read a recipe; `overrides` are command-line words (`--field value …`, `--field=value`) and win over the file.
 
-    Values take the type that the field declares. Without an `output_dir` the run goes to `runs/<name of the recipe>`.
+    Values take the type that the field declares, in `kind` or in the class of its `args`. Without an `output_dir` the run
+    goes to `runs/<name of the recipe>`.
 
     Raises DataError, which names the file and the key, for a file that cannot be read, invalid YAML, a key given twice,
-    an unknown key (with the nearest known one), a value of the wrong type, and settings that `RALConfig` refuses.
+    an unknown key (with the nearest known one), a value of the wrong type, and settings that the class of `args` refuses.
     """
     path = Path(path)
+    hints = get_type_hints(kind)
+    settings: type[TrainingArguments] = hints.pop("args")
+    known = {**_settable(settings), **hints}
     given = {"output_dir": f"runs/{path.stem}", **_read(path)}
-    _check_known(given, _hints(), f"{path}")
+    _check_known(given, known, f"{path}")
     override = _parse_overrides(overrides)
-    _check_known(override, _hints(), "command line")
-    values = _typed({**given, **override}, path)
-    _check_known(values.get("peft") or {}, [item.name for item in fields(LoraConfig)], f"{path}: peft")
-    own = {item.name for item in fields(Task)}
+    _check_known(override, known, "command line")
+    values = _typed({**given, **override}, known, path)
+    for key, names in _NESTED.items():
+        _check_known(values.get(key) or {}, names, f"{path}: {key}")
     try:
-        args = RALConfig(**{key: value for key, value in values.items() if key not in own})
+        args = settings(**{key: value for key, value in values.items() if key not in hints})
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}") from error
-    return Recipe(args=args, **{key: value for key, value in values.items() if key in own})
+    return kind(args=args, **{key: value for key, value in values.items() if key in hints})
 
 
 class _Loader(yaml.SafeLoader):
@@ -155,10 +182,10 @@ def _word(text: str) -> Any:
         raise DataError(f"command line: {text!r} is not valid YAML; check its brackets and quotes.") from error
 
 
-def _hints() -> dict[str, Any]:
-    """Every key that a recipe may hold, with its declared type."""
-    known = {item.name for kind in (Task, RALConfig) for item in fields(kind) if item.init}
-    return {key: hint for key, hint in (get_type_hints(RALConfig) | get_type_hints(Task)).items() if key in known}
+def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:
+    """The fields that can be given, with their declared types."""
+    hints = get_type_hints(settings)
+    return {item.name: hints[item.name] for item in fields(settings) if item.init}
 
 
 def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> None:
@@ -169,9 +196,9 @@ def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> Non
             raise DataError(f"{where}: unknown key {key!r}{advice}")
 
 
-def _typed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The values in the types that their fields declare."""
-    hints, typed = _hints(), {}
+    typed = {}
     for key, value in values.items():
         try:
             typed[key] = _convert(hints[key], value)
