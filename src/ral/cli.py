@@ -202,16 +202,21 @@ def look(
     model: Annotated[
         str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
     ],
-    image: Annotated[Path, typer.Option(help="The image.")],
-    question: Annotated[str, typer.Option(help="The question; <image> in it says where the image stands.")],
+    question: Annotated[str, typer.Option(help="The question; <image> or <video> in it says where the medium stands.")],
     output: Annotated[Path, typer.Option(help="A .png file, or an .html page with a slider.")],
+    image: Annotated[Path | None, typer.Option(help="The image.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="The video, in place of an image: one map a temporal patch.")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is drawn. {_AS_IN_RUN}")] = None,
     think: Annotated[bool | None, typer.Option("--think/--no-think", help=f"Think first. {_AS_IN_RUN}")] = None,
     template: Annotated[str | None, typer.Option(help=f"Prompt wording: paper or plain. {_AS_IN_RUN}")] = None,
     max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image. {_AS_IN_RUN}")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image or frame. {_AS_IN_RUN}")] = None,
+    num_frames: Annotated[int | None, typer.Option(help=f"Frames of the video. {_AS_IN_RUN}")] = None,
+    fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
 ) -> None:
-    """Draw where a model looks when it decides on its answer to a question about an image."""
+    """Draw where a model looks when it decides on its answer to a question about an image or a video."""
     import numpy as np
 
     from ral.evaluate.answering import glance, load_for_answering
@@ -223,17 +228,19 @@ def look(
     path = _model_path(model)
     settings = EvalSettings.of_model(
         path, think=think, template=template, max_completion_length=max_completion_length, max_pixels=max_pixels,
-        layer=layer,
+        num_frames=num_frames, fps=fps, layer=layer,
     )  # fmt: skip
-    seen = glance(*load_for_answering(path), image, question, settings)
-    picture, values = np.asarray(seen.image), seen.layer.maps[0]
-    asked = " ".join(question.replace("<image>", " ").split())
+    seen = glance(*load_for_answering(path), question, settings, image=image, video=video)
+    picture, values = np.asarray(seen.sheet.picture), seen.map
+    asked = " ".join(question.replace("<image>", " ").replace("<video>", " ").split())
     row = "the first token, as no answer was found" if seen.answer is None else f"the answer {seen.answer!r}"
     facts = [
         ("Row", f"predicts {row}"),
         ("Layer", f"{seen.number} of 0 to {len(seen.look.layers) - 1}"),
-        ("Attention on the image", f"{seen.layer.visual_share:.0%}"),
+        ("Attention on the image" if video is None else "Attention on the video", f"{seen.layer.visual_share:.0%}"),
     ]
+    if seen.sheet.times:
+        facts.append(("Frames at", ", ".join(f"{time:.1f}" for time in seen.sheet.times) + " s, row by row"))
     if output.suffix == ".html":
         render_heatmap_html(picture, values, [], output, question=asked, completion=seen.text, facts=facts)
     else:

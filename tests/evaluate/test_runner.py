@@ -199,8 +199,14 @@ def test_a_box_in_a_video_belongs_to_the_patch_that_shows_its_frame(decided: tup
     )  # fmt: skip
     _, (item,) = run(decided, task_of(video), tmp_path / "out", num_frames=8, **DIRECT)
     values = np.array(item["map"]["values"]).reshape(item["map"]["grid"])
-    assert np.asarray(Image.open(tmp_path / "out" / item["image"])).mean() == pytest.approx(120, abs=8)  # frame 4
-    left = values[:, : values.shape[1] // 2].sum()
+    sheet = np.asarray(Image.open(tmp_path / "out" / item["image"]))
+    assert (sheet.shape, item["size"], item["times"]) == ((64, 256, 3), [256, 64], [0, 0.5, 1, 1.5])
+    third = sheet[:, 130:190]
+    assert third.mean() == pytest.approx(120, abs=8), "frame 4, in the third temporal patch"
+    assert item["boxes"] == [[128, 0, 160, 64]]
+    assert values.sum() == pytest.approx(item["grounding"]["visual_share"], rel=1e-3)
+    width = values.shape[1] // 4
+    left = values[:, 2 * width : 2 * width + width // 2].sum()
     assert item["grounding"]["mass"] == pytest.approx(left / item["grounding"]["visual_share"], rel=1e-3)
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
 from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.media import load_image
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
 from ral.loading import load_model, load_processor
@@ -23,6 +23,7 @@ from ral.rollout import Completion, Sampling, eos_token_ids, sample
 
 from .looking import LayerLook, Look, answer_token, look
 from .settings import EvalSettings
+from .viewing import Sheet, sheet, sheet_map, view
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Answered:
 
 @dataclass(frozen=True)
 class Glance:
-    """One question about one image: the `image` at its original size, what the model wrote, the `answer` in it (None if
-    there is none), and where the row looked that predicts the answer, or without one the first token; `number` is the
-    decoder layer that was asked for, counted from 0."""
+    """One question about one image or video: its `sheet` at the original size, what the model wrote, the `answer` in it
+    (None if there is none), and where the row looked that predicts the answer, or without one the first token; `number` is
+    the decoder layer that was asked for, counted from 0."""
 
-    image: Image.Image
+    sheet: Sheet
     text: str
     answer: str | None
     look: Look
@@ -49,8 +50,13 @@ class Glance:
 
     @property
     def layer(self) -> LayerLook:
-        """What the layer asked for looks at; its first map is that of the image."""
+        """What the layer asked for looks at."""
         return self.look.layers[self.number]
+
+    @property
+    def map(self) -> NDArray[np.float64]:
+        """Its attention on the sheet: `[h, w]`."""
+        return sheet_map(self.layer.maps)
 
 
 def load_for_answering(name: str | Path) -> tuple[PreTrainedModel, Any]:
@@ -113,17 +119,32 @@ def look_at_answers(
     return [None if token is None else next(found) for token in tokens]
 
 
-def glance(model: nn.Module, processor: Any, image: Path, question: str, settings: EvalSettings) -> Glance:
-    """Ask `question` about the file `image`; a mark `<image>` in it says where the image stands, which is else the start.
+def glance(
+    model: nn.Module,
+    processor: Any,
+    question: str,
+    settings: EvalSettings,
+    *,
+    image: Path | None = None,
+    video: Path | None = None,
+) -> Glance:
+    """Ask `question` about the file `image` or `video`; a mark `<image>` or `<video>` in it says where the medium stands,
+    which is else the start.
 
-    Raises DataError for an image that cannot be read, ValueError for a layer the model does not have.
+    Raises DataError for a file that cannot be read, ValueError for a layer the model does not have and unless one of
+    `image` and `video` is given.
     """
+    if (image is None) == (video is None):
+        raise ValueError("a look needs one image or one video; give either of them")
     (number,) = resolve_layers(make_capturable(model), [settings.layer])
-    record = Record(id=image.name, problem=question, solution="", images=(image,), origin=str(image))
+    images, videos = (() if path is None else (path,) for path in (image, video))
+    name = str(image or video)
+    record = Record(id=name, problem=question, solution="", images=images, videos=videos, origin=name)
     (item,) = answer(model, processor, [record], settings)
     found = extract_answer(item.text, settings.scorer, settings.think)
     (seen,) = look_at_answers(model, processor, [item], [found])
     if seen is None:
         found = None
         (seen,) = look(model, [item.prompt], [item.completion.ids], [0])
-    return Glance(load_image(image), item.text, found, seen, number)
+    shows = view(record, processor, settings)
+    return Glance(sheet(shows, shows.media[0]), item.text, found, seen, number)

@@ -16,24 +16,24 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import nn
 
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.media import load_image, load_video
-from ral.data.record import Box, DataError, Record
+from ral.data.record import DataError, Record
 from ral.files import atomic_write_text, json_line, read_jsonl
 
 from .answering import Answered, answer, encode, look_at_answers
-from .grounding import Grounding, grounding, mean_grounding, place_on_patches
-from .looking import LayerLook, Look
+from .grounding import Grounding, grounding, mean_grounding
+from .looking import Look
 from .settings import EvalSettings
 from .statistics import Interval, mean_interval, proportion_interval
 from .tasks import Scored, Task
+from .viewing import View, sheet, sheet_map, view
 
 SETTINGS, ITEMS, SUMMARY, MEDIA = "settings.json", "items.jsonl", "summary.json", "media"
 
@@ -90,13 +90,6 @@ class Summary:
             f"its visual attention in the box ({self.grounding.lift:.1f} times chance), its maximum there in "
             f"{self.grounding.pointing:.1%}."
         )
-
-
-class _View(NamedTuple):
-    """What an item's attention maps lie on: a picture for each map, and the boxes, whose `medium` numbers the pictures."""
-
-    pictures: list[Image.Image]
-    boxes: list[Box]
 
 
 def evaluate(
@@ -255,7 +248,7 @@ def _rows(
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
     looks = look_at_answers(model, processor, answered, answers)
     for item, one, seen, look in zip(answered, scored, wanted, looks, strict=True):
-        view = _view(item.record, processor, settings) if seen else _View([], [])
+        shows = view(item.record, processor, settings) if seen else None
         yield {
             "id": item.record.id,
             "question": re.sub(r"\s*<(?:image|video)>\s*", " ", item.record.problem).strip(),
@@ -266,8 +259,8 @@ def _rows(
             "truncated": item.completion.truncated,
             "tokens": len(item.completion.ids),
             "cluster": one.cluster,
-            **_grounding(item.record, look, view, settings.layer),
-            **_shown(item.record.id, look, view, settings.layer, output if item.record.id in shown else None),
+            **_grounding(item.record, look, shows, settings.layer),
+            **_shown(item.record.id, look, shows, settings.layer, output if item.record.id in shown else None),
         }
 
 
@@ -275,52 +268,40 @@ def _judge(task: Task, record: Record, text: str, settings: EvalSettings) -> Sco
     return task.judge(record, text, mode=settings.scorer, think=settings.think)
 
 
-def _view(record: Record, processor: Any, settings: EvalSettings) -> _View:
-    """The pictures in the order of the maps, at their original size: boxes are in its pixels."""
-    pictures, boxes = [load_image(image, record.origin) for image in record.images], []
-    boxes += [box for box in record.boxes if box.medium < len(pictures)]
-    for number, path in enumerate(record.videos, start=len(record.images)):
-        video = load_video(path, num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
-        patch = processor.video_processor.temporal_patch_size
-        own = [box for box in record.boxes if box.medium == number]
-        boxes += [replace(b, medium=b.medium + len(pictures)) for b in place_on_patches(own, video.indices, patch)]
-        pictures += [Image.fromarray(frame) for frame in video.frames[::patch]]
-    return _View(pictures, boxes)
-
-
-def _grounding(record: Record, look: Look | None, view: _View, layer: int) -> Row:
-    if look is None or not view.boxes:
+def _grounding(record: Record, look: Look | None, shows: View | None, layer: int) -> Row:
+    if look is None or shows is None or not shows.boxes:
         return {"grounding": None, "layers": None}
-    sizes = [picture.size for picture in view.pictures]
+    sizes = [picture.size for picture in shows.pictures]
     try:
-        found = [grounding(seen.maps, view.boxes, sizes, seen.visual_share) for seen in look.layers]
+        found = [grounding(seen.maps, shows.boxes, sizes, seen.visual_share) for seen in look.layers]
     except DataError as error:
         raise DataError(f"{record.origin}: {error}") from error
     layers = [one.as_dict() for one in found if one is not None]
     return {"grounding": layers[layer], "layers": layers}
 
 
-def _shown(id: str, look: Look | None, view: _View, layer: int, output: Path | None) -> Row:
-    """The picture that is shown: the first with a box, else the first; and its map, boxes and file."""
-    if not view.pictures:
+def _shown(id: str, look: Look | None, shows: View | None, layer: int, output: Path | None) -> Row:
+    """The medium that is shown: the first with a box, else the first; and its map, boxes and file. A video is a sheet of the
+    frames that have maps, at the seconds `times`."""
+    if shows is None or not shows.pictures:
         return {"map": None, "image": None, "size": None, "boxes": []}
-    number = view.boxes[0].medium if view.boxes else 0
-    picture = view.pictures[number]
-    boxes = [[box.x0, box.y0, box.x1, box.y1] for box in view.boxes if box.medium == number]
-    row: Row = {"map": None, "image": None, "size": list(picture.size), "boxes": boxes}
+    medium = shows.medium_of(shows.boxes[0].medium if shows.boxes else 0)
+    whole = sheet(shows, medium)
+    row: Row = {"map": None, "image": None, "size": list(whole.picture.size), "boxes": whole.boxes}
+    if whole.times:
+        row["times"] = [round(time, 3) for time in whole.times]
     if output is not None:
         row["image"] = f"{MEDIA}/{_file_name(id)}.png"
-        small = picture.copy()
+        small = whole.picture.copy()
         small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         (output / MEDIA).mkdir(exist_ok=True)
         small.save(output / row["image"])
         if look is not None:
-            row["map"] = _map(look.layers[layer], number)
+            row["map"] = _map(sheet_map(look.layers[layer].maps[medium.start : medium.stop]))
     return row
 
 
-def _map(look: LayerLook, number: int) -> Row:
-    values = look.maps[number]
+def _map(values: NDArray[np.float64]) -> Row:
     return {"grid": list(values.shape), "values": [float(f"{value:.5g}") for value in values.ravel()]}
 
 

@@ -94,8 +94,9 @@ def encode_example(processor: Any, record: Record, settings: ColdStart) -> tuple
     """A record's prompt as the processor's dict, and the completion `[R]` it is to be answered with, its end included."""
     if record.trace is None:
         raise DataError(f"{record.origin}: has no trace, the worked thinking that a cold start teaches")
-    bounds: dict[str, Any] = {"max_pixels": settings.max_pixels} if record.videos else {}
-    inputs = encode_prompt(processor, record, think=True, template="plain", fps=settings.fps, **bounds)
+    inputs = encode_prompt(
+        processor, record, think=True, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
+    )
     completion = f"<think>{record.trace}</think><answer>{record.solution}</answer>{processor.tokenizer.eos_token}"
     return inputs, torch.tensor(processor.tokenizer.encode(completion))
 

@@ -161,7 +161,7 @@ def episode_records(
     n: int,
     seed: int,
     *,
-    questions: Sequence[str] = ("colour", "place", "order"),
+    questions: Sequence[str] = ("colour",),
     picks: Sequence[int] = (2, 3),
     cache: Path | None = None,
 ) -> list[Record]:
@@ -183,7 +183,7 @@ def episode_records(
 
 
 def told_records(
-    n: int, seed: int, *, questions: Sequence[str] = ("colour", "place", "order"), picks: Sequence[int] = (2, 3)
+    n: int, seed: int, *, questions: Sequence[str] = ("colour",), picks: Sequence[int] = (2, 3)
 ) -> list[Record]:
     """The same episodes and questions in words, without a video: text for mixed batches. Arguments as `episode_records`."""
     return [_in_words(*asked) for asked in _asked(n, seed, questions, picks)]
