@@ -76,3 +76,23 @@ def pixels(records: list[Record]) -> set[bytes]:
 @pytest.mark.parametrize(("split", "count"), [("train", 38_575), ("test", 9_673)])
 def test_easy_vqa_is_read_by_name(split: Literal["train", "test"], count: int) -> None:
     assert len(load_data("easy-vqa", split)) == count
+
+
+def test_several_sources_are_read_as_one_and_splits_share_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("minigrid")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("ral.launch.EPISODES", {"train": (3, 1), "test": (2, 2)})
+    monkeypatch.setattr("ral.launch.RINGS", {"train": (4, 1), "test": (1, 2)})
+    train, test = (load_data(["episodes", "told", "rings"], split) for split in ("train", "test"))
+    assert [(len(r.images), len(r.videos)) for r in train] == [(0, 1)] * 3 + [(0, 0)] * 3 + [(1, 0)] * 4
+    assert len(test) == 5
+    assert not {r.id for r in train} & {r.id for r in test}
+
+
+@pytest.mark.parametrize("name", ["video-grpo", "video-ral", "mixed"])
+def test_the_recipes_of_video_can_be_read(name: str) -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "testbed" / f"{name}.yaml")
+    assert recipe.data == (["rings", "episodes", "told"] if name == "mixed" else "episodes")
+    assert (recipe.args.fps, recipe.args.max_pixels) == (1.0, 1024)

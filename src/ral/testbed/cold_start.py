@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,24 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ..attention import forward_groups, prepare_prompt, vision_features
 from ..data.prompt import encode_prompt
 from ..data.record import DataError, Record
+from . import start_checkpoint
 from .episodes import episode_records, told_records
+from .model import build_text_model, build_tokenizer
+from .needles import needle_records
 from .rings import ring_records
 
+#: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
+_TAUGHT = ("colour", "place", "order")
 #: What can be taught. Seeds above those of `data: rings` and `data: episodes`: no example is met again in reinforcement.
 SOURCES: dict[str, Callable[[int, int], list[Record]]] = {
-    "episodes": episode_records,
-    "told": told_records,
+    "episodes": partial(episode_records, questions=_TAUGHT),
+    "told": partial(told_records, questions=_TAUGHT),
     "rings": ring_records,
+    "needles": needle_records,
 }
 SEED = 100
+#: What `--start` calls a new text model.
+TEXT = "text"
 
 _VISION_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
@@ -97,22 +106,33 @@ def encode_example(processor: Any, record: Record, settings: ColdStart) -> tuple
     inputs = encode_prompt(
         processor, record, think=True, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
     )
-    completion = f"<think>{record.trace}</think><answer>{record.solution}</answer>{processor.tokenizer.eos_token}"
-    return inputs, torch.tensor(processor.tokenizer.encode(completion))
+    tokenizer = getattr(processor, "tokenizer", processor)
+    completion = f"<think>{record.trace}</think><answer>{record.solution}</answer>{tokenizer.eos_token}"
+    return inputs, torch.tensor(tokenizer.encode(completion))
+
+
+def _begin(start: str, seed: int) -> tuple[Any, Any]:
+    """Model and processor (of a text model: tokenizer) to be trained."""
+    if start == TEXT:
+        tokenizer = build_tokenizer()
+        return build_text_model(tokenizer, seed=seed), tokenizer
+    model = AutoModelForImageTextToText.from_pretrained(start, local_files_only=True)
+    return model, AutoProcessor.from_pretrained(start, local_files_only=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for model and processor")
-    parser.add_argument("--start", type=Path, default=Path(__file__).parent / "assets" / "start", help="checkpoint")
+    parser.add_argument(
+        "--start", default=str(start_checkpoint()), help=f"checkpoint to begin with; {TEXT!r}: a new text model"
+    )
     parser.add_argument("--data", nargs="+", choices=SOURCES, default=["episodes"], help="what to teach")
     for field in fields(ColdStart):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     given = vars(parser.parse_args())
     output, start, data = given.pop("output"), given.pop("start"), given.pop("data")
     settings = ColdStart(**given)
-    processor = AutoProcessor.from_pretrained(start, local_files_only=True)
-    model = AutoModelForImageTextToText.from_pretrained(start, local_files_only=True)
+    model, processor = _begin(start, settings.seed)
     records = [record for name in data for record in SOURCES[name](settings.examples, SEED + settings.seed)]
     began = time.perf_counter()
     for step, loss in enumerate(cold_start(model, processor, records, settings), start=1):
