@@ -36,6 +36,7 @@ ORDER = [
     "evaluate",
     "report",
     "launch",
+    "sft",
     "cli",
 ]
 #: What a part may import from the package where that is less than everything before it.

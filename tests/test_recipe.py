@@ -70,6 +70,21 @@ def test_settings_are_a_recipe_that_gives_the_same_settings(tmp_path: Path) -> N
     assert _without_tokens(again.settings()) == _without_tokens(first.settings())
 
 
+@pytest.mark.parametrize("given", ["fsdp: true\n", "fsdp: full_shard\n"])
+def test_fsdp_is_a_switch(tmp_path: Path, given: str) -> None:
+    recipe = load(tmp_path, given + "fsdp_config: {version: 2, reshard_after_forward: false}\n")
+    assert recipe.args.fsdp is True
+    assert recipe.args.fsdp_config["version"] == 2
+    assert recipe.args.fsdp_config["reshard_after_forward"] is False
+    again = load_recipe(write(tmp_path, yaml.safe_dump(_without_tokens(recipe.settings()))))
+    assert again.args.fsdp_plugin_args == recipe.args.fsdp_plugin_args
+
+
+def test_a_quantised_model_and_a_teacher_are_named(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "teacher: big\ndistill_coef: 1\nquantization: {load_in_4bit: true}\npeft: {r: 4}\n")
+    assert (recipe.teacher, recipe.quantization) == ("big", {"load_in_4bit": True})
+
+
 def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if not key.endswith("_token")}
 
@@ -80,6 +95,11 @@ def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
         ("learning_rat: 1\n", (), r"mine.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'\?"),
         ("qqqqqqqq: 1\n", (), r"unknown key 'qqqqqqqq'\.$"),
         ("", ("--atention_coef", "1"), r"command line: unknown key 'atention_coef'; did you mean 'attention_coef'"),
+        (
+            "quantization: {load_in_5bit: true}\n",
+            (),
+            r"quantization: unknown key 'load_in_5bit'; did you mean 'load_in_",
+        ),
         ("learning_rate: fast\n", (), 'mine.yaml: learning_rate: expected float, got "fast"'),
         ("max_steps: null\n", (), r"mine.yaml: max_steps: expected int, got null"),
         ("learning_rate: [1, 2]\n", (), r"learning_rate: expected float, got \[1, 2\]"),

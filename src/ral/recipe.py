@@ -184,7 +184,7 @@ def _word(text: str) -> Any:
 
 def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:
     """The fields that can be given, with their declared types."""
-    hints = get_type_hints(settings)
+    hints = get_type_hints(settings) | {"fsdp": bool | str | None}  # a switch, which transformers declares as text
     return {item.name: hints[item.name] for item in fields(settings) if item.init}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,7 +93,7 @@ def encode_prompt(
     and for text that contains one of the model's own special tokens.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    _refuse_special_tokens(tokenizer, record)
+    _refuse_special_tokens(tokenizer, record, [_MARK.sub("", record.problem), *record.options])
     messages = build_messages(record, think, template)
     is_tokenizer = tokenizer is processor
     if is_tokenizer:
@@ -137,6 +136,22 @@ def encode_prompt(
     return {key: torch.as_tensor(value) for key, value in inputs.items()}
 
 
+def encode_completion(processor: Any, record: Record, *, think: bool) -> Tensor:
+    """The tokens `[R]` that a worked example teaches behind its prompt, the end of the turn included.
+
+    `<think>trace</think><answer>solution</answer>`, or (`think=False`) the bare solution.
+
+    Raises `DataError`, naming the record, where the trace is missing, and for text with a control token of the model.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    taught = [record.trace, record.solution] if think else [record.solution]
+    if record.trace is None and think:
+        raise DataError(f"{record.origin}: has no trace, the worked thinking to be taught; drop the row or add one")
+    _refuse_special_tokens(tokenizer, record, [text for text in taught if text is not None])
+    text = f"<think>{record.trace}</think><answer>{record.solution}</answer>" if think else record.solution
+    return torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+
+
 def _metadata(video: Video) -> VideoMetadata:
     return VideoMetadata(
         total_num_frames=round(video.duration * video.fps),
@@ -157,9 +172,8 @@ def _size(processor: Any, min_pixels: int | None, max_pixels: int | None, frames
     return {"size": {"shortest_edge": min(low, high), "longest_edge": high}}
 
 
-def _refuse_special_tokens(tokenizer: Any, record: Record) -> None:
-    """A question that spells a control token would open a turn, or a medium that is not there."""
-    texts: Iterable[str] = itertools.chain([_MARK.sub("", record.problem)], record.options)
+def _refuse_special_tokens(tokenizer: Any, record: Record, texts: Iterable[str]) -> None:
+    """A text that spells a control token would open a turn, or a medium that is not there."""
     special = set(tokenizer.all_special_tokens)
     special.update(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     for text in texts:
