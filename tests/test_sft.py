@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from ral.cli import app
 from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
 from ral.data.record import DataError, Record
@@ -171,6 +173,27 @@ def test_settings_of_the_other_preparation_are_refused(name: str) -> None:
 def test_settings_of_reinforcement_are_unknown(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown key 'reward_funcs'"):
         task(tmp_path, reward_funcs=["accuracy"])
+
+
+def test_the_command_line_runs_both_stages_and_exports(tmp_path: Path) -> None:
+    def ral(*words: object) -> str:
+        found = CliRunner().invoke(app, [str(word) for word in words])
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    data = saved(tmp_path, RINGS)
+    lora = {"peft": {"r": 4, "target_modules": "all-linear"}, "data": data}
+    first = write(tmp_path, "first", **lora)
+    assert str(tmp_path / "first/report.html") in ral("sft", first, "--max_steps", 1)
+    written = load_recipe(tmp_path / "first/config.yaml", (), SFTTask)
+    assert written.settings() == {**written.settings(), "max_steps": 1, "template": "plain", **lora}
+    second = write(
+        tmp_path, "second", model=str(tmp_path / "first"), num_generations=2, max_completion_length=4, **lora
+    )
+    ral("train", second, "--max_steps", 2, "--beta", 0)
+    ral("export", tmp_path / "second", "--output", tmp_path / "whole")
+    assert (tmp_path / "whole/model.safetensors").exists()
+    assert (tmp_path / "whole/tokenizer.json").exists()
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

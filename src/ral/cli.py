@@ -50,13 +50,28 @@ def quickstart(
     typer.echo(run_quickstart(output, seed=seed, steps=steps, held_out=held_out, overwrite=overwrite))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def train(
-    context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe: a flat YAML file.", show_default=False)],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last complete checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
-) -> None:
+#: Words that no option takes are overrides of the recipe.
+_TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Recipe = Annotated[Path, typer.Argument(help="A recipe: a flat YAML file.", show_default=False)]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last complete checkpoint.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")]
+
+
+@app.command(context_settings=_TAKES_OVERRIDES)
+def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
+    """Fine-tune on worked examples, the stage before `ral train`. Every key can be given as --key VALUE and wins."""
+    from ral.recipe import load_recipe
+    from ral.report import write_report
+    from ral.sft import SFTTask, fine_tune
+
+    loaded = load_recipe(recipe, context.args, SFTTask)
+    folder = fine_tune(loaded, resume=resume, overwrite=overwrite)
+    if loaded.args.process_index == 0:
+        typer.echo(write_report(folder))
+
+
+@app.command(context_settings=_TAKES_OVERRIDES)
+def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Train what a recipe says, and write the run's report. Every key can be given as --key VALUE and wins."""
     from ral.launch import train
     from ral.recipe import load_recipe
@@ -66,6 +81,20 @@ def train(
     folder = train(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="A run that trained an adapter, or an adapter's folder.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the model to.")],
+) -> None:
+    """Merge an adapter into its base model, and write the whole model for use without this package."""
+    from ral.loading import export
+
+    export(run, output)
+    typer.echo(output)
 
 
 @app.command()
