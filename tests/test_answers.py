@@ -168,7 +168,7 @@ BOXES = st.tuples(*[st.floats(0, 1e4)] * 2, *[st.floats(0.01, 1e4)] * 2).map(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(st.lists(TEXTS, min_size=STRINGS, max_size=STRINGS), st.booleans(), st.sampled_from(get_args(Mode)))
 def test_no_string_breaks_extraction_or_leaves_the_range(texts: list[str], think: bool, mode: Mode) -> None:
     for text, solution in zip(texts, texts[1:] + texts[:1], strict=True):
@@ -178,7 +178,7 @@ def test_no_string_breaks_extraction_or_leaves_the_range(texts: list[str], think
                 assert 0.0 <= judge(text, solution, kind, options=texts[:3], mode=mode, think=think).score <= 1.0
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(TEXTS, TEXTS, st.sampled_from(get_args(Mode)))
 def test_no_string_breaks_the_math_process(answer: str, solution: str, mode: Mode) -> None:
     assert score_answer(answer, solution, "math", mode=mode) in (0.0, 1.0)

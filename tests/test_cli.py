@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,16 @@ COMMANDS = get_group(app).commands
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    """Measured in a fresh interpreter, best of three: other processes may be busy."""
+    """What is slow to import is not imported, which says more than a time on a busy machine."""
     code = (
         "import sys; sys.argv = ['ral', '--help']\n"
         "from ral.cli import main\n"
         "try: main()\n"
-        "finally: assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()"
+        "finally: assert not {'torch', 'transformers', 'matplotlib', 'scipy', 'datasets'} & sys.modules.keys()"
     )
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert found.returncode == 0, found.stderr
-        assert "Reinforced Attention Learning" in found.stdout
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(3)) < 1.0
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Reinforced Attention Learning" in found.stdout
 
 
 def test_a_mistake_is_one_line_and_exit_code_two(tmp_path: Path) -> None:

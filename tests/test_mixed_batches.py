@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ral.attention import Prompt, prepare_prompt
 from ral.config import RALConfig
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
-from ral.groups import ScoredGroup
 from ral.rollout import Sampling, eos_token_ids, sample
 from ral.testbed import load_start
 from ral.testbed.episodes import episode_records, told_records
@@ -55,20 +53,6 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     ]
 
 
-class Apart(RALTrainer):
-    """Draws every record's completions with random numbers of its own, so that they do not depend on its batch."""
-
-    def rollouts(self, records: list[Record], generator: torch.Generator) -> list[ScoredGroup]:
-        step = self.state.global_step
-        return [
-            group
-            for record in records
-            for group in super(Apart, self).rollouts(
-                [record], torch.Generator().manual_seed(zlib.crc32(f"{record.id} {step}".encode()))
-            )
-        ]
-
-
 def spread(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """Signal in every group, whatever is said."""
     return [float(i) for i in range(len(completions))]
@@ -81,7 +65,7 @@ def trained(folder: Path, records: list[Record], size: int, anchor: str, accumul
         lr_scheduler_type="constant", attention_anchor=anchor, attention_coef=5.0, save_strategy="no", disable_tqdm=True,
         optim="sgd", max_grad_norm=0.0, temperature=1.5, beta=0.04, **MEDIA,
     )  # fmt: skip
-    run = Apart(copy.deepcopy(MODEL), args, train_dataset=records, processing_class=PROCESSOR, reward_funcs=spread)
+    run = RALTrainer(copy.deepcopy(MODEL), args, train_dataset=records, processing_class=PROCESSOR, reward_funcs=spread)
     run.train()
     return {name: (p.detach() - MODEL.get_parameter(name)) for name, p in run.model.named_parameters()}
 
@@ -114,7 +98,9 @@ def test_drawn_completions_do_not_depend_on_how_far_their_prompt_is_padded(recor
         assert len(large.input_ids) > 2 * len(prompt.input_ids)
         found = []
         for companion in (prompt, prepared(records[2]), large):
-            group, _ = sample(MODEL, [prompt, companion], 4, sampling, torch.Generator().manual_seed(1))
+            group, _ = sample(
+                MODEL, [prompt, companion], 4, sampling, [torch.Generator().manual_seed(i) for i in range(2)]
+            )
             found.append([completion.ids.tolist() for completion in group])
         assert found[0] == found[1] == found[2], record.id
         assert len({tuple(ids) for ids in found[0]}) > 1

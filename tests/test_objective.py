@@ -207,14 +207,14 @@ def test_token_weights(loss_type: str, per_token: list[float]) -> None:
     torch.testing.assert_close(weights, MASK * torch.tensor(per_token)[:, None])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(-1, 1, width=32), st.integers(2, 64))
 def test_equal_rewards_give_exactly_no_signal(reward: float, size: int) -> None:
     for scale in ("group", "none"):
         assert not group_advantages(torch.full((size,), reward), scale).any()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=16))
 def test_advantages_sum_to_zero_and_keep_the_order(rewards: list[float]) -> None:
     r = torch.tensor(rewards, dtype=torch.float64)

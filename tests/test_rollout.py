@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ral import rollout
-from ral.attention import forward_groups, prepare_prompt
+from ral.attention import Prompt, forward_groups, prepare_prompt
 from ral.attention.models import special_visual_token_ids
 from ral.groups import draw_look_bias
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
@@ -24,6 +25,11 @@ GREEDY = Sampling(LONGEST, (EOS,), temperature=0)
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def each(prompts: Sequence[Prompt], seed: int = 0) -> list[torch.Generator]:
+    """A generator for every prompt."""
+    return [seeded(seed + 10 * i) for i in range(len(prompts))]
 
 
 def video(model: str = "qwen2_5_vl", words_behind: int = 8) -> dict[str, Tensor]:
@@ -86,18 +92,18 @@ def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch
     found = {}
     for share in (0.0, 0.25, 2.0):
         monkeypatch.setattr(rollout, "DROP_SHARE", share)
-        found[share] = ids(sample(model, prompts, 6, sampling, seeded()))
+        found[share] = ids(sample(model, prompts, 6, sampling, each(prompts)))
     lengths = {len(y) for group in found[0.0] for y in group}
     assert len(lengths) > 3
     assert found[0.0] == found[0.25] == found[2.0]
-    assert ids(sample(model, prompts, 6, sampling, seeded(1))) != found[0.0]
+    assert ids(sample(model, prompts, 6, sampling, each(prompts, 1))) != found[0.0]
 
 
 def first_tokens(model: PreTrainedModel, sampling: Sampling, n: int = 4000) -> Tensor:
     """`[V]` how often each token came first."""
     inputs = {"input_ids": INPUTS["text"]["input_ids"]}
     [group] = sample(
-        model, [prepare_prompt(model, inputs)], n, dataclasses.replace(sampling, max_completion_length=1), seeded()
+        model, [prepare_prompt(model, inputs)], n, dataclasses.replace(sampling, max_completion_length=1), [seeded()]
     )
     return torch.bincount(torch.cat([completion.ids for completion in group]), minlength=100)
 
@@ -139,7 +145,7 @@ def test_visual_tokens_are_never_sampled_however_likely(kind: str, temperature: 
     with torch.no_grad():  # their logits become multiples of a large number, of either sign
         model.lm_head.weight[list(visual)] *= 1e3
         assert int(model(**INPUTS["image"]).logits[0, -1].argmax()) in visual
-    found = sample(model, [prepare_prompt(model, INPUTS["image"])], 8, Sampling(6, (EOS,), temperature), seeded())
+    found = sample(model, [prepare_prompt(model, INPUTS["image"])], 8, Sampling(6, (EOS,), temperature), [seeded()])
     tokens = {token for group in ids(found) for y in group for token in y}
     assert not tokens & visual
     assert tokens
@@ -185,13 +191,24 @@ def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str, la
     assert firsts[0] == firsts[1], "the first token is predicted by the prompt, which is not biased"
 
 
+def test_what_is_sampled_does_not_depend_on_what_it_is_batched_with() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text", "images")]
+    sampling = Sampling(LONGEST, (EOS,), temperature=1.5)
+    together = ids(sample(model, prompts, 4, sampling, each(prompts)))
+    generators = each(prompts)
+    alone = [ids(sample(model, [p], 4, sampling, [g]))[0] for p, g in zip(prompts, generators, strict=True)]
+    assert together == alone
+    assert len({tuple(y) for group in together for y in group}) > 6
+
+
 def test_a_look_bias_of_zero_changes_nothing() -> None:
     model = tiny_model()
     prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text")]
     zeros = [torch.zeros(4, len(p.input_ids)) for p in prompts]
     sampling = Sampling(LONGEST, (EOS,))
-    assert ids(sample(model, prompts, 4, sampling, seeded(), zeros)) == ids(
-        sample(model, prompts, 4, sampling, seeded())
+    assert ids(sample(model, prompts, 4, sampling, each(prompts), zeros)) == ids(
+        sample(model, prompts, 4, sampling, each(prompts))
     )
 
 

@@ -20,7 +20,6 @@ from ral.config import ConfigError, RALConfig
 from ral.data.record import Record
 from ral.groups import ScoredGroup, selected_rows
 from ral.rewards import RewardError
-from ral.rollout import Completion
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
@@ -290,36 +289,26 @@ def test_dropout_is_off_unless_kept(tmp_path: Path) -> None:
         assert {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)} == ({0.0} if off else {0.5})
 
 
-class Replayed(RALTrainer):
-    """Learns from given completions instead of sampling."""
-
-    completions: dict[str, list[Completion]]
-
-    def rollouts(self, records: list[Record], generator: torch.Generator) -> list[ScoredGroup]:
-        return [self.score(r, self.prepare(r), self.completions[r.id], generator) for r in records]
-
-
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_accumulating_gradients_is_a_larger_batch(tmp_path: Path, loss_type: str) -> None:
-    sampled = trainer(tmp_path, temperature=1.5)  # lengths that differ
-    completions = {group.record.id: group.completions for group in rollouts(sampled, RECORDS)}
-    assert len({len(y.ids) for group in completions.values() for y in group}) > 2
+    """Down to the rollouts: every prompt has its own random numbers."""
     found = []
     for accumulation, prompts in ((1, 4), (2, 2), (4, 1)):
+        folder = tmp_path / str(accumulation)
         run = trainer(
-            tmp_path / str(accumulation),
-            kind=Replayed,
+            folder,
             gradient_accumulation_steps=accumulation,
             per_device_train_batch_size=prompts * G,
             loss_type=loss_type,
             attention_coef=5.0,
+            temperature=1.5,  # lengths that differ
             optim="sgd",
             learning_rate=0.1,
         )
-        run.completions = completions
         run.train()
-        metrics = lines(tmp_path / str(accumulation) / "metrics.jsonl")
-        found.append(({name: p.detach() for name, p in run.model.named_parameters()}, metrics))
+        found.append(({name: p.detach() for name, p in run.model.named_parameters()}, lines(folder / "metrics.jsonl")))
+        lengths = {len(group_row["completion"]) for group_row in lines(folder / "samples.jsonl")}
+        assert len(lengths) > 1
     (whole, whole_metrics), *parts = found
     moved = max((p - MODEL.state_dict()[name]).abs().max() for name, p in whole.items())
     assert moved > 1e-4
@@ -371,7 +360,9 @@ def test_the_best_checkpoint_is_loaded_at_the_end_when_asked(tmp_path: Path) -> 
 
 
 def test_two_runs_with_one_seed_are_equal_and_with_two_are_not(tmp_path: Path) -> None:
-    one, again, other = (trained(tmp_path / name, seed=seed)[0] for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    one, again, other = (
+        trained(tmp_path / name, seed=seed, reward_funcs=spread)[0] for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert same(one, again)
     assert not same(one, other)
 
@@ -381,7 +372,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_two_are_not(tmp_path: Path) -
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_the_reference_is_the_start_model(tmp_path: Path, adapter: LoraConfig | None) -> None:
-    run = trainer(tmp_path, beta=0.04, attention_anchor="ref", peft_config=adapter, max_steps=4)
+    run = trainer(tmp_path, beta=0.04, attention_anchor="ref", peft_config=adapter, max_steps=4, reward_funcs=spread)
     run.train()
     metrics = lines(tmp_path / "metrics.jsonl")
     assert abs(metrics[0]["kl"]) < 1e-6

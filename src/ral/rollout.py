@@ -1,8 +1,8 @@
 """Rollouts: G completions behind every prompt, sampled from the policy with transformers.
 
 Each prompt is prefilled once; its key/value cache is repeated for the G completions. Rows that have ended leave the batch.
-The random numbers of a completion do not depend on which other rows are still running, so a seed gives the same completions
-whether or not rows are dropped.
+Every prompt has random numbers of its own, so a seed gives it the same completions whatever it is batched with, on however
+many processes, and whether or not rows are dropped.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def sample(
     prompts: Sequence[Prompt],
     num_generations: int,
     sampling: Sampling,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
     look_bias: Sequence[Tensor] | None = None,
     bias_layers: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
@@ -92,6 +92,7 @@ def sample(
 
     Args:
         model: the policy; switched to evaluation mode while sampling.
+        generators: one per prompt, on the CPU; torch's global one if not given.
         look_bias: per prompt `[G, P]` added to the attention logits of the completion queries (`explore` anchor).
         bias_layers: decoder layers that feel it; None: every layer.
 
@@ -110,7 +111,7 @@ def sample(
         if look_bias is not None:
             layers = None if bias_layers is None else resolve_layers(base, bias_layers)
             bias = DecodingBias(_left_padded([b.to(logits.device) for b in look_bias], mask.shape[1]), layers)
-        rows = _decode(base, cache, logits, mask, position, bias, sampling, generator)
+        rows = _decode(base, cache, logits, mask, position, bias, sampling, generators or [None] * len(prompts))
     finally:
         for module in training:
             module.training = True
@@ -155,9 +156,10 @@ def _decode(
     position: Tensor,
     bias: DecodingBias | None,
     sampling: Sampling,
-    generator: torch.Generator | None,
+    generators: Sequence[torch.Generator | None],
 ) -> list[Completion]:
     total, device = len(logits), logits.device
+    each = total // len(generators)
     processors = _processors(sampling, special_visual_token_ids(model), device)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
     tokens: Any = torch.zeros(total, sampling.max_completion_length, dtype=torch.long, device=device)
@@ -166,7 +168,7 @@ def _decode(
     active = torch.arange(total, device=device)
     axes = 3 if has_vision(model) else 1
     for step in range(sampling.max_completion_length):
-        uniform = torch.rand(total, generator=generator, dtype=torch.float64).to(device)
+        uniform = torch.cat([torch.rand(each, generator=g, dtype=torch.float64) for g in generators]).to(device)
         chosen = _draw(processors(tokens[active, :step], logits.float()), uniform[active], sampling.temperature)
         tokens[active, step] = chosen
         newly = active[torch.isin(chosen, eos) & ~ended[active]]

@@ -176,8 +176,7 @@ class RALTrainer(Trainer):
 
     def make_rollouts(self, batches: list[list[Record]]) -> list[list[ScoredGroup]]:
         """records → rollouts → rewards → advantages → token weights → what the losses are held against."""
-        generator = self._generator()
-        micro_batches = [self.rollouts(records, generator) for records in batches]
+        micro_batches = [self.rollouts(records, self._first_place(j)) for j, records in enumerate(batches)]
         groups = [group for micro_batch in micro_batches for group in micro_batch]
         totals = self._totals(groups)
         for group in groups:
@@ -192,26 +191,35 @@ class RALTrainer(Trainer):
             append_jsonl(Path(str(self.args.output_dir)) / SAMPLES, rows)
         return micro_batches
 
-    def rollouts(self, records: list[Record], generator: torch.Generator) -> list[ScoredGroup]:
-        """G scored completions per record, sampled from the policy (under a look bias for the `explore` anchor)."""
+    def rollouts(self, records: list[Record], first_place: int) -> list[ScoredGroup]:
+        """G scored completions per record, sampled from the policy (under a look bias for the `explore` anchor).
+
+        Args:
+            first_place: of the records among all prompts of the step; a prompt's random numbers depend on its place.
+        """
         args = self.args
+        places = range(first_place, first_place + len(records))
+        looks, tokens, shuffles = ([self._generator(place, stream) for place in places] for stream in range(3))
         prompts = [self.prepare(record) for record in records]
         biases: list[Tensor] | None = None
         if self.anchor.target == "explore":
             sigma = args.explore_sigma * args.scheduled(args.explore_schedule, self._progress)
-            biases = [draw_look_bias(p, args.num_generations, sigma, generator, args.explore_keys) for p in prompts]
+            biases = [
+                draw_look_bias(prompt, args.num_generations, sigma, generator, args.explore_keys)
+                for prompt, generator in zip(prompts, looks, strict=True)
+            ]
         completions = sample(
-            self.model, prompts, args.num_generations, self._sampling(), generator, biases, args.explore_layers
+            self.model, prompts, args.num_generations, self._sampling(), tokens, biases, args.explore_layers
         )
-        groups = [self.score(*one, generator) for one in zip(records, prompts, completions, strict=True)]
+        groups = [self.score(*one) for one in zip(records, prompts, completions, shuffles, strict=True)]
         for group, bias in zip(groups, biases or (), strict=biases is not None):
             group.look_bias = bias
         return groups
 
     def score(
-        self, record: Record, prompt: Prompt, completions: list[Completion], generator: torch.Generator
+        self, record: Record, prompt: Prompt, completions: list[Completion], shuffle: torch.Generator
     ) -> ScoredGroup:
-        """Rewards and advantages of one group."""
+        """Rewards and advantages of one group; `shuffle` is for the control that permutes the latter."""
         texts = [completion.text(self.processing_class) for completion in completions]
         reward, parts = self.reward(record, texts, completions)
         advantages = group_advantages(reward, self.args.scale_rewards).to(self.args.device)
@@ -219,7 +227,7 @@ class RALTrainer(Trainer):
         if self.args.attention_advantage == "absolute":
             of_attention = advantages.abs()
         elif self.args.attention_advantage == "shuffled":
-            of_attention = advantages[torch.randperm(len(advantages), generator=generator).to(advantages.device)]
+            of_attention = advantages[torch.randperm(len(advantages), generator=shuffle).to(advantages.device)]
         return ScoredGroup(record, prompt, completions, texts, parts, reward, advantages, of_attention)
 
     def reward(
@@ -361,10 +369,14 @@ class RALTrainer(Trainer):
         head = pretrained(self.teacher).get_output_embeddings()
         return TokenDivergence(head, torch.cat(hidden), self.args.distill_beta, self.args.temperature)
 
-    def _generator(self) -> torch.Generator:
-        """Random numbers of this step and process, the same whether the run was resumed or not."""
+    def _first_place(self, micro_batch: int) -> int:
+        """Of this process's micro-batch among all prompts of the optimiser step."""
+        return (micro_batch * self.args.world_size + self.args.process_index) * self.args.prompts_per_batch
+
+    def _generator(self, place: int, stream: int) -> torch.Generator:
+        """Random numbers of one prompt: the same resumed or not, accumulated or not, and on however many processes."""
         rollout = self._step // self.args.num_iterations
-        return torch.Generator().manual_seed(hash((self.args.seed, rollout, self.args.process_index)) % 2**63)
+        return torch.Generator().manual_seed(hash((self.args.seed, rollout, place, stream)) % 2**63)
 
     def _totals(self, groups: list[ScoredGroup]) -> StepTotals:
         counts = torch.tensor([sum(len(g.completions) for g in groups), sum(int(g.lengths.sum()) for g in groups)])

@@ -39,8 +39,8 @@ def test_rollouts_and_gradient_checkpointing():
 
     model = tiny_model().cuda()
     prepared = [prepare_prompt(model, on_gpu(prompt(kind))) for kind in ("image", "text")]
-    generator = torch.Generator().manual_seed(0)
-    groups = sample(model, prepared, 4, Sampling(6, (EOS,)), generator)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prepared))]
+    groups = sample(model, prepared, 4, Sampling(6, (EOS,)), generators)
     assert all(1 <= len(c.ids) <= 6 for group in groups for c in group)
     plain = forward_group(model, on_gpu(prompt("image")), [c.ids for c in groups[0]])
     model.train()

@@ -26,7 +26,7 @@ def labels(layout: PackedLayout) -> list[tuple[int, int, int]]:
 
 
 @given(GROUPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(groups: tuple[GroupLayout, ...]) -> None:
     layout = PackedLayout(groups)
     tokens = labels(layout)
@@ -38,7 +38,7 @@ def test_every_token_is_predicted_by_the_one_before_it_in_its_own_sequence(group
 
 
 @given(GROUPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_completion_tokens_see_their_prompt_and_their_own_past(groups: tuple[GroupLayout, ...]) -> None:
     layout = PackedLayout(groups)
     tokens = labels(layout)
@@ -63,7 +63,7 @@ def test_blocks_hold_every_completion_once_and_stay_under_a_quarter_of_the_promp
 
 
 @given(GROUPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_grid_turns_ragged_into_padded(groups: tuple[GroupLayout, ...]) -> None:
     for group in groups:
         index, mask = group.grid(CPU)
@@ -76,7 +76,7 @@ def test_grid_turns_ragged_into_padded(groups: tuple[GroupLayout, ...]) -> None:
 
 
 @given(GROUPS, st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_look_bias_is_added_on_the_prompt_of_its_own_completion(
     groups: tuple[GroupLayout, ...], data: st.DataObject
 ) -> None:

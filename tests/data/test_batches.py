@@ -28,7 +28,7 @@ SIZES = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.fixed_dictionaries(SIZES), st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_holds_every_prompt_once_per_inner_update_but_the_dropped(
     sizes: dict[str, int], seed: int, epoch: int

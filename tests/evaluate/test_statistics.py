@@ -105,7 +105,7 @@ def test_mcnemar_is_exact(gained, lost):
     assert mcnemar(gained, lost) == pytest.approx(reference)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
 def test_holm_agrees_with_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
