@@ -254,6 +254,19 @@ def test_reinforcement_starts_from_what_was_taught(tmp_path: Path, peft: dict[st
     assert shift < 0.1 * learned
 
 
+def test_a_quantised_model_is_taught_an_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    peft = {"r": 8, "target_modules": "all-linear"}
+    data = saved(tmp_path, [replace(record, trace="look at the ring") for record in RINGS])
+    run = fine_tune(task(tmp_path, data=data, peft=peft, quantization=four_bits, learning_rate=1e-2, max_steps=6))
+    losses = [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
+    assert losses[5] < 0.8 * losses[0]
+    with torch.no_grad():
+        examples = batch([replace(record, trace="look at the ring") for record in RINGS])
+        assert load_model(run)(**examples).loss < MODEL(**examples).loss
+
+
 def test_held_out_examples_give_a_loss(tmp_path: Path) -> None:
     run = fine_tune(task(tmp_path, data=(data := saved(tmp_path, RINGS)), eval_data=data, eval_strategy="epoch"))
     evaluated = [row["eval_loss"] for row in read_jsonl(run / "metrics.jsonl") if "eval_loss" in row]
