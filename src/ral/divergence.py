@@ -37,8 +37,11 @@ def generalised_jensen_shannon(student_logps: Tensor, teacher_logps: Tensor, bet
     β = 0 is KL(teacher ‖ student), β = 1 is KL(student ‖ teacher); between them
     β·KL(teacher ‖ m) + (1−β)·KL(student ‖ m) with m = β·teacher + (1−β)·student.
 
+    Where both are bitwise equal, value and gradient are exactly zero: as in `jensen_shannon`, what flows through m cancels, so
+    its logarithms are constants to autograd; at the ends of β, ± Σ(student − teacher), which is 0, completes the gradient.
+
     Args:
-        student_logps, teacher_logps: `[..., V]` log-probabilities.
+        student_logps, teacher_logps: `[..., V]` finite log-probabilities.
 
     Returns:
         `[...]`.
@@ -50,11 +53,12 @@ def generalised_jensen_shannon(student_logps: Tensor, teacher_logps: Tensor, bet
         raise ValueError(f"beta must be in [0, 1], got {beta}")
     teacher, student = teacher_logps.exp(), student_logps.exp()
     if beta == 0:
-        return (teacher * (teacher_logps - student_logps)).sum(dim=-1)
+        return (teacher * (teacher_logps - student_logps) + (student - teacher)).sum(dim=-1)
     if beta == 1:
-        return (student * (student_logps - teacher_logps)).sum(dim=-1)
-    weights = torch.tensor([beta, 1 - beta], dtype=student_logps.dtype, device=student_logps.device).log()
-    mixture = torch.logaddexp(teacher_logps + weights[0], student_logps + weights[1])
-    to_teacher = (teacher * (teacher_logps - mixture)).sum(dim=-1)
-    to_student = (student * (student_logps - mixture)).sum(dim=-1)
-    return beta * to_teacher + (1 - beta) * to_student
+        return (student * (student_logps - teacher_logps) - (student - teacher)).sum(dim=-1)
+    with torch.no_grad():
+        gap = teacher_logps - student_logps
+        # ln m relative to the larger of the two, by which neither a large gap overflows nor a small one is rounded away
+        above = torch.log1p(torch.where(gap > 0, 1 - beta, beta) * torch.expm1(-gap.abs()))
+        to_teacher, to_student = above + (-gap).clamp(min=0), above + gap.clamp(min=0)  # ln m/teacher, ln m/student
+    return -(beta * teacher * to_teacher + (1 - beta) * student * to_student).sum(dim=-1)
