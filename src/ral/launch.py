@@ -16,9 +16,10 @@ from ral.data.record import Record
 from ral.loading import load_model, load_processor
 from ral.recipe import Recipe, Task
 from ral.runs import last_checkpoint, prepare_run, refuse_occupied
-from ral.testbed import start_checkpoint
+from ral.testbed import model_name
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
 
@@ -26,6 +27,8 @@ from ral.trainer import RALTrainer
 RINGS = {"train": (4096, 1), "test": (512, 2)}
 #: The same for `data: episodes`, videos, and `data: told`, the episodes in words.
 EPISODES = {"train": (2048, 1), "test": (256, 2)}
+#: The same for `data: needles`, texts.
+NEEDLES = {"train": (4096, 1), "test": (512, 2)}
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -75,11 +78,6 @@ def _reinforcement(recipe: Recipe) -> RALTrainer:
     )
 
 
-def model_name(name: str) -> str:
-    """A folder or hub id; `start` is the embedded checkpoint."""
-    return str(start_checkpoint()) if name == "start" else name
-
-
 def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
     """The model that a task starts from and its processor. Raises ConfigError: quantised weights without an adapter."""
     if task.quantization is not None and task.peft is None:
@@ -103,7 +101,7 @@ def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
 
 
 def load_data(source: str | Sequence[str], split: Literal["train", "test"], root: str | None = None) -> list[Record]:
-    """The records of one split of `rings`, `episodes`, `told`, `easy-vqa`, or whatever `read_records` reads.
+    """The records of one split of `rings`, `episodes`, `told`, `needles`, `easy-vqa`, or whatever `read_records` reads.
 
     Of several sources, the records of all, one source after the other; training shuffles them. Raises DataError as
     `read_records` does.
@@ -116,6 +114,8 @@ def load_data(source: str | Sequence[str], split: Literal["train", "test"], root
         return episode_records(*EPISODES[split])
     if source == "told":
         return told_records(*EPISODES[split])
+    if source == "needles":
+        return needle_records(*NEEDLES[split])
     if source == "easy-vqa":
         return easy_vqa_records(split)
     return list(read_records(source, root=root, split=split))

@@ -14,6 +14,17 @@ def start_checkpoint() -> Path:
     return Path(__file__).parent / "assets" / "start"
 
 
+def teacher_checkpoint() -> Path:
+    """The folder of the shipped teacher of the ring search, made by `recipes/testbed/teacher.yaml`."""
+    return Path(__file__).parent / "assets" / "rings-teacher"
+
+
+def model_name(name: str) -> str:
+    """A folder or hub id, as it is; `start` and `rings-teacher` are the shipped checkpoints."""
+    shipped = {"start": start_checkpoint, "rings-teacher": teacher_checkpoint}
+    return str(shipped[name]()) if name in shipped else name
+
+
 def load_start() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """The shipped start model, in evaluation mode and float32, and its processor; needs no network."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
