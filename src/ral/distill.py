@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
+from ral.attention.models import has_vision, make_capturable
 from ral.attention.rows import Query
 from ral.divergence import generalised_jensen_shannon
 
@@ -79,20 +80,50 @@ def teacher_pass(
 
 def _own_prompt(teacher: nn.Module, prompt: Prompt) -> Prompt:
     """The same prompt with the teacher's vision features; its visual tokens must be the student's."""
-    own = prepare_prompt(teacher, prompt.inputs)
+    _check_patches(teacher, prompt)
+    try:
+        own = prepare_prompt(teacher, prompt.inputs)
+    except ValueError as error:
+        raise TeacherError(f"teacher and student see different visual tokens: {error} {_SAME_TOKENS}") from error
     if own.grids != prompt.grids or not torch.equal(own.visual, prompt.visual):
         raise TeacherError(
-            f"teacher and student see different visual tokens: grids {own.grids} against {prompt.grids}. Their patch size, "
-            "merge size and pixel limits must agree, so that attention can be compared position by position."
+            f"teacher and student see different visual tokens: grids {own.grids} against {prompt.grids}. {_SAME_TOKENS}"
         )
     return own
 
 
+def _check_patches(teacher: nn.Module, prompt: Prompt) -> None:
+    """Patches of another size could be read as more or fewer of the teacher's own."""
+    base = make_capturable(teacher)
+    for name in ("pixel_values", "pixel_values_videos"):
+        if (patches := prompt.inputs.get(name)) is None:
+            continue
+        if not has_vision(base):
+            raise TeacherError(
+                "the student sees images or videos, the teacher reads text only; choose one that sees them"
+            )
+        vision = base.config.vision_config
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        if patches.shape[-1] != values:
+            raise TeacherError(
+                f"teacher and student see different visual tokens: the student's patches have {patches.shape[-1]} values "
+                f"({name}), the teacher's {values}. {_SAME_TOKENS}"
+            )
+
+
+_SAME_TOKENS = (
+    "Their patch size and merge size must agree, so that attention can be compared position by position; pixel limits are "
+    "the student's for both."
+)
+#: What makes patches of an image; resize limits are not among them, as the student's processor makes the prompts of both.
+_VISION = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+
+
 def check_same_tokens(student_processor: Any, teacher_processor: Any) -> None:
-    """Refuse a teacher whose tokenizer gives any shared id another token.
+    """Refuse a teacher whose text tokens or visual tokens are others: prompts are made once, by the student's processor.
 
     Raises:
-        TeacherError: with the first differing token.
+        TeacherError: with the first token, or the first setting of the image processor, that differs.
     """
     student, teacher = (
         {index: token for token, index in getattr(p, "tokenizer", p).get_vocab().items()}
@@ -103,4 +134,14 @@ def check_same_tokens(student_processor: Any, teacher_processor: Any) -> None:
             raise TeacherError(
                 f"teacher and student use different tokenizers: token {index} is {student.get(index)!r} for the student "
                 f"and {teacher.get(index)!r} for the teacher. Choose a teacher of the student's family."
+            )
+    images = [getattr(p, "image_processor", None) for p in (student_processor, teacher_processor)]
+    if None in images:
+        return  # one of them reads no images; prompts that hold some are refused when they come
+    for name in _VISION:
+        own, other = (getattr(image, name, None) for image in images)
+        if own != other:
+            raise TeacherError(
+                f"teacher and student see images differently: {name} is {own} for the student and {other} for the teacher. "
+                f"{_SAME_TOKENS}"
             )
