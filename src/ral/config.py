@@ -117,6 +117,7 @@ class RALConfig(TrainingArguments):
     max_pixels: int | None = _doc(
         None, "Largest image or frame after resizing, in pixels; the processor's if not given."
     )
+    video_pixels: int | None = _doc(None, "Largest sum of all frames of a video after resizing, in pixels.")
     num_frames: int | None = _doc(None, "Frames per video at most.")
     fps: float | None = _doc(None, "Frames per second a video is sampled at.")
     disable_dropout: bool = _doc(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import pretrained, vision_parameters
 from ral.config import ConfigError
-from ral.data.prompt import Template, encode_completion, encode_prompt
+from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
 from ral.launch import datasets, lora_config, run, start_model
 from ral.loading import ResumableTrainer
@@ -58,6 +58,7 @@ class SFTSettings(SFTConfig):
     template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
     min_pixels: int | None = _doc(None, "Smallest image or frame after resizing, in pixels.")
     max_pixels: int | None = _doc(None, "Largest image or frame after resizing, in pixels.")
+    video_pixels: int | None = _doc(None, "Largest sum of all frames of a video after resizing, in pixels.")
     num_frames: int | None = _doc(None, "Frames per video at most.")
     fps: float | None = _doc(None, "Frames per second a video is sampled at.")
     freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are.")
@@ -179,16 +180,7 @@ class Examples:
         Raises DataError for what `encode_prompt` and `encode_completion` refuse, and a prompt that fills `max_length`.
         """
         args = self.args
-        inputs = encode_prompt(
-            self.processor,
-            record,
-            think=args.think,
-            template=args.template,
-            min_pixels=args.min_pixels,
-            max_pixels=args.max_pixels,
-            num_frames=args.num_frames,
-            fps=args.fps,
-        )
+        inputs = encode_prompt(self.processor, record, **prompt_settings(args))
         prompt = inputs["input_ids"].shape[1]
         completion = encode_completion(self.processor, record, think=args.think)[None]
         if args.max_length is not None:

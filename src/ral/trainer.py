@@ -32,7 +32,7 @@ from ral.attention.models import make_capturable, pretrained, resolve_layers, vi
 from ral.balance import GradientBalance
 from ral.config import ConfigError, RALConfig
 from ral.data.batches import EpochOrder, RepeatedBatches
-from ral.data.prompt import encode_prompt
+from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
@@ -145,17 +145,7 @@ class RALTrainer(Trainer):
 
     def prepare(self, record: Record) -> Prompt:
         """A record as a prompt on the device, with its vision features."""
-        args = self.args
-        inputs = encode_prompt(
-            self.processing_class,
-            record,
-            think=args.think,
-            template=args.template,
-            min_pixels=args.min_pixels,
-            max_pixels=args.max_pixels,
-            num_frames=args.num_frames,
-            fps=args.fps,
-        )
+        inputs = encode_prompt(self.processing_class, record, **prompt_settings(self.args))
         return prepare_prompt(self.model, inputs)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------

@@ -77,6 +77,24 @@ def test_pixel_bounds_change_the_number_of_visual_tokens(processor: Any) -> None
     assert counts == [4, 16, 64]
 
 
+def test_the_frames_of_a_video_share_its_pixels(processor: Any, media: Path) -> None:
+    """More frames become smaller ones; the tighter of the two bounds holds."""
+    record = Record("1", "?", "A", videos=(media / "clip.mp4",), origin="f:1")
+
+    def grid(**settings: int) -> tuple[int, int]:
+        frames, height, width = encode_prompt(processor, record, think=True, min_pixels=784, **settings)[
+            "video_grid_thw"
+        ][0].tolist()
+        return frames, height * width * 14 * 14
+
+    for frames in (2, 4):
+        count, pixels = grid(num_frames=frames, video_pixels=4 * 784 * 4)
+        assert count == frames / 2
+        assert pixels <= 4 * 784 * 4 / frames
+    assert grid(num_frames=2, video_pixels=4 * 784 * 4, max_pixels=784 * 4)[1] <= 784 * 4
+    assert grid(num_frames=2, video_pixels=784 * 4, max_pixels=784 * 8)[1] <= 784 * 2
+
+
 def test_a_tokenizer_is_enough_for_text(tokenizer: Any, processor: Any) -> None:
     record = Record("1", "2 + 2?", "4")
     inputs = encode_prompt(tokenizer, record, think=False, template="plain")

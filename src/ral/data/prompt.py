@@ -70,6 +70,15 @@ def build_messages(record: Record, think: bool, template: Template = "paper") ->
     return [{"role": "user", "content": lead + parts}]
 
 
+#: What a prompt depends on beside its record, by the names that training, evaluation and command line share.
+SETTINGS = ("think", "template", "min_pixels", "max_pixels", "video_pixels", "num_frames", "fps")
+
+
+def prompt_settings(settings: object) -> dict[str, Any]:
+    """The arguments of `encode_prompt` that a run's or an evaluation's settings hold."""
+    return {name: getattr(settings, name) for name in SETTINGS}
+
+
 def encode_prompt(
     processor: Any,
     record: Record,
@@ -78,6 +87,7 @@ def encode_prompt(
     template: Template = "paper",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    video_pixels: int | None = None,
     num_frames: int | None = None,
     fps: float | None = None,
 ) -> dict[str, Tensor]:
@@ -86,7 +96,8 @@ def encode_prompt(
     Always `input_ids` and `attention_mask` `[1, P]`; with media, what the model's processor adds: for
     Qwen2.5-VL `mm_token_type_ids` `[1, P]`, `pixel_values`, `image_grid_thw` `[images, 3]`,
     `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. `min_pixels` and
-    `max_pixels` bound one image or one video frame; `num_frames` and `fps` are those of `media.frame_times`.
+    `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
+    and `fps` are those of `media.frame_times`.
     `processor` may be a bare tokenizer for records without media.
 
     Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use,
@@ -119,16 +130,19 @@ def encode_prompt(
         if part["type"] == "video"
     ]
     if videos:
+        longest = max(len(video.frames) for video in videos)
+        bounds = [pixels for pixels in (max_pixels, video_pixels and video_pixels // longest) if pixels]
+        frame_pixels = min(bounds, default=None)
         media["videos"] = [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos]
         media["videos_kwargs"] = {
             "do_sample_frames": False,
             "input_data_format": "channels_first",
             "video_metadata": [_metadata(video) for video in videos],
-            **_size(processor.video_processor, min_pixels, max_pixels, max(len(v.frames) for v in videos)),
+            **_size(processor.video_processor, min_pixels, frame_pixels, longest),
         }
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             # Without a bound of ours, the reference's bound on the whole clip stands in.
-            media["videos_kwargs"]["cap_pixels_per_frame"] = max_pixels is None
+            media["videos_kwargs"]["cap_pixels_per_frame"] = frame_pixels is None
     try:
         inputs = processor(text=[text], return_tensors="pt", **media)
     except ValueError as error:  # for example an aspect ratio above 200
