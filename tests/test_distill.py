@@ -135,11 +135,12 @@ def test_each_terms_gradient_is_that_of_eager_attention(tmp_path: Path, term: st
 # --- a teacher equal to the student -------------------------------------------------------------------------------
 
 
-def trainer(folder: Path, teacher: Any, student: Any = START, **changes: Any) -> RALTrainer:
+def trainer(folder: Path, teacher: Any, reward_funcs: Any = None, **changes: Any) -> RALTrainer:
     return RALTrainer(
-        copy.deepcopy(student),
+        copy.deepcopy(START),
         settings(folder, **changes),
         train_dataset=ring_records(2, seed=0),
+        reward_funcs=reward_funcs,
         processing_class=PROCESSOR,
         teacher=teacher,
     )
@@ -160,6 +161,19 @@ def test_a_teacher_equal_to_the_student_teaches_exactly_nothing(tmp_path: Path, 
         moved = [name for name, p in run.model.named_parameters() if p.grad is not None and p.grad.any()]
         assert (loss.item() == 0) == zero
         assert (not moved) == zero
+
+
+def test_a_whole_run_with_itself_as_teacher_changes_nothing_in_mixed_precision(tmp_path: Path) -> None:
+    def alike(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    changes = {"distill_coef": 1.0, "attention_distill_coef": 1.0, "attention_coef": 0.0, "bf16": True, "max_steps": 4}
+    run = trainer(tmp_path, copy.deepcopy(START), reward_funcs=alike, **changes, weight_decay=0.0, warmup_steps=0)
+    run.train()
+    for row in read_jsonl(tmp_path / "metrics.jsonl"):
+        for name in ("loss", "grad_norm", "distill/gkd", "distill/attention_jsd"):
+            assert row[name] == 0, name
+    assert all(torch.equal(p, START.state_dict()[name]) for name, p in run.model.named_parameters())
 
 
 def test_a_run_learns_from_the_shipped_teacher(tmp_path: Path) -> None:
