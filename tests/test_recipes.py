@@ -1,38 +1,127 @@
-"""The testbed's recipes of every variant run as they stand, from the shipped start checkpoint; two updates of each."""
+"""The shipped recipes, against the settings they are read into and the published shapes of the models they name."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
+from peft import get_peft_model
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from ral.files import read_jsonl
-from ral.launch import train
-from ral.loading import load_model
-from ral.recipe import load_recipe
+from ral.attention.models import decoder_layers, make_capturable, resolve_layers, vision_parameters
+from ral.attention.packed import NAME
+from ral.launch import lora_config
+from ral.recipe import Recipe, Task, load_recipe
+from ral.sft import SFTTask
 
-RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
-#: What each adds to the log.
-VARIANTS = {
-    "grpo": "reward/accuracy",
-    "ral": "grad/attention_to_token",
-    "ral-zero": "attention/loss",
-    "explore": "explore/logp_gap",
-    "group": "grad/attention_norm",
-    "lora": "explore/logp_gap",
-    "distill-attention": "distill/attention_jsd",
-    "distill-gkd": "distill/gkd",
-    "distill-both": "distill/attention_jsd",
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+#: What the models' published config.json say where the sizes differ; `parameters` are those of their weight files.
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "qwen2_5_vl.json").read_text())
+VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
 }
+NAMES = [path.stem for path in RECIPES]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_recipe_trains_and_its_model_loads(tmp_path: Path, name: str) -> None:
-    file = RECIPES / f"{name}.yaml"
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 20
-    small = {"output_dir": tmp_path, "max_steps": 2, "per_device_train_batch_size": 16, "disable_tqdm": "true"}
-    folder = train(load_recipe(file, [f"--{key}={value}" for key, value in small.items()]))
-    rows = list(read_jsonl(folder / "metrics.jsonl"))
-    assert [row["step"] for row in rows] == [1, 2]
-    assert VARIANTS[name] in rows[-1]
-    load_model(folder)
+def load(path: Path, *overrides: str) -> Task:
+    """As on a machine with the GPUs that the recipe is for."""
+    kind: type[Task] = SFTTask if "-sft" in path.stem else Recipe
+    return load_recipe(path, [*overrides, "--use_cpu", "true"], kind)
+
+
+def size(path: Path) -> str:
+    return re.findall(r"\d+b", path.stem)[0].upper()
+
+
+@cache
+def model(name: str) -> Any:
+    """The model of a size without weights."""
+    text = dict(PUBLISHED[name])
+    del text["parameters"]
+    intermediate = text.pop("vision_intermediate_size")
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    config = Qwen2_5_VLConfig(
+        text_config={**text, "max_position_embeddings": 128_000, "rope_parameters": rope, "use_sliding_window": False},
+        vision_config={**VISION, "intermediate_size": intermediate, "out_hidden_size": text["hidden_size"]},
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
+    with torch.device("meta"):
+        built = Qwen2_5_VLForConditionalGeneration(config)
+    built.tie_weights()
+    return built
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_is_short_loads_and_says_what_it_is_for(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 30
+    assert re.fullmatch(r"# .*\. For (one GPU|\d GPUs) of \d+ GB.*\.", lines[0])
+    for name in re.findall(r"recipes/(\S+)", "\n".join(lines)):
+        assert name == path.name
+    for name in re.findall(r"qwen2.5-vl-\S+\.yaml", "\n".join(lines)):
+        assert (path.parent / name).exists(), name
+    task = load(path)
+    assert task.args.output_dir == f"runs/{path.stem}"
+    start = task.model.removeprefix("runs/")
+    assert start == f"Qwen/Qwen2.5-VL-{size(path)}-Instruct" or f"{start}.yaml" in [p.name for p in RECIPES]
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert all(getattr(task.args, key) == value for key, value in given.items() if isinstance(value, bool))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_the_model_of_a_recipe_can_be_trained_as_it_says(path: Path) -> None:
+    task, base = load(path), make_capturable(model(size(path)))
+    assert base.config.get_text_config()._attn_implementation == NAME
+    if isinstance(task, Recipe):
+        [layer] = resolve_layers(base, task.args.attention_layers)
+        assert layer == PUBLISHED[size(path)]["num_hidden_layers"] - 1
+    adapter = lora_config(task, base, task.args.freeze_vision)  # type: ignore[attr-defined]
+    if adapter is None:
+        return
+    adapted = get_peft_model(base, adapter, low_cpu_mem_usage=True)
+    try:
+        trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+        assert not any(parameter.requires_grad for parameter in vision_parameters(base))
+        assert not any("visual" in name for name in trained)
+        projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == projections
+        assert len(trained) == 2 * len(projections) * len(decoder_layers(base))
+    finally:
+        adapted.unload()
+        base.requires_grad_(True)
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_a_size_has_the_published_number_of_parameters(name: str) -> None:
+    assert sum(parameter.numel() for parameter in model(name).parameters()) == PUBLISHED[name]["parameters"]
+
+
+def test_a_recipe_differs_from_its_control_in_the_attention_term_alone() -> None:
+    for ral, grpo in (("7b-ral", "7b-grpo"), ("3b-lora", "3b-grpo-lora")):
+        one, other = (load(ROOT / "recipes" / f"qwen2.5-vl-{name}.yaml").settings() for name in (ral, grpo))
+        different = {key for key in one if one[key] != other.get(key)}
+        assert different <= {"attention_coef", "output_dir", "logging_dir", "run_name"}
+
+
+def test_settings_of_deepspeed_are_taken() -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    settings = "{zero_optimization: {stage: 2}, train_micro_batch_size_per_gpu: auto}"
+    task = load(ROOT / "recipes/qwen2.5-vl-7b-ral.yaml", f"--deepspeed={settings}")
+    assert task.args.hf_deepspeed_config.is_zero2()
