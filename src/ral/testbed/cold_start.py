@@ -20,12 +20,12 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..attention import forward_groups, prepare_prompt, vision_features
-from ..data.prompt import encode_prompt
-from ..data.record import DataError, Record
+from ..data.prompt import encode_completion, encode_prompt
+from ..data.record import Record
 from . import start_checkpoint
 from .episodes import episode_records, told_records
 from .model import build_text_model, build_tokenizer
-from .needles import needle_records
+from .needles import needle_records, recital_records
 from .rings import ring_records
 
 #: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
@@ -36,6 +36,7 @@ SOURCES: dict[str, Callable[[int, int], list[Record]]] = {
     "told": partial(told_records, questions=_TAUGHT),
     "rings": ring_records,
     "needles": needle_records,
+    "recitals": recital_records,
 }
 SEED = 100
 #: What `--start` calls a new text model.
@@ -101,14 +102,10 @@ def example_loss(model: Any, examples: Sequence[tuple[dict[str, Tensor], Tensor]
 
 def encode_example(processor: Any, record: Record, settings: ColdStart) -> tuple[dict[str, Tensor], Tensor]:
     """A record's prompt as the processor's dict, and the completion `[R]` it is to be answered with, its end included."""
-    if record.trace is None:
-        raise DataError(f"{record.origin}: has no trace, the worked thinking that a cold start teaches")
     inputs = encode_prompt(
         processor, record, think=True, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
     )
-    tokenizer = getattr(processor, "tokenizer", processor)
-    completion = f"<think>{record.trace}</think><answer>{record.solution}</answer>{tokenizer.eos_token}"
-    return inputs, torch.tensor(tokenizer.encode(completion))
+    return inputs, encode_completion(processor, record, think=True)
 
 
 def _begin(start: str, seed: int) -> tuple[Any, Any]:
