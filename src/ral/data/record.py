@@ -28,12 +28,21 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Characters of a text: `start <= i < stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Record:
     """One question about zero or more images or videos, with its checkable answer.
 
     `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media
     stand (media without a mark come first). `solution` is the bare answer, without `<answer>` tags. `boxes`
-    are the places that hold the evidence, where they are known. `trace` is a worked example of the thinking
+    are the places that hold the evidence, where they are known; `document` is the part of `problem` that is a text to be
+    read, and `evidence` the places in `problem` that hold its evidence. `trace` is a worked example of the thinking
     (without tags), for supervised cold starts. `origin` names file and row for error messages. `extra` holds
     every further column of the source and is handed to reward functions by keyword.
     """
@@ -46,6 +55,8 @@ class Record:
     images: tuple[Path | Image.Image, ...] = ()
     videos: tuple[Path, ...] = ()
     boxes: tuple[Box, ...] = ()
+    document: Span | None = None
+    evidence: tuple[Span, ...] = ()
     trace: str | None = None
     origin: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)

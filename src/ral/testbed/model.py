@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of about a million parameters: the real classes, small sizes, a small vocabulary."""
+"""A Qwen2.5-VL of about a million parameters, and a Qwen2 of half that: real classes, small sizes, a small vocabulary."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -52,10 +54,13 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every word of the testbed and of easy-vqa is one token, all other text falls back to bytes."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    """Byte-level BPE: every word of the testbed and of easy-vqa is one token, all other text falls back to bytes.
+
+    With its chat template it is all that a text model needs.
+    """
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
     # BPE trained until nothing is left to merge turns every piece of its corpus into one token.
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,
@@ -63,21 +68,23 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_words(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    words.train_from_iterator(_words(), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS],
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """The processor that belongs to `build_model`: a 64×64 image becomes 64 visual tokens, at most 1024 per image."""
     tokenizer = build_tokenizer()
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     patches: dict[str, Any] = {
         "patch_size": PATCH_SIZE,
         "merge_size": MERGE_SIZE,
@@ -102,25 +109,11 @@ def build_model(
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A freshly initialised model in float32 with `layers` decoder layers of width `hidden`."""
     token_id = processor.tokenizer.convert_tokens_to_ids
-    # transformers' default of 0.02 is made for widths in the thousands: at 128 such a model stays at chance.
-    initializer_range = round(hidden**-0.5, 2)
+    decoder = _decoder(processor.tokenizer, layers, hidden)
     vision_hidden = hidden // 2
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": 4 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": CONTEXT,
-            "initializer_range": initializer_range,
-            # Sections are in pairs of a head's channels: time, height, width.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None,
-            "eos_token_id": token_id("<|im_end|>"),
-            "pad_token_id": token_id("<|endoftext|>"),
-        },
+        # Sections are in pairs of a head's channels: time, height, width.
+        text_config=decoder | {"rope_parameters": decoder["rope_parameters"] | {"mrope_section": [4, 6, 6]}},
         vision_config={
             "depth": 2,
             "hidden_size": vision_hidden,
@@ -132,7 +125,7 @@ def build_model(
             "temporal_patch_size": TEMPORAL_PATCH_SIZE,
             "window_size": 4 * PATCH_SIZE * MERGE_SIZE,
             "fullatt_block_indexes": [1],
-            "initializer_range": initializer_range,
+            "initializer_range": decoder["initializer_range"],
         },
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
@@ -140,11 +133,43 @@ def build_model(
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
+    return _initialised(Qwen2_5_VLForConditionalGeneration, config, decoder, seed)
+
+
+def build_text_model(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int = 2, hidden: int = 128, seed: int = 0
+) -> Qwen2ForCausalLM:
+    """A freshly initialised text model with the decoder that `build_model` has; it reads `build_tokenizer`'s tokens."""
+    decoder = _decoder(tokenizer, layers, hidden)
+    return _initialised(Qwen2ForCausalLM, Qwen2Config(**decoder, tie_word_embeddings=True), decoder, seed)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int) -> dict[str, Any]:
+    """The configuration of a text decoder."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        # transformers' default of 0.02 is made for widths in the thousands: at 128 such a model stays at chance.
+        "initializer_range": round(hidden**-0.5, 2),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    }
+
+
+def _initialised(kind: Any, config: Any, decoder: dict[str, Any], seed: int) -> Any:
+    """A model of class `kind` whose random weights depend on `seed` alone, and which ends where its decoder says."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = kind(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=token_id("<|im_end|>"), pad_token_id=token_id("<|endoftext|>")
+        eos_token_id=decoder["eos_token_id"], pad_token_id=decoder["pad_token_id"]
     )
     return model
 

@@ -13,13 +13,14 @@ from ral.data.record import DataError, Record
 from . import BENCHMARKS
 from .own import own_task
 from .task import Task
-from .testbed import easy_vqa_task, episodes_task, rings_task, told_task
+from .testbed import easy_vqa_task, episodes_task, needles_task, rings_task, told_task
 
 #: The testbed's tasks by name, as functions of the number of items (None: all) and a seed.
 TESTBED: dict[str, Callable[[int | None, int], Task]] = {
     "rings": rings_task,
     "episodes": episodes_task,
     "told": told_task,
+    "needles": needles_task,
     "easy-vqa": easy_vqa_task,
 }
 NAMES = (*TESTBED, *BENCHMARKS)

@@ -1,4 +1,4 @@
-"""The testbed's tasks, which need no download: ring search and episodes, with known boxes, and easy-vqa."""
+"""The testbed's tasks, which need no download: ring search, episodes and needle search, with known evidence, and easy-vqa."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from ral.answers import Mode, same_text
 from ral.data.record import Record
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
 
 from .task import Task
 
-#: Held-out items of the ring search, and of the episodes, when no number is asked for.
-RINGS, EPISODES = 512, 256
+#: Held-out items of the ring search, of the episodes, and of the needle search, when no number is asked for.
+RINGS, EPISODES, NEEDLES = 512, 256, 512
 
 
 def named(answer: str, record: Record, mode: Mode) -> float:
@@ -51,6 +52,15 @@ def told_task(n: int | None = None, seed: int = 0) -> Task:
         yield from told_records(EPISODES if n is None else n, -1 - seed)
 
     return Task("told", source, named)
+
+
+def needles_task(n: int | None = None, seed: int = 0) -> Task:
+    """Needle search in `n` held-out texts (default 512), with seeds as in `rings_task`."""
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        yield from needle_records(NEEDLES if n is None else n, -1 - seed)
+
+    return Task("needles", source, named)
 
 
 def easy_vqa_task(n: int | None = None, seed: int = 0) -> Task:
