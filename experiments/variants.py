@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "variants.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path, nargs="*", default=sorted(RECIPES.glob("*.yaml")))
-    parser.add_argument("--held-out", type=int, default=512, help="records per task")
+    parser.add_argument("--held-out", type=int, help="records per task; default: the task's own number")
     parser.add_argument("--output", type=Path, default=Path("runs/variants"), help="where the runs are kept")
     args = parser.parse_args()
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -48,11 +48,10 @@ def main() -> None:
     print(table(found))
 
 
-def variant(recipe: Recipe, output: Path, held_out: int) -> dict[str, Any]:
+def variant(recipe: Recipe, output: Path, held_out: int | None) -> dict[str, Any]:
     """Train `recipe` unless that was done; its figures before and after."""
     folder = Path(str(recipe.args.output_dir))
-    new = not (folder / "final").exists()
-    if new:
+    if not (folder / "final").exists():
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         train(recipe)
     settings = EvalSettings.of_model(folder)
@@ -83,7 +82,7 @@ def variant(recipe: Recipe, output: Path, held_out: int) -> dict[str, Any]:
     }
 
 
-def accuracy(model: str, name: str, held_out: int, output: Path, settings: EvalSettings) -> dict[str, Any]:
+def accuracy(model: str, name: str, held_out: int | None, output: Path, settings: EvalSettings) -> dict[str, Any]:
     """Accuracy with its interval, and how often the target is where the row that predicts the answer looks most."""
     summary = output / "summary.json"
     if not summary.exists():
