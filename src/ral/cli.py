@@ -192,6 +192,9 @@ def evaluate(
     num_frames: Annotated[int | None, typer.Option(help=f"Frames per video. {_AS_IN_RUN}")] = None,
     fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
     layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is reported. {_AS_IN_RUN}")] = None,
+    probes: Annotated[
+        str, typer.Option(help="Further measures of looking: heads, relative, sinks, masking, masking-text; or all.")
+    ] = "",
     show: Annotated[int | None, typer.Option(help="Items to keep image and map of.", show_default="12")] = None,
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
@@ -203,11 +206,12 @@ def evaluate(
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings, run_folder
     from ral.evaluate.tasks.selection import find_task
+    from ral.report import write_items
 
     path = _model_path(model)
     settings = EvalSettings.of_model(
         path, think=think, template=template, scorer=scorer, max_completion_length=max_completion_length,
-        min_pixels=min_pixels, max_pixels=max_pixels, num_frames=num_frames, fps=fps, layer=layer, show=show,
+        min_pixels=min_pixels, max_pixels=max_pixels, num_frames=num_frames, fps=fps, layer=layer, probes=probes, show=show,
     )  # fmt: skip
     chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media) for name in tasks.split(",")]
     if output is None:
@@ -223,6 +227,7 @@ def evaluate(
                 loaded, processor, task, output / task.name, settings=settings, name=model, batch_size=batch_size,
                 overwrite=overwrite, progress=partial(progress.update, bar),
             )  # fmt: skip
+        write_items(output / task.name)
         typer.echo(f"{summary.sentence()} {output / task.name}")
 
 
@@ -279,10 +284,10 @@ def look(
 
 
 def _model_path(model: str) -> str:
-    """`start` is the testbed's start checkpoint, as in recipes."""
-    from ral.testbed import start_checkpoint
+    """The shipped checkpoints go by name, as in recipes."""
+    from ral.testbed import model_name
 
-    return str(start_checkpoint()) if model == "start" else model
+    return model_name(model)
 
 
 @app.command()
@@ -312,12 +317,15 @@ def _evaluations(run: Path) -> dict[str, Path]:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder or a quickstart folder.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A run folder, a quickstart folder, or the folder of one evaluation.", show_default=False),
+    ],
 ) -> None:
-    """Write report.html into a run or quickstart folder: one page, without network access."""
-    from ral.report import write_report
+    """Write report.html into a run or quickstart folder, or items.html into an evaluation's: one page, without network."""
+    from ral.report import write_items, write_report
 
-    typer.echo(write_report(folder))
+    typer.echo(write_items(folder) if (folder / "items.jsonl").is_file() else write_report(folder))
 
 
 def main() -> None:

@@ -39,11 +39,11 @@ from tests.tiny import tiny_model
 
 SETTINGS_OF_TESTBED = EvalSettings(template="plain", max_completion_length=24, show=4)
 ITEM_KEYS = {
-    "id", "question", "solution", "completion", "prediction", "correct", "truncated", "tokens", "cluster", "grounding",
-    "layers", "map", "image", "size", "boxes",
+    "id", "question", "solution", "completion", "prediction", "correct", "unparsed", "truncated", "tokens", "cluster", "grounding",
+    "layers", "probes", "map", "image", "size", "boxes",
 }  # fmt: skip
 SUMMARY_KEYS = {
-    "model", "task", "n", "accuracy", "ci", "unparsed", "truncated", "majority", "grounding", "layers", "figures",
+    "model", "task", "n", "accuracy", "ci", "unparsed", "truncated", "majority", "grounding", "layers", "probes", "figures",
     "settings",
 }  # fmt: skip
 DIRECT = {"think": False, "max_completion_length": 1}

@@ -100,9 +100,13 @@ def answer(
 
 
 def look_at_answers(
-    model: nn.Module, processor: Any, answered: Sequence[Answered], answers: Sequence[str | None]
+    model: nn.Module,
+    processor: Any,
+    answered: Sequence[Answered],
+    answers: Sequence[str | None],
+    per_head: bool = False,
 ) -> list[Look | None]:
-    """Where the rows look that predict `answers`, the bodies found in the completions.
+    """Where the rows look that predict `answers`, the bodies found in the completions; with every head, if asked for.
 
     None where there is no answer, and for prompts without an image or a video.
     """
@@ -115,7 +119,7 @@ def look_at_answers(
     if not rows:
         return [None] * len(answered)
     prompts, completions = [item.prompt for item, _ in rows], [item.completion.ids for item, _ in rows]
-    found = iter(look(model, prompts, completions, [token for _, token in rows]))
+    found = iter(look(model, prompts, completions, [token for _, token in rows], per_head))
     return [None if token is None else next(found) for token in tokens]
 
 

@@ -1,6 +1,7 @@
 """The page that shows a model learning where to look, and heat maps, from saved artefacts only; no model is loaded."""
 
 from ral.report.heatmap import render_heatmap_html, render_heatmap_png
+from ral.report.items import write_items
 from ral.report.page import write_report
 
-__all__ = ["render_heatmap_html", "render_heatmap_png", "write_report"]
+__all__ = ["render_heatmap_html", "render_heatmap_png", "write_items", "write_report"]

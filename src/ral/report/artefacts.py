@@ -149,10 +149,9 @@ def _read_arm(folder: Path, name: str, label: str, seconds: float | None, notice
         return Arm(name, label, folder, seconds=seconds)
     evaluations = {}
     for summary in sorted(folder.glob("eval/*/summary.json")):
-        task = printable(summary.parent.name)
-        rows = _read_rows(summary.parent / "items.jsonl", notices)
-        items = {str(row.get("id", index)): row for index, row in enumerate(rows)}
-        evaluations[task] = Evaluation(task, summary.parent, _read_json(summary, notices), items)
+        found, remarks = read_evaluation(summary.parent)
+        evaluations[found.task] = found
+        notices += remarks
     return Arm(
         name=name,
         label=label,
@@ -164,6 +163,15 @@ def _read_arm(folder: Path, name: str, label: str, seconds: float | None, notice
         evaluations=evaluations,
         seconds=seconds,
     )
+
+
+def read_evaluation(folder: Path) -> tuple[Evaluation, list[str]]:
+    """The evaluation in `folder`, and what of it could not be read, in words."""
+    notices: list[str] = []
+    rows = _read_rows(folder / "items.jsonl", notices)
+    items = {str(row.get("id", index)): row for index, row in enumerate(rows)}
+    summary = _read_json(folder / "summary.json", notices)
+    return Evaluation(printable(folder.resolve().name), folder, summary, items), notices
 
 
 def _text(path: Path) -> str:

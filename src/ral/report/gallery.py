@@ -116,7 +116,7 @@ def _exhibit(key: str, outcome: str, scored: list[tuple[int, Arm, Evaluation]]) 
     grids = [_grid(item) for *_, item in items]
     # One scale for all arms of an image: what is brighter is attended to more, from tile to tile.
     peak = max((float(grid.max()) for grid in grids if grid is not None), default=None)
-    image = next((found for _, _, evaluation, item in items if (found := _image(evaluation.folder, item))), None)
+    image = next((found for _, _, evaluation, item in items if (found := saved_image(evaluation.folder, item))), None)
     looks = [
         _look(index, label, item, grid, image, peak) for (index, label, _, item), grid in zip(items, grids, strict=True)
     ]
@@ -176,7 +176,7 @@ def _grid(item: dict[str, Any]) -> np.ndarray | None:
         return None
 
 
-def _image(folder: Path, item: dict[str, Any]) -> Image.Image | None:
+def saved_image(folder: Path, item: dict[str, Any]) -> Image.Image | None:
     """The saved image; None if it is missing, is no image, or its name points outside of the evaluation folder."""
     name = item.get("image")
     if not isinstance(name, str):

@@ -72,6 +72,67 @@
     });
   }
 
+  // The table of an evaluation's items: what is shown follows from the filter, the search and the page.
+  const table = document.getElementById("items");
+  if (table) {
+    const items = JSON.parse(document.getElementById("item-data").textContent);
+    const size = Number(table.dataset.page);
+    const find = document.getElementById("find");
+    const [previous, next, place] = ["previous", "next", "place"].map((id) => document.getElementById(id));
+    const node = (tag, text, name = "", direction = "") => {
+      const made = document.createElement(tag);
+      made.textContent = text;
+      if (name) made.className = name;
+      if (direction) made.dir = direction;
+      return made;
+    };
+    const row = (item) => {
+      const line = document.createElement("tr");
+      const head = node("th", "");
+      head.scope = "row";
+      head.append(node("bdi", item.id));
+      if (item.image) {
+        const image = node("img", "");
+        image.src = item.image;
+        image.alt = "";
+        head.append(image);
+      }
+      const asked = node("td", "", "text");
+      asked.append(node("span", item.question, "", "auto"), node("b", item.solution, "", "auto"));
+      const given = node("td", "", "text");
+      const colour = { right: " good", wrong: " bad" }[item.state] || "";
+      given.append(node("span", item.score === null ? item.state : `${item.state} ${item.score}`, "badge" + colour));
+      if (item.truncated) given.append(node("span", "truncated", "badge bad"));
+      given.append(node("span", item.prediction ?? "", "", "auto"));
+      const said = node("td", "", "text");
+      said.append(node("span", item.completion, "", "auto"));
+      if (item.tokens !== null) said.append(node("span", `${item.tokens} tokens`, "fine"));
+      line.append(head, asked, given, said);
+      return line;
+    };
+    let page = 0;
+    const show = (wanted) => {
+      const state = document.querySelector("input[name=state]:checked").value;
+      const words = find.value.toLowerCase();
+      const texts = (item) => [item.id, item.question, item.solution, item.prediction, item.completion].join("\n");
+      const chosen = items.filter((item) =>
+        (state === "all" || item.state === state || (state === "truncated" && item.truncated)) &&
+        (!words || texts(item).toLowerCase().includes(words)));
+      page = Math.min(Math.max(wanted, 0), Math.max(Math.ceil(chosen.length / size) - 1, 0));
+      const shown = chosen.slice(page * size, (page + 1) * size);
+      table.tBodies[0].replaceChildren(...shown.map(row));
+      const start = page * size;
+      place.textContent = shown.length ? `${start + 1} to ${start + shown.length} of ${chosen.length}` : "none";
+      previous.disabled = page === 0;
+      next.disabled = (page + 1) * size >= chosen.length;
+    };
+    previous.addEventListener("click", () => show(page - 1));
+    next.addEventListener("click", () => show(page + 1));
+    find.addEventListener("input", () => show(0));
+    for (const radio of document.querySelectorAll("input[name=state]")) radio.addEventListener("change", () => show(0));
+    show(0);
+  }
+
   for (const button of document.querySelectorAll(".copy")) {
     button.addEventListener("click", async () => {
       const code = button.parentElement.querySelector("code");
