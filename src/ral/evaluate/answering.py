@@ -22,6 +22,7 @@ from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 
 from .looking import LayerLook, Look, answer_token, look
+from .reading import passage
 from .settings import EvalSettings
 from .viewing import Sheet, sheet, sheet_map, view
 
@@ -100,26 +101,26 @@ def answer(
 
 
 def look_at_answers(
-    model: nn.Module,
-    processor: Any,
-    answered: Sequence[Answered],
-    answers: Sequence[str | None],
-    per_head: bool = False,
+    model: nn.Module, processor: Any, answered: Sequence[Answered], answers: Sequence[str | None]
 ) -> list[Look | None]:
-    """Where the rows look that predict `answers`, the bodies found in the completions; with every head, if asked for.
+    """Where the rows look that predict `answers`, the bodies found in the completions.
 
-    None where there is no answer, and for prompts without an image or a video.
+    None where there is no answer, and for prompts without an image, a video or a document.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
+    passages = [passage(tokenizer, item.prompt.input_ids, item.record) for item in answered]
     tokens = [
-        answer_token(tokenizer, item.completion.ids, body) if body and item.prompt.grids else None
-        for item, body in zip(answered, answers, strict=True)
+        answer_token(tokenizer, item.completion.ids, body) if body and (item.prompt.grids or text) else None
+        for item, body, text in zip(answered, answers, passages, strict=True)
     ]
     rows = [(item, token) for item, token in zip(answered, tokens, strict=True) if token is not None]
     if not rows:
         return [None] * len(answered)
     prompts, completions = [item.prompt for item, _ in rows], [item.completion.ids for item, _ in rows]
-    found = iter(look(model, prompts, completions, [token for _, token in rows], per_head))
+    documents = [
+        text.tokens if text else None for text, token in zip(passages, tokens, strict=True) if token is not None
+    ]
+    found = iter(look(model, prompts, completions, [token for _, token in rows], documents=documents))
     return [None if token is None else next(found) for token in tokens]
 
 

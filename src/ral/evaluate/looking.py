@@ -23,10 +23,11 @@ from ral.attention.models import decoder_layers, make_capturable, visual_token_i
 
 @dataclass(frozen=True)
 class LayerLook:
-    """One layer's head-averaged attention on the visual tokens.
+    """One layer's head-averaged attention on the visual tokens, or on those of a document.
 
-    maps: a grid [h, w] of weights for every image and for every temporal patch of a video, images first; they are shares
-    of the *whole* row, so that they sum to `visual_share`. heads: the same of every head, where it was asked for.
+    maps: a grid [h, w] of weights for every image and for every temporal patch of a video, images first, or [1, N] for a
+    document; they are shares of the *whole* row, so that they sum to `visual_share`. heads: the same of every head, where
+    it was asked for.
     """
 
     maps: tuple[NDArray[np.float64], ...]
@@ -34,7 +35,7 @@ class LayerLook:
 
     @property
     def visual_share(self) -> float:
-        """Attention on visual tokens, in [0, 1]; the rest is on text."""
+        """Attention on the visual tokens (or the document's), in [0, 1]; the rest is on other text."""
         return float(sum(map_.sum() for map_ in self.maps))
 
 
@@ -63,11 +64,11 @@ def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
     start = tagged[-1].start(1) if tagged else text.rfind(answer)
     if start < 0:
         return None
-    first, last = (_token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
+    first, last = (token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
     return slice(first, last + 1)
 
 
-def _token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
+def token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
     """The first token whose end lies beyond character `place` of the decoded text."""
     low, high = 0, len(ids) - 1
     while low < high:
@@ -86,10 +87,12 @@ def look(
     completions: Sequence[Tensor],
     tokens: Sequence[int],
     per_head: bool = False,
+    documents: Sequence[slice | None] | None = None,
 ) -> list[Look]:
     """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] behind `prompts[i]`, in one forward pass.
 
-    Raises ValueError for a prompt without visual tokens.
+    Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. Raises ValueError for a
+    prompt with neither document nor visual tokens.
     """
     base = make_capturable(model)
     layers = range(len(decoder_layers(base)))
@@ -98,15 +101,16 @@ def look(
     targets = [[ids[token : token + 1]] for ids, token in zip(completions, tokens, strict=True)]
     outputs = forward_groups(model, extended, targets, layers=layers, query="predictor", per_head=per_head)
     kinds = visual_token_ids(base)
+    documents = documents or [None] * len(prompts)
     found = []
-    for token, prompt, output in zip(tokens, prompts, outputs, strict=True):
+    for token, prompt, document, output in zip(tokens, prompts, documents, outputs, strict=True):
         looks = []
         for layer in layers:
             heads = output.heads[layer][:, 0, 0] if per_head else ()
             looks.append(
                 LayerLook(
-                    _maps(output.alpha[layer][0, 0], prompt, kinds),
-                    tuple(LayerLook(_maps(row, prompt, kinds)) for row in heads),
+                    _maps(output.alpha[layer][0, 0], prompt, kinds, document),
+                    tuple(LayerLook(_maps(row, prompt, kinds, document)) for row in heads),
                 )
             )
         found.append(Look(token, tuple(looks)))
@@ -176,6 +180,8 @@ def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
     )
 
 
-def _maps(row: Tensor, prompt: Prompt, kinds: Sequence[int]) -> tuple[NDArray[np.float64], ...]:
-    """The weights of one row `[P + …]` on the grids of `prompt`, which lists images before videos."""
+def _maps(row: Tensor, prompt: Prompt, kinds: Sequence[int], document: slice | None) -> tuple[NDArray[np.float64], ...]:
+    """The weights of one row `[P + …]` on a document, or on the grids of `prompt`, which lists images before videos."""
+    if document is not None:
+        return (row[None, document].double().cpu().numpy(),)
     return as_maps(row[visual_places(prompt, kinds)].double().cpu().numpy(), prompt)

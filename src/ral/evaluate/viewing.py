@@ -34,6 +34,11 @@ class View:
     media: tuple[range, ...]
     times: tuple[float | None, ...]
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of every picture."""
+        return [picture.size for picture in self.pictures]
+
     def medium_of(self, picture: int) -> range:
         """The numbers of the pictures that are of one medium with this one."""
         return next(numbers for numbers in self.media if picture in numbers)
