@@ -101,9 +101,13 @@ def answer(
 
 
 def look_at_answers(
-    model: nn.Module, processor: Any, answered: Sequence[Answered], answers: Sequence[str | None]
+    model: nn.Module,
+    processor: Any,
+    answered: Sequence[Answered],
+    answers: Sequence[str | None],
+    per_head: bool = False,
 ) -> list[Look | None]:
-    """Where the rows look that predict `answers`, the bodies found in the completions.
+    """Where the rows look that predict `answers`, the bodies found in the completions; with every head, if asked for.
 
     None where there is no answer, and for prompts without an image, a video or a document.
     """
@@ -120,7 +124,7 @@ def look_at_answers(
     documents = [
         text.tokens if text else None for text, token in zip(passages, tokens, strict=True) if token is not None
     ]
-    found = iter(look(model, prompts, completions, [token for _, token in rows], documents=documents))
+    found = iter(look(model, prompts, completions, [token for _, token in rows], per_head, documents))
     return [None if token is None else next(found) for token in tokens]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +22,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ral.attention import prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.record import DataError, Record
 from ral.files import atomic_write_text, json_line, read_jsonl
 
 from .answering import Answered, answer, encode, look_at_answers
 from .grounding import Grounding, grounding, mean_grounding
-from .looking import Look
+from .looking import Look, answer_span
+from .probes import Seen, neutral_record, probe, summarise
 from .reading import Passage, passage
-from .settings import EvalSettings
+from .settings import EvalSettings, parse_probes
 from .statistics import Interval, mean_interval, proportion_interval
 from .tasks import Scored, Task
 from .viewing import View, sheet, sheet_map, view
@@ -53,7 +54,8 @@ class Summary:
     accuracy: mean score in [0, 1], unparsed answers counted as 0, with its 95 % interval `ci` (Wilson's for right-or-wrong
     items that share nothing, else a bootstrap over clusters). majority: accuracy of the best constant answer. grounding:
     means at the row that predicts the answer in the layer `settings["layer"]`, over items with boxes and an answer (None
-    if there are none); layers: the same for every decoder layer. figures: the benchmark's own, by name.
+    if there are none); layers: the same for every decoder layer; probes: what `settings["probes"]` asked for, over the
+    same items. figures: the benchmark's own, by name.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Summary:
     majority: float
     grounding: Grounding | None
     layers: tuple[Grounding, ...] | None
+    probes: Row | None
     figures: dict[str, float]
     settings: dict[str, Any]
 
@@ -247,9 +250,10 @@ def _rows(
     scored = [_judge(task, item.record, item.text, settings) for item in answered]
     wanted = [bool(item.record.boxes or item.record.evidence) or item.record.id in shown for item in answered]
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
-    looks = look_at_answers(model, processor, answered, answers)
-    for item, one, seen, look in zip(answered, scored, wanted, looks, strict=True):
-        shows = _view(processor, item, settings) if seen else None
+    looks = look_at_answers(model, processor, answered, answers, per_head="heads" in settings.probes)
+    views = [_view(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)]
+    probed = _probes(model, processor, answered, answers, looks, views, settings)
+    for item, one, look, shows in zip(answered, scored, looks, views, strict=True):
         yield {
             "id": item.record.id,
             "question": re.sub(r"\s*<(?:image|video)>\s*", " ", item.record.problem).strip(),
@@ -257,10 +261,12 @@ def _rows(
             "completion": item.text,
             "prediction": one.prediction,
             "correct": one.correct,
+            "unparsed": one.score is None,
             "truncated": item.completion.truncated,
             "tokens": len(item.completion.ids),
             "cluster": one.cluster,
             **_grounding(item.record, look, shows, settings.layer),
+            "probes": probed.get(item.record.id),
             **_shown(item.record.id, look, shows, settings.layer, output if item.record.id in shown else None),
         }
 
@@ -269,6 +275,34 @@ def _view(processor: Any, item: Answered, settings: EvalSettings) -> View | Pass
     """What the maps of one item lie on: its document, or else its images and videos."""
     tokenizer = getattr(processor, "tokenizer", processor)
     return passage(tokenizer, item.prompt.input_ids, item.record) or view(item.record, processor, settings)
+
+
+def _probes(
+    model: nn.Module,
+    processor: Any,
+    answered: Sequence[Answered],
+    answers: Sequence[str | None],
+    looks: Sequence[Look | None],
+    views: Sequence[View | Passage | None],
+    settings: EvalSettings,
+) -> dict[str, Row]:
+    """What the probes say of the items with boxes and an answer, by id."""
+    wanted = parse_probes(settings.probes)
+    chosen, items = [], []
+    for item, body, look, shows in zip(answered, answers, looks, views, strict=True):
+        if wanted and body and look and isinstance(shows, View) and shows.boxes:
+            span = answer_span(getattr(processor, "tokenizer", processor), item.completion.ids, body)
+            assert span is not None  # there is a look at its first token
+            chosen.append(item)
+            items.append(Seen(item.record.id, item.prompt, item.completion.ids, span, look, shows.boxes, shows.sizes))
+    if not items:
+        return {}
+    neutral = []
+    if {"relative", "sinks"} & set(wanted):
+        for item in chosen:
+            inputs = encode(processor, neutral_record(item.record), settings)
+            neutral.append(prepare_prompt(model, inputs, item.prompt.features))
+    return dict(zip((item.id for item in items), probe(model, items, neutral, wanted), strict=True))
 
 
 def _judge(task: Task, record: Record, text: str, settings: EvalSettings) -> Scored:
@@ -340,6 +374,7 @@ def _summarise(
         majority=task.majority(records)[1],
         grounding=means[settings.layer] if means else None,
         layers=tuple(means) if means else None,
+        probes=summarise([row["probes"] for row in rows]),
         figures={name: value for name, value in figures.items() if name not in ("accuracy", "n", "unparsed")},
         settings=asdict(settings),
     )
@@ -347,8 +382,7 @@ def _summarise(
 
 def _mean(items: Sequence[Row]) -> Grounding:
     """Mean of groundings as items hold them, with None for NaN."""
-    found = [Grounding(**{k: math.nan if v is None else v for k, v in item.items()}) for item in items]
-    mean = mean_grounding(found).mean
+    mean = mean_grounding([Grounding.from_dict(item) for item in items]).mean
     assert mean is not None  # there is at least one
     return mean
 
