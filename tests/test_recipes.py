@@ -41,7 +41,7 @@ NAMES = [path.stem for path in RECIPES]
 
 def load(path: Path, *overrides: str) -> Task:
     """As on a machine with the GPUs that the recipe is for."""
-    kind: type[Task] = SFTTask if "-sft" in path.stem else Recipe
+    kind: type[Task] = SFTTask if "sft" in path.stem else Recipe
     return load_recipe(path, [*overrides, "--use_cpu", "true"], kind)
 
 
@@ -117,6 +117,10 @@ def test_a_recipe_differs_from_its_control_in_the_attention_term_alone() -> None
         one, other = (load(ROOT / "recipes" / f"qwen2.5-vl-{name}.yaml").settings() for name in (ral, grpo))
         different = {key for key in one if one[key] != other.get(key)}
         assert different <= {"attention_coef", "output_dir", "logging_dir", "run_name"}
+
+
+def test_the_testbed_is_taught_by_recipe() -> None:
+    assert load(ROOT / "recipes/testbed/sft.yaml").args.output_dir == "runs/sft"
 
 
 def test_settings_of_deepspeed_are_taken() -> None:
