@@ -117,6 +117,7 @@ def check(
     template: Annotated[str, typer.Option(help="Prompt wording: paper or plain.")] = "paper",
     min_pixels: Annotated[int | None, typer.Option(help="Smallest image or frame.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Largest image or frame.")] = None,
+    video_pixels: Annotated[int | None, typer.Option(help="All frames of a video together.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames per video.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of video.")] = None,
     examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
@@ -154,7 +155,7 @@ def check(
             max_prompt_tokens=max_prompt_tokens,
             prompt_settings={
                 "think": think, "template": _choice(Template, template, "--template"), "min_pixels": min_pixels,
-                "max_pixels": max_pixels, "num_frames": num_frames, "fps": fps,
+                "max_pixels": max_pixels, "video_pixels": video_pixels, "num_frames": num_frames, "fps": fps,
             },
             clean=clean,
             progress=lambda rows: progress.update(bar, completed=rows),
@@ -189,6 +190,7 @@ def evaluate(
     max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
     min_pixels: Annotated[int | None, typer.Option(help=f"Smallest image or frame. {_AS_IN_RUN}")] = None,
     max_pixels: Annotated[int | None, typer.Option(help=f"Largest image or frame. {_AS_IN_RUN}")] = None,
+    video_pixels: Annotated[int | None, typer.Option(help=f"All frames of a video together. {_AS_IN_RUN}")] = None,
     num_frames: Annotated[int | None, typer.Option(help=f"Frames per video. {_AS_IN_RUN}")] = None,
     fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
     layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is reported. {_AS_IN_RUN}")] = None,
@@ -211,7 +213,8 @@ def evaluate(
     path = _model_path(model)
     settings = EvalSettings.of_model(
         path, think=think, template=template, scorer=scorer, max_completion_length=max_completion_length,
-        min_pixels=min_pixels, max_pixels=max_pixels, num_frames=num_frames, fps=fps, layer=layer, probes=probes, show=show,
+        min_pixels=min_pixels, max_pixels=max_pixels, video_pixels=video_pixels, num_frames=num_frames, fps=fps,
+        layer=layer, probes=probes, show=show,
     )  # fmt: skip
     chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media) for name in tasks.split(",")]
     if output is None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.prompt import encode_prompt
+from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.record import Record
 from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
@@ -68,16 +68,7 @@ def load_for_answering(name: str | Path) -> tuple[PreTrainedModel, Any]:
 
 def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, torch.Tensor]:
     """The processor's tensors for one record, as in training."""
-    return encode_prompt(
-        processor,
-        record,
-        think=settings.think,
-        template=settings.template,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-    )
+    return encode_prompt(processor, record, **prompt_settings(settings))
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class EvalSettings:
     Attributes:
         think, template: the wording of the prompt. scorer: how answers are read.
         max_completion_length: tokens after which an answer is cut and counted as truncated.
-        min_pixels, max_pixels, num_frames, fps: size of images and videos; the processor's own where None.
+        min_pixels, max_pixels, video_pixels, num_frames, fps: size of images and videos; the processor's own where None.
         layer: the decoder layer whose attention is reported as *the* grounding; the trained one.
         probes: further measures of where it looked, see `ral.evaluate.probes`: names separated by commas.
         show: items, spread evenly over the task, of which the image and the attention map are kept.
@@ -38,6 +38,7 @@ class EvalSettings:
     max_completion_length: int = 1024
     min_pixels: int | None = None
     max_pixels: int | None = None
+    video_pixels: int | None = None
     num_frames: int | None = None
     fps: float | None = None
     layer: int = -1
