@@ -117,7 +117,7 @@ def prepare_prompt(
     visual = torch.isin(input_ids, torch.tensor(visual_token_ids(base), device=input_ids.device))
     if features is None and not any(p.requires_grad for p in vision_parameters(base)):
         with torch.no_grad():
-            features = vision_features(base, inputs)
+            features = vision_features(model, inputs)
     return Prompt(input_ids, rope_positions(base, input_ids, inputs), visual, grids, features, inputs)
 
 
@@ -181,7 +181,7 @@ def forward_groups(
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
     layout = PackedLayout(groups, look_bias, biased, resolve_layers(base, layers))
     head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
-    features = [p.features if p.features is not None else vision_features(base, dict(p.inputs)) for p in prompts]
+    features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
     visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
     with head.attached(), capture_with_gradient(base, layout.capture_layers):
         model(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from ral.attention import packed
@@ -111,19 +112,29 @@ def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 def vision_features(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
-    base: Any = pretrained(model)
+    base, tower = pretrained(model), _tower(model)
     features = {}
     if inputs.get("pixel_values") is not None:
-        features["image"] = base.get_image_features(
+        features["image"] = tower.get_image_features(
             inputs["pixel_values"].to(base.device), inputs["image_grid_thw"].to(base.device), return_dict=True
         )
     if inputs.get("pixel_values_videos") is not None:
-        features["video"] = base.get_video_features(
+        features["video"] = tower.get_video_features(
             inputs["pixel_values_videos"].to(base.device),
             inputs["video_grid_thw"].to(base.device),
             return_dict=True,
         )
     return features
+
+
+def _tower(model: nn.Module) -> Any:
+    """What has `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise."""
+    if not isinstance(model, FSDPModule):
+        return pretrained(model)
+    for name in ("get_image_features", "get_video_features"):
+        if name not in vars(model):
+            register_fsdp_forward_method(model, name)
+    return model
 
 
 def merge_features(features: list[dict[str, Any]]) -> dict[str, Any]:
