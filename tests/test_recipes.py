@@ -80,6 +80,8 @@ def test_a_recipe_is_short_loads_and_says_what_it_is_for(path: Path) -> None:
     assert task.args.output_dir == f"runs/{path.stem}"
     start = task.model.removeprefix("runs/")
     assert start == f"Qwen/Qwen2.5-VL-{size(path)}-Instruct" or f"{start}.yaml" in [p.name for p in RECIPES]
+    if isinstance(task, Recipe) and task.args.fsdp:
+        assert task.args.fsdp_config["reshard_after_forward"] is False  # type: ignore[index]
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert all(getattr(task.args, key) == value for key, value in given.items() if isinstance(value, bool))
 
@@ -127,5 +129,5 @@ def test_settings_of_deepspeed_are_taken() -> None:
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     settings = "{zero_optimization: {stage: 2}, train_micro_batch_size_per_gpu: auto}"
-    task = load(ROOT / "recipes/qwen2.5-vl-7b-ral.yaml", f"--deepspeed={settings}")
+    task = load(ROOT / "recipes/qwen2.5-vl-7b-ral.yaml", f"--deepspeed={settings}", "--fsdp", "null")
     assert task.args.hf_deepspeed_config.is_zero2()
