@@ -178,9 +178,9 @@ def ral(*words: str | Path) -> str:
     return found.stdout
 
 
-def lengths(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """A reward that a random model gets a signal from."""
-    return [float(len(completion)) for completion in completions]
+def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """A reward that differs where completions do, so that a random model gets a signal whatever it draws."""
+    return [float(sum(map(ord, completion)) % 997) for completion in completions]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -199,7 +199,7 @@ def test_a_format_loads_checks_trains_and_evaluates(name: str, place: Path, mode
         output_dir=str(tmp_path / "run"), use_cpu=True, num_generations=2, per_device_train_batch_size=4, max_steps=3,
         max_completion_length=5, learning_rate=1e-2, beta=0.0, save_strategy="no", disable_tqdm=True, **PIXELS,
     )  # fmt: skip
-    trainer = RALTrainer(str(model), args, train_dataset=records, reward_funcs=["accuracy", "format", lengths])
+    trainer = RALTrainer(str(model), args, train_dataset=records, reward_funcs=["accuracy", "format", letters])
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
