@@ -33,7 +33,8 @@ def test_spans_become_the_tokens_that_spell_them() -> None:
     for record in needle_records(20, 0):
         ids = ids_of(record)
         found = passage(TOKENIZER, ids, record)
-        assert found is not None and record.document is not None
+        assert found is not None
+        assert record.document is not None
         document = ids[found.tokens]
         assert TOKENIZER.decode(document) == record.problem[record.document.start : record.document.stop]
         [(box, span)] = zip(found.boxes, record.evidence, strict=True)
@@ -74,7 +75,8 @@ def test_evaluation_reports_where_in_the_text_it_looked(tmp_path: Path) -> None:
     model = build_text_model(TOKENIZER)
     settings = EvalSettings(think=False, template="plain", max_completion_length=2, show=1)
     summary = evaluate(model, TOKENIZER, find_task("needles", n=4), tmp_path, settings=settings)
-    assert summary.grounding is not None and summary.layers is not None
+    assert summary.grounding is not None
+    assert summary.layers is not None
     assert 0 < summary.grounding.mass < 1
     assert 0 < summary.grounding.visual_share < 1
     assert len(summary.layers) == 2
