@@ -33,7 +33,9 @@ def blocks(language: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     """The words of every command line of `program` in the pages' bash blocks, comments left out."""
-    lines = (shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines())
+    lines = (
+        shlex.split(line, comments=True) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()
+    )
     return [words for words in lines if words[:1] == [program]]
 
 

@@ -142,6 +142,7 @@ class RALConfig(TrainingArguments):
         self._check_groups()
         self._check_attention_term()
         self._check_gradient_norms()
+        self._check_sharding()
 
     def scheduled(self, schedule: Schedule, progress: float) -> float:
         """Factor in [0, 1] of a decaying quantity after `progress` (0 to 1) of the run."""
@@ -223,6 +224,14 @@ class RALConfig(TrainingArguments):
                 f"attention_anchor={self.attention_anchor!r} with num_iterations=1 trains nothing: with one update per "
                 "rollout batch the policy equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
                 "more, choose another attention_anchor (group, explore), or set attention_coef=0 for plain GRPO."
+            )
+
+    def _check_sharding(self) -> None:
+        sharding = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
+        if self.fsdp and sharding.get("reshard_after_forward", True) not in (False, "false"):
+            raise ConfigError(
+                "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot "
+                "wait for each other in each of their steps; set fsdp_config: {version: 2, reshard_after_forward: false}"
             )
 
     def _check_gradient_norms(self) -> None:

@@ -13,7 +13,7 @@ from ral.attention.models import has_vision
 from ral.config import ConfigError
 from ral.data.readers import read_records
 from ral.data.record import Record
-from ral.loading import load_model, load_processor
+from ral.loading import load_model, load_processor, training_dtype
 from ral.recipe import Recipe, Task
 from ral.runs import last_checkpoint, prepare_run, refuse_occupied
 from ral.testbed import model_name
@@ -83,7 +83,7 @@ def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
     if task.quantization is not None and task.peft is None:
         raise ConfigError("quantization is set, but quantised weights cannot be trained; train an adapter: set peft")
     name = model_name(task.model)
-    return load_model(name, task.quantization), load_processor(name)
+    return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
 
 
 def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> LoraConfig | None:

@@ -6,8 +6,9 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -21,11 +22,14 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ral.attention.models import pretrained
+from ral.attention.models import pretrained, vision_parameters
+from ral.config import ConfigError
 
 
-def load_model(name: str | Path, quantization: Mapping[str, Any] | None = None) -> PreTrainedModel:
-    """A model in the dtype it was saved in, from a folder or a hub id.
+def load_model(
+    name: str | Path, quantization: Mapping[str, Any] | None = None, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> PreTrainedModel:
+    """A model from a folder or a hub id, in the dtype it was saved in unless another is given.
 
     A run folder gives its `final/`; a folder with an adapter gives the adapter's base model with the adapter merged into
     its weights. `quantization` holds settings of `BitsAndBytesConfig`.
@@ -38,12 +42,21 @@ def load_model(name: str | Path, quantization: Mapping[str, Any] | None = None) 
         _refuse_quantization(folder, adapted=base is not None)
     if base is not None:
         # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
-        model: Any = PeftModel.from_pretrained(load_model(base), folder).merge_and_unload()
+        model: Any = PeftModel.from_pretrained(load_model(base, dtype=dtype), folder).merge_and_unload()
         model.name_or_path = folder  # what an adapter that is trained on it is an adapter of
         return model
     loader: Any = AutoModelForImageTextToText if _has_vision(folder) else AutoModelForCausalLM
     settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
-    return loader.from_pretrained(folder, dtype="auto", **settings)
+    return loader.from_pretrained(folder, dtype=dtype, **settings)
+
+
+def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
+    """What a model is loaded in to be trained: float32 where its own weights are trained.
+
+    In bfloat16, with eight bits of precision, updates of a learning rate of 1e-5 round away; mixed precision (`bf16: true`)
+    computes in bfloat16 on float32 weights. Under an adapter the frozen weights stay in the dtype they were saved in.
+    """
+    return "auto" if adapter else torch.float32
 
 
 def load_processor(name: str | Path) -> Any:
@@ -93,6 +106,15 @@ class ResumableTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
+
+
+def refuse_adapter_of_frozen_vision(model: PreTrainedModel, freeze_vision: bool) -> None:
+    """Raise ConfigError where an adapter would train the vision tower that is to stay as it is."""
+    if freeze_vision and any(parameter.requires_grad for parameter in vision_parameters(model)):
+        raise ConfigError(
+            "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
+            "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"
+        )
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from ral.config import ConfigError
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
 from ral.launch import datasets, lora_config, run, start_model
-from ral.loading import ResumableTrainer
+from ral.loading import ResumableTrainer, refuse_adapter_of_frozen_vision
 from ral.recipe import Task
 from ral.runs import MetricsWriter
 
@@ -130,8 +130,7 @@ def build_trainer(task: SFTTask) -> WorkedExamplesTrainer:
         peft_config=lora_config(task, model, args.freeze_vision),
         callbacks=[MetricsWriter()],
     )
-    if args.freeze_vision and any(p.requires_grad for p in vision_parameters(pretrained(trainer.model))):
-        raise ConfigError("peft adapts the vision tower, but freeze_vision keeps it as it is; change one of them")
+    refuse_adapter_of_frozen_vision(pretrained(trainer.model), args.freeze_vision)
     return trainer
 
 

@@ -24,7 +24,7 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
@@ -37,7 +37,15 @@ from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
-from ral.loading import frozen, frozen_copy, load_model, load_processor
+from ral.loading import (
+    ResumableTrainer,
+    frozen,
+    frozen_copy,
+    load_model,
+    load_processor,
+    refuse_adapter_of_frozen_vision,
+    training_dtype,
+)
 from ral.losses import attention_term, distillation_term, token_term
 from ral.meters import Meters
 from ral.objective import Mean, StepTotals, Term, group_advantages, token_weights
@@ -50,7 +58,7 @@ from ral.runs import SAMPLES, MetricsWriter, append_jsonl
 Rows = str | Path | Iterable[Mapping[str, Any] | Record]
 
 
-class RALTrainer(Trainer):
+class RALTrainer(ResumableTrainer):
     """Post-train a vision-language (or text) model with Reinforced Attention Learning.
 
     Args:
@@ -86,7 +94,9 @@ class RALTrainer(Trainer):
         reward_weights: Sequence[float] | None = None,
         **trainer_arguments: Any,
     ):
-        policy: nn.Module = load_model(model) if isinstance(model, str | Path) else model
+        if isinstance(model, str | Path):
+            model = load_model(model, dtype=training_dtype(adapter=peft_config is not None))
+        policy: nn.Module = model
         base = make_capturable(policy)
         processing_class = processing_class or load_processor(str(base.name_or_path))
         for layers in (args.attention_layers, args.explore_layers or ()):
@@ -96,7 +106,7 @@ class RALTrainer(Trainer):
                 parameter.requires_grad_(False)
         if peft_config is not None:
             policy = get_peft_model(base, peft_config)
-            _refuse_adapter_of_frozen_vision(base, args)
+            refuse_adapter_of_frozen_vision(base, args.freeze_vision)
         if args.disable_dropout:
             _disable_dropout(policy)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
@@ -399,24 +409,6 @@ class RALTrainer(Trainer):
         self._meters.add(term.metrics)
         return term.loss
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights of a checkpoint, read as `from_pretrained` reads them.
-
-        Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
-        would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
-        """
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            saved = type(self._base).from_pretrained(resume_from_checkpoint, dtype=self._base.dtype)
-            self._base.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
-
     # --- evaluation while training ----------------------------------------------------------------------------------
 
     def evaluate(
@@ -463,14 +455,6 @@ def _adapter_off(model: nn.Module) -> Iterator[nn.Module]:
     """The policy with its adapter switched off: the model the adapter was put on."""
     with extract_model_from_parallel(model).disable_adapter():
         yield model
-
-
-def _refuse_adapter_of_frozen_vision(base: PreTrainedModel, args: RALConfig) -> None:
-    if args.freeze_vision and any(p.requires_grad for p in vision_parameters(base)):
-        raise ConfigError(
-            "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
-            "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"
-        )
 
 
 def _load_teacher(
