@@ -35,7 +35,7 @@ class Task:
     )
     data: str | list[str] = field(
         metadata={
-            "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told` (text); "
+            "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told`, `needles` (text); "
             "or a list of them, to be mixed."
         }
     )

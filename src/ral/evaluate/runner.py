@@ -91,8 +91,8 @@ class Summary:
             return found
         return (
             f"{found} In layer {self.settings['layer']} the row that predicts the answer has {self.grounding.mass:.1%} of "
-            f"its visual attention in the box ({self.grounding.lift:.1f} times chance), its maximum there in "
-            f"{self.grounding.pointing:.1%}."
+            f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
+            f"maximum there in {self.grounding.pointing:.1%}."
         )
 
 

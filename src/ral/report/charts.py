@@ -92,9 +92,15 @@ CURVES = (
     ),
     Curve("Visual share", "share of the attention that falls on the image", (("visual_share", "", False),)),
     Curve("Completion length", "tokens, mean over the rollouts", (("completion_length", "", False),)),
+    Curve(
+        "Token accuracy",
+        "share of the worked examples' tokens that are the most likely ones",
+        (("mean_token_accuracy", "", False),),
+    ),
 )
 
 MORE_CURVES = (
+    Curve("Loss", "what is minimised", (("loss", "", False),)),
     Curve("Groups without signal", "share of prompts whose rollouts all scored the same", (("groups_without_signal", "", False),)),
     Curve("Entropy", "of the token distribution, nats", (("entropy", "", False),)),
     Curve("KL to the reference", "estimate, per token", (("kl", "", False),), logarithmic=True),
