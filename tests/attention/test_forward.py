@@ -250,5 +250,7 @@ def test_refusals():
         forward_group(model, inputs, [torch.tensor([1, IMAGE])])
     with pytest.raises(ValueError, match="empty"):
         forward_group(model, inputs, [torch.tensor([], dtype=torch.long)])
+    with pytest.raises(ValueError, match="a layer twice"):
+        forward_groups(model, [prepare_prompt(model, inputs)], [completions()], layers=(2, -1))
     with pytest.raises(ValueError, match="3 decoder layers"):
         forward_group(model, inputs, completions(), attention_layers=[5])

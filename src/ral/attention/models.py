@@ -72,7 +72,10 @@ def resolve_layers(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, 
     for layer in layers:
         if not -count <= layer < count:
             raise ValueError(f"attention_layers contains {layer}, but the model has {count} decoder layers")
-    return tuple(layer % count for layer in layers)
+    resolved = tuple(layer % count for layer in layers)
+    if len(set(resolved)) < len(resolved):
+        raise ValueError(f"attention_layers {list(layers)} names a layer twice: the model has {count} decoder layers")
+    return resolved
 
 
 @contextmanager
