@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ral.answers import extract_answer, same_text
 from ral.attention import forward_groups
@@ -26,6 +25,7 @@ from ral.distill import TokenDivergence, teacher_pass
 from ral.divergence import jensen_shannon
 from ral.evaluate.answering import answer, load_for_answering
 from ral.evaluate.settings import EvalSettings
+from ral.evaluate.statistics import seed_interval
 from ral.evaluate.tasks.testbed import rings_task
 from ral.files import atomic_write_text
 from ral.launch import train
@@ -125,10 +125,8 @@ def table(results: dict[str, Any]) -> str:
 
 def interval(values: np.ndarray) -> str:
     """Mean and 95 % t-interval over seeds."""
-    if len(values) < 2:
-        return f"{values.mean():+.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"
+    found = seed_interval(values)
+    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
+from ral.evaluate.statistics import seed_interval
 from ral.files import atomic_write_text
 from ral.runs import source_commit
 from ral.testbed.quickstart import ARMS, SETTINGS, START, Arm, run_arm, run_start
@@ -87,10 +87,8 @@ def table(results: dict) -> str:
 
 def interval(values: np.ndarray) -> str:
     """Mean and 95 % t-interval over seeds."""
-    if len(values) < 2:
-        return f"{values.mean():.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.1f} [{values.mean() - half:.1f}, {values.mean() + half:.1f}]"
+    found = seed_interval(values)
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 if __name__ == "__main__":

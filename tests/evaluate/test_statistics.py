@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from statsmodels.api import OLS
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 from ral.data.record import DataError
 from ral.evaluate.statistics import (
@@ -27,6 +29,7 @@ from ral.evaluate.statistics import (
     probability_of_improvement,
     proportion_interval,
     read_outcomes,
+    seed_interval,
     standard_error,
 )
 
@@ -39,6 +42,13 @@ def outcomes(scores, clusters=None):
 def test_proportion_interval_is_wilsons(successes, n):
     low, high = proportion_confint(successes, n, method="wilson")
     assert proportion_interval(successes, n) == Interval(successes / n, pytest.approx(low), pytest.approx(high))
+
+
+def test_the_interval_over_seeds_is_statsmodels():
+    values = [83.2, 86.3, 86.3]
+    found = seed_interval(values)
+    assert (found.low, found.high) == pytest.approx(DescrStatsW(values).tconfint_mean())
+    assert seed_interval([3.0]).low == -math.inf
 
 
 def test_bootstrap_agrees_with_scipy_and_with_theory():

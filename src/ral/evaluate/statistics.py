@@ -8,6 +8,7 @@ interquartile mean and the probability of improvement (Agarwal et al., arXiv 210
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +81,15 @@ class Comparison:
             f"{100 * self.difference.low:+.1f} to {100 * self.difference.high:+.1f}; {self.gained} items better, "
             f"{self.lost} worse; {self.test} p {_p_value(self.p)}{adjusted}).{left_out}"
         )
+
+
+def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's t interval of a mean, for a few runs that differ in their seed. Of one value the ends are infinitely far."""
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return Interval(float(sample.mean()), -math.inf, math.inf, confidence)
+    low, high = stats.t.interval(confidence, len(sample) - 1, sample.mean(), stats.sem(sample))
+    return Interval(float(sample.mean()), float(low), float(high), confidence)
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
