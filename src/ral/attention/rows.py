@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 Query = Literal["token", "predictor"]
 
-#: Elements of the per-head weights formed at once (float32: 8 MiB, which stays in a CPU's cache).
-CHUNK_ELEMENTS = 2**21
+#: Elements of the per-head weights formed at once (float32: 2 MiB, which stays in a CPU's cache).
+CHUNK_ELEMENTS = 2**19
 
 
 def head_mean_attention(
