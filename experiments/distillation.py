@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from ral.evaluate.tasks.testbed import rings_task
 from ral.files import atomic_write_text
 from ral.launch import train
 from ral.recipe import load_recipe
-from ral.runs import source_commit
+from ral.runs import machine_class, source_commit
 from ral.testbed import start_checkpoint, teacher_checkpoint
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
@@ -59,7 +57,7 @@ def main() -> None:
             runs.append({"seed": seed, "arm": arm, **nearness(folder / "final", args.held_out, folder)})
     results = {
         "command": f"python experiments/distillation.py --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}",
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine_class(),
         "commit": source_commit(),
         "held_out": args.held_out,
         "start": nearness(start_checkpoint(), args.held_out, args.output / "start"),
@@ -119,14 +117,8 @@ def table(results: dict[str, Any]) -> str:
         cells = [f"{found[f].mean():.1f} ({', '.join(f'{value:.1f}' for value in found[f])})" for f in FIGURES]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     one, other = values.values()
-    lines.append("| difference | " + " | ".join(interval(other[f] - one[f]) for f in FIGURES) + " |")
+    lines.append("| difference | " + " | ".join(f"{seed_interval(other[f] - one[f]):+.1f}" for f in FIGURES) + " |")
     return "\n".join(lines)
-
-
-def interval(values: np.ndarray) -> str:
-    """Mean and 95 % t-interval over seeds."""
-    found = seed_interval(values)
-    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 if __name__ == "__main__":

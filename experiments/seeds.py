@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from ral.evaluate.statistics import seed_interval
 from ral.files import atomic_write_text
-from ral.runs import source_commit
+from ral.runs import machine_class, source_commit
 from ral.testbed.quickstart import ARMS, SETTINGS, START, Arm, run_arm, run_start
 
 CONTROL = Arm("explore-bias", "Exploration only (control)", {"attention_coef": 0.0, "attention_anchor": "explore"})
@@ -48,7 +46,7 @@ def main() -> None:
             job.result()
     results = {
         "command": f"python experiments/seeds.py --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}",
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine_class(),
         "commit": source_commit(),
         "settings": SETTINGS,
         "start": figures(args.output / START.name),
@@ -78,17 +76,11 @@ def table(results: dict) -> str:
     for arm in arms:
         accuracy = np.array(values[arm]["accuracy"])
         paired = 100 * (accuracy - np.array(values["grpo"]["accuracy"]))
-        difference = "" if arm == "grpo" else interval(paired)
+        difference = "" if arm == "grpo" else f"{seed_interval(paired):.1f}"
         cells = [f"{np.mean(values[arm][f]):.2f}" for f in FIGURES[1:]]
         seeds = ", ".join(f"{100 * a:.1f}" for a in accuracy)
-        lines.append(f"| {arm} | {interval(100 * accuracy)} | {difference} | {' | '.join(cells)} | {seeds} |")
+        lines.append(f"| {arm} | {seed_interval(100 * accuracy):.1f} | {difference} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
-
-
-def interval(values: np.ndarray) -> str:
-    """Mean and 95 % t-interval over seeds."""
-    found = seed_interval(values)
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from ral.files import atomic_write_text, read_jsonl
 from ral.launch import train
 from ral.recipe import Recipe, load_recipe
 from ral.report import write_report
+from ral.runs import machine_class
 from ral.testbed import model_name
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
@@ -77,7 +76,7 @@ def variant(recipe: Recipe, output: Path, held_out: int | None) -> dict[str, Any
         "tasks": tasks,
         "cancelled": sum(cancelled) / len(cancelled) if cancelled else None,
         "report": str(report),
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine_class(),
         "commit": environment["commit"],
     }
 

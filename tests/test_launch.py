@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ral.cli import app
 from ral.data.record import Record
 from ral.files import read_jsonl
-from ral.launch import load_data
+from ral.launch import DRAWN, load_data
 from ral.recipe import load_recipe
 
 RECIPE = """\
@@ -83,8 +83,10 @@ def test_several_sources_are_read_as_one_and_splits_share_no_episode(
 ) -> None:
     pytest.importorskip("minigrid")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("ral.launch.EPISODES", {"train": (3, 1), "test": (2, 2)})
-    monkeypatch.setattr("ral.launch.RINGS", {"train": (4, 1), "test": (1, 2)})
+    few = {"train": (3, 1), "test": (2, 2)}
+    monkeypatch.setitem(DRAWN, "episodes", (DRAWN["episodes"][0], few))
+    monkeypatch.setitem(DRAWN, "told", (DRAWN["told"][0], few))
+    monkeypatch.setitem(DRAWN, "rings", (DRAWN["rings"][0], {"train": (4, 1), "test": (1, 2)}))
     train, test = (load_data(["episodes", "told", "rings"], split) for split in ("train", "test"))
     assert [(len(r.images), len(r.videos)) for r in train] == [(0, 1)] * 3 + [(0, 0)] * 3 + [(1, 0)] * 4
     assert len(test) == 5

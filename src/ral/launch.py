@@ -23,12 +23,13 @@ from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
 
-#: How many ring searches `data: rings` is, and the seed of their images, by split.
-RINGS = {"train": (4096, 1), "test": (512, 2)}
-#: The same for `data: episodes`, videos, and `data: told`, the episodes in words.
-EPISODES = {"train": (2048, 1), "test": (256, 2)}
-#: The same for `data: needles`, texts.
-NEEDLES = {"train": (4096, 1), "test": (512, 2)}
+#: The testbed's sources: what draws their records, and how many with which seed, by split.
+DRAWN: dict[str, tuple[Callable[[int, int], list[Record]], dict[str, tuple[int, int]]]] = {
+    "rings": (ring_records, {"train": (4096, 1), "test": (512, 2)}),
+    "episodes": (episode_records, {"train": (2048, 1), "test": (256, 2)}),  # videos
+    "told": (told_records, {"train": (2048, 1), "test": (256, 2)}),  # the episodes in words
+    "needles": (needle_records, {"train": (4096, 1), "test": (512, 2)}),  # texts
+}
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -108,14 +109,9 @@ def load_data(source: str | Sequence[str], split: Literal["train", "test"], root
     """
     if not isinstance(source, str):
         return [record for one in source for record in load_data(one, split, root)]
-    if source == "rings":
-        return ring_records(*RINGS[split])
-    if source == "episodes":
-        return episode_records(*EPISODES[split])
-    if source == "told":
-        return told_records(*EPISODES[split])
-    if source == "needles":
-        return needle_records(*NEEDLES[split])
+    if source in DRAWN:
+        draw, splits = DRAWN[source]
+        return draw(*splits[split])
     if source == "easy-vqa":
         return easy_vqa_records(split)
     return list(read_records(source, root=root, split=split))

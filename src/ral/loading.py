@@ -108,9 +108,15 @@ class ResumableTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
 
 
-def refuse_adapter_of_frozen_vision(model: PreTrainedModel, freeze_vision: bool) -> None:
+def freeze_vision(model: PreTrainedModel) -> None:
+    """Keep the vision tower and its projector as they are; nothing of a text model."""
+    for parameter in vision_parameters(model):
+        parameter.requires_grad_(False)
+
+
+def refuse_adapter_of_frozen_vision(model: PreTrainedModel, keeps_vision: bool) -> None:
     """Raise ConfigError where an adapter would train the vision tower that is to stay as it is."""
-    if freeze_vision and any(parameter.requires_grad for parameter in vision_parameters(model)):
+    if keeps_vision and any(parameter.requires_grad for parameter in vision_parameters(model)):
         raise ConfigError(
             "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
             "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"

@@ -99,6 +99,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine_class() -> str:
+    """The machine in words that name nobody's, as stands beside every figure."""
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
 def source_commit() -> str | None:
     """The git commit of this package's source, with `-dirty` when files are changed; None when not in git.
 

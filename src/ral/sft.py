@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
-from ral.attention.models import pretrained, vision_parameters
+from ral.attention.models import pretrained
 from ral.config import ConfigError
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
 from ral.launch import datasets, lora_config, run, start_model
-from ral.loading import ResumableTrainer, refuse_adapter_of_frozen_vision
+from ral.loading import ResumableTrainer, freeze_vision, refuse_adapter_of_frozen_vision
 from ral.recipe import Task
 from ral.runs import MetricsWriter
 
@@ -116,8 +116,7 @@ def build_trainer(task: SFTTask) -> WorkedExamplesTrainer:
     held_out = worked_examples(held_out, think=args.think) if held_out else []
     model, processor = start_model(task)
     if args.freeze_vision:
-        for parameter in vision_parameters(model):
-            parameter.requires_grad_(False)
+        freeze_vision(model)
     records = [*train, *held_out]
     numbers = Dataset.from_dict({"number": range(len(records))})
     trainer = WorkedExamplesTrainer(

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.models import make_capturable, pretrained, resolve_layers, vision_parameters
+from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.balance import GradientBalance
 from ral.config import ConfigError, RALConfig
 from ral.data.batches import EpochOrder, RepeatedBatches
@@ -39,6 +39,7 @@ from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
 from ral.loading import (
     ResumableTrainer,
+    freeze_vision,
     frozen,
     frozen_copy,
     load_model,
@@ -102,8 +103,7 @@ class RALTrainer(ResumableTrainer):
         for layers in (args.attention_layers, args.explore_layers or ()):
             resolve_layers(base, layers)  # refuses layers that the model does not have
         if args.freeze_vision:
-            for parameter in vision_parameters(base):
-                parameter.requires_grad_(False)
+            freeze_vision(base)
         if peft_config is not None:
             policy = get_peft_model(base, peft_config)
             refuse_adapter_of_frozen_vision(base, args.freeze_vision)

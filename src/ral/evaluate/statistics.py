@@ -34,6 +34,10 @@ class Interval:
     high: float
     confidence: float = 0.95
 
+    def __format__(self, spec: str) -> str:
+        """`f"{interval:.1f}"` is "1.0 [0.5, 1.5]"."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
+
 
 @dataclass(frozen=True)
 class Outcome:

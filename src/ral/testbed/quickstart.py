@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs import METRICS
+from ral.runs import METRICS, machine_class
 
 #: What all arms share. Tuned for the GRPO arm first (experiments/LOG.md), then left alone.
 SETTINGS: dict[str, Any] = {
@@ -93,7 +92,7 @@ def run_quickstart(
     description = {
         "seed": seed,
         "task": "rings",
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine_class(),
         "arms": [{"name": arm.name, "label": arm.label, "path": arm.name} for arm in (START, *ARMS)],
         "commands": [_command(output, seed, steps, held_out)],
         "seconds": seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,43 +24,36 @@ def named(answer: str, record: Record, mode: Mode) -> float:
     return float(same_text(answer, record.solution))
 
 
+def _drawn(name: str, draw: Callable[[int, int], Iterable[Record]], n: int, seed: int) -> Task:
+    """A task whose `n` items are drawn by a generator of the testbed, with a seed that training never uses."""
+
+    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
+        yield from draw(n, -1 - seed)
+
+    return Task(name, source, named)
+
+
 def rings_task(n: int | None = None, seed: int = 0) -> Task:
     """Ring search on `n` held-out images (default 512), the same for the same `seed` (≥ 0).
 
     Training draws its images with seeds from 0 upwards, so held-out ones have the seeds below 0.
     """
-
-    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
-        yield from ring_records(RINGS if n is None else n, -1 - seed)
-
-    return Task("rings", source, named)
+    return _drawn("rings", ring_records, RINGS if n is None else n, seed)
 
 
 def episodes_task(n: int | None = None, seed: int = 0) -> Task:
     """Questions about `n` held-out videos (default 256), with seeds as in `rings_task`."""
-
-    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
-        yield from episode_records(EPISODES if n is None else n, -1 - seed)
-
-    return Task("episodes", source, named)
+    return _drawn("episodes", episode_records, EPISODES if n is None else n, seed)
 
 
 def told_task(n: int | None = None, seed: int = 0) -> Task:
     """The questions of `episodes_task` about the same episodes in words: what of them is not a matter of seeing."""
-
-    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
-        yield from told_records(EPISODES if n is None else n, -1 - seed)
-
-    return Task("told", source, named)
+    return _drawn("told", told_records, EPISODES if n is None else n, seed)
 
 
 def needles_task(n: int | None = None, seed: int = 0) -> Task:
     """Needle search in `n` held-out texts (default 512), with seeds as in `rings_task`."""
-
-    def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
-        yield from needle_records(NEEDLES if n is None else n, -1 - seed)
-
-    return Task("needles", source, named)
+    return _drawn("needles", needle_records, NEEDLES if n is None else n, seed)
 
 
 def easy_vqa_task(n: int | None = None, seed: int = 0) -> Task:
