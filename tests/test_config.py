@@ -69,6 +69,13 @@ def test_saving_between_inner_updates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"save_steps=10 .* multiple of num_iterations=4"):
         config(tmp_path, save_steps=10, num_iterations=4)
     config(tmp_path, save_steps=12, num_iterations=4)
+    with pytest.raises(ConfigError, match=r"save_steps=0.25 .* multiple of num_iterations=2"):
+        config(tmp_path, save_steps=0.25, num_iterations=2)
+    with pytest.raises(ConfigError, match=r"eval_steps=5 .* multiple of num_iterations=2"):
+        config(
+            tmp_path, save_strategy="best", eval_strategy="steps", eval_steps=5, num_iterations=2,
+            metric_for_best_model="reward",
+        )  # fmt: skip
     config(tmp_path, save_steps=10, num_iterations=4, save_strategy="no")
 
 

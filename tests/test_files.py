@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ral.files import atomic_write_bytes, atomic_write_text, json_line, read_jsonl
+from ral.files import atomic_write_bytes, atomic_write_text, json_line, read_jsonl, remove_parts
 
 
 def test_atomic_write_makes_parents_and_replaces(tmp_path: Path) -> None:
@@ -68,3 +71,19 @@ def test_read_jsonl_names_file_and_line(tmp_path: Path, content: str, message: s
     path.write_text(content)
     with pytest.raises(ValueError, match=f"m.jsonl, {message}"):
         list(read_jsonl(path))
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    """A real kill, between the bytes and the rename."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from ral.files import atomic_write_text\n"
+        "os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "atomic_write_text(Path(sys.argv[1]), 'new')"
+    )
+    (tmp_path / "notes.txt").write_text("old")
+    (tmp_path / ".gitignore").write_text("mine")
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "notes.txt")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_parts(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"notes.txt": "old", ".gitignore": "mine"}

@@ -47,9 +47,14 @@ def test_a_recipe_trains_is_protected_and_resumes(tmp_path: Path) -> None:
     assert load_recipe(run / "config.yaml").args.max_completion_length == 4
 
     assert "already holds a run" in train()
+    assert "learning_rate: 1e-05 → 0.5" in train("--resume", "--learning_rate", "0.5")
+    assert "training data (easy-vqa) is not what the run was started with (rings)" in train(
+        "--resume", "--data", "easy-vqa"
+    )
     train("--resume")
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (run / "checkpoint-4").exists()
+    assert not (run / ".final").exists()
 
 
 def test_a_refused_run_leaves_the_earlier_one_as_it_is(tmp_path: Path) -> None:

@@ -11,22 +11,24 @@ import yaml
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from ral.checkpoints import seal
 from ral.files import read_jsonl
-from ral.runs import MetricsWriter, environment, last_checkpoint, prepare_run, truncate_after
+from ral.runs import MetricsWriter, append_jsonl, environment, prepare_run, truncate_after
 
 
 def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     if complete:
-        (path / "trainer_state.json").write_text("{}")
+        seal(path, processes=1)
     return path
 
 
 def test_a_fresh_run_holds_its_config_without_credentials(tmp_path: Path) -> None:
-    assert prepare_run(tmp_path / "run", {"model": "m", "learning_rate": 1e-5, "hub_token": "hf_x"}) is None
+    prepare_run(tmp_path / "run", {"model": "m", "learning_rate": 1e-5, "hub_token": "hf_x"}, data="f00d")
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == {"model": "m", "learning_rate": 1e-5}
     written = json.loads((tmp_path / "run/environment.json").read_text())
+    assert (written["data"], written["processes"]) == ("f00d", 1)
     assert written["python"] == platform.python_version()
     assert written["packages"]["torch"] == torch.__version__.split("+")[0]
     assert written["machine"]["cpu_count"] == os.cpu_count()
@@ -52,7 +54,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "checkpoint-notes").mkdir()
     (tmp_path / "thesis.tex").write_text("mine")
-    assert prepare_run(tmp_path, {"seed": 2}, overwrite=True) is None
+    prepare_run(tmp_path, {"seed": 2}, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoint-notes",
         "config.yaml",
@@ -68,22 +70,38 @@ def test_overwrite_unlinks_a_linked_folder_but_keeps_its_target(tmp_path: Path) 
     (run / "final").symlink_to(target)
     prepare_run(run, {}, overwrite=True)
     assert not (run / "final").exists()
-    assert (target / "trainer_state.json").exists()
+    assert (target / "manifest.json").exists()
 
 
-def test_resume_takes_the_newest_complete_checkpoint(tmp_path: Path) -> None:
-    prepare_run(tmp_path, {})
-    checkpoint(tmp_path, 9)
-    newest = checkpoint(tmp_path, 10)
-    checkpoint(tmp_path, 11, complete=False)
-    assert last_checkpoint(tmp_path) == newest
-    assert prepare_run(tmp_path, {}, resume=True) == newest
+def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepare_run(tmp_path, {"max_steps": 4, "betas": (0.9, 0.99)}, data="f00d")
+    checkpoint(tmp_path, 4)
+    prepare_run(tmp_path, {"max_steps": 8, "betas": (0.9, 0.99)}, data="f00d", resume=True)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["max_steps"] == 8
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"betas: \[0.9, 0.99\] → \[0.9, 0.999\]"):
+        prepare_run(tmp_path, {"max_steps": 8, "betas": (0.9, 0.999)}, data="f00d", resume=True)
+    with pytest.raises(ValueError, match="training data"):
+        prepare_run(tmp_path, {"max_steps": 8, "betas": (0.9, 0.99)}, data="beef", resume=True)
+    facts = json.loads((tmp_path / "environment.json").read_text())
+    facts["packages"]["torch"] = "1.0"
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    prepare_run(tmp_path, {"max_steps": 8, "betas": (0.9, 0.99)}, data="f00d", resume=True)
+    assert "torch 1.0 →" in caplog.text
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"config.yaml and environment.json .*cannot be read.*copy them back"):
+        prepare_run(tmp_path, {}, resume=True)
+
+
+def test_a_row_that_cannot_be_written_names_its_file() -> None:
+    with pytest.raises(OSError, match="/dev/full"):
+        append_jsonl(Path("/dev/full"), [{"step": 1}])
 
 
 def test_resume_never_starts_again_silently(tmp_path: Path) -> None:
     prepare_run(tmp_path, {})
     checkpoint(tmp_path, 5, complete=False)
-    with pytest.raises(ValueError, match="no complete checkpoint to resume from"):
+    with pytest.raises(ValueError, match="no finished checkpoint to resume from"):
         prepare_run(tmp_path, {}, resume=True)
 
 

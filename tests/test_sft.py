@@ -279,7 +279,9 @@ def test_an_adapter_of_the_frozen_vision_tower_is_refused(tmp_path: Path) -> Non
         build_trainer(
             task(
                 tmp_path,
-                data=saved(tmp_path, RINGS),
+                data="unused",
                 peft={"r": 4, "target_modules": "all-linear", "exclude_modules": ["lm_head"]},
-            )
+            ),
+            RINGS,
+            None,
         )

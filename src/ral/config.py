@@ -210,9 +210,10 @@ class RALConfig(TrainingArguments):
                 f"num_generations={self.num_generations}; use a multiple of it "
                 f"(it counts completions: {self.num_generations * 2} is two prompts)"
             )
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.num_iterations:
+        every = {"steps": "save_steps", "best": "eval_steps"}.get(str(self.save_strategy.value))
+        if every is not None and (steps := getattr(self, every) or 0) % self.num_iterations:
             raise ConfigError(
-                f"save_steps={self.save_steps} would save between the inner updates of one rollout batch, from where a run "
+                f"{every}={steps} would save between the inner updates of one rollout batch, from where a run "
                 f"cannot be resumed exactly; use a multiple of num_iterations={self.num_iterations}"
             )
 

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+#: How the temporary files of atomic writes end.
+_PART = ".part"
+
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`; a reader or a crash half-way sees the old file or the new one, never a part.
@@ -19,7 +22,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary file must lie on the same file system for the rename to be atomic.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
@@ -30,6 +33,12 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what atomic writes into `folder` left there because their process was killed."""
+    for path in folder.glob(f".*{_PART}"):
+        path.unlink()
 
 
 def atomic_write_text(path: Path, content: str) -> None:

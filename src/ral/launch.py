@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from peft import LoraConfig
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from ral.attention.models import has_vision
 from ral.config import ConfigError
+from ral.data.fingerprint import fingerprint
 from ral.data.readers import read_records
 from ral.data.record import Record
 from ral.loading import load_model, load_processor, training_dtype
 from ral.recipe import Recipe, Task
-from ral.runs import last_checkpoint, prepare_run, refuse_occupied
+from ral.resumable import ResumableTrainer
+from ral.runs import prepare_run, refuse_occupied
 from ral.testbed import model_name
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
@@ -42,35 +45,55 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     return run(recipe, _reinforcement, resume=resume, overwrite=overwrite)
 
 
-def run(task: AnyTask, build: Callable[[AnyTask], Trainer], *, resume: bool, overwrite: bool) -> Path:
-    """Train what `build` makes of `task`, under the contract of run folders, and return the folder.
+def run(
+    task: AnyTask,
+    build: Callable[[AnyTask, list[Record], list[Record] | None], ResumableTrainer],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Train what `build` makes of `task` and its data, under the contract of run folders, and return the folder.
 
-    Raises ValueError for an output folder that holds a run (see `prepare_run`), and what `build` refuses. The earlier run
-    that `overwrite` replaces is removed only once the new one's model, data and settings are found good.
+    Raises ValueError for an output folder that holds a run, or that cannot be gone on from (see `prepare_run`), and what
+    `build` refuses. The earlier run that `overwrite` replaces is removed only once the new one's model, data and settings
+    are found good.
     """
     args = task.args
     folder = Path(str(args.output_dir))
     main_process = args.process_index == 0
     if main_process:
         refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    trainer = build(task)
+    training, held_out = datasets(task)
+    trainer = build(task, training, held_out)
     with args.main_process_first(local=False, desc="preparing the run folder"):
         if main_process:
-            prepare_run(folder, task.settings(), resume=resume, overwrite=overwrite)
-    checkpoint = last_checkpoint(folder) if resume else None
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model(str(folder / "final"))
+            facts = {"data": fingerprint(training), "processes": args.world_size}
+            prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
+    trainer.train(resume_from_checkpoint=resume)
+    _save_final(trainer, folder)
     return folder
 
 
-def _reinforcement(recipe: Recipe) -> RALTrainer:
-    train_dataset, eval_dataset = datasets(recipe)
+def _save_final(trainer: ResumableTrainer, folder: Path) -> None:
+    """Write the model to `final/`, which is there whole or not at all."""
+    unfinished, final = folder / ".final", folder / "final"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.replace(final)
+
+
+def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record] | None) -> RALTrainer:
     model, processor = start_model(recipe)
     return RALTrainer(
         model,
         recipe.args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        train_dataset=training,
+        eval_dataset=held_out,
         reward_funcs=recipe.reward_funcs,
         reward_weights=recipe.reward_weights,
         processing_class=processor,

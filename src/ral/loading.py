@@ -18,11 +18,10 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     PreTrainedModel,
-    Trainer,
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ral.attention.models import pretrained, vision_parameters
+from ral.attention.models import vision_parameters
 from ral.config import ConfigError
 
 
@@ -83,29 +82,6 @@ def export(name: str | Path, output: Path) -> None:
         raise ValueError(f"{output}: is not an empty folder; choose another one to write the model to.")
     load_model(folder).save_pretrained(output)
     load_processor(folder).save_pretrained(output)
-
-
-class ResumableTrainer(Trainer):
-    """A Trainer, to be mixed in before another, that goes on from the weights of its checkpoints."""
-
-    model: nn.Module
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights of a checkpoint, read as `from_pretrained` reads them.
-
-        Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
-        would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
-        """
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            base = pretrained(self.model)
-            saved = type(base).from_pretrained(resume_from_checkpoint, dtype=base.dtype)
-            base.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self._load_from_checkpoint(self.state.best_model_checkpoint, self.model_wrapped)
 
 
 def freeze_vision(model: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
 """The run folder: who may write into it, what it says about its origin, and its metrics.
 
 config.yaml        every setting, as resolved; `ral train` takes it as a recipe
-environment.json   versions, commit and class of machine
+environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
 metrics.jsonl      one object per logged step
 samples.jsonl, checkpoint-N/, final/, eval/, report.html    written by later stages
 """
@@ -9,6 +9,7 @@ samples.jsonl, checkpoint-N/, final/, eval/, report.html    written by later sta
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,7 +23,11 @@ import torch
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ral.files import atomic_write_text, json_line, read_jsonl
+from ral.checkpoints import checkpoints, last_checkpoint
+from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
+from ral.resume import refuse_changes
+
+logger = logging.getLogger(__name__)
 
 CONFIG, ENVIRONMENT, METRICS, SAMPLES = "config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"
 _ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "final", "eval", "report.html")
@@ -32,7 +37,7 @@ _PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "
 def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: bool = False) -> None:
     """Raise ValueError, saying what to do, unless a run may be written to `output_dir`.
 
-    A folder that holds a run needs exactly one of `resume` and `overwrite`; `resume` needs a complete checkpoint:
+    A folder that holds a run needs exactly one of `resume` and `overwrite`; `resume` needs a finished checkpoint:
     starting again silently would lose what the user meant to keep.
     """
     folder = Path(output_dir)
@@ -41,7 +46,7 @@ def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
     if resume and last_checkpoint(folder) is None:
-        raise ValueError(f"{folder}: no complete checkpoint to resume from; start the run without resume.")
+        raise ValueError(f"{folder}: no finished checkpoint to resume from; start the run again, without --resume.")
     held = _run_artefacts(folder)
     if held and not (resume or overwrite):
         raise ValueError(
@@ -51,32 +56,58 @@ def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: 
 
 
 def prepare_run(
-    output_dir: Path | str, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
-) -> Path | None:
+    output_dir: Path | str,
+    config: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    processes: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
 
-    `config` holds plain YAML values; keys that end in `_token` are credentials and are left out. With several processes
-    call it on the main one only. Returns the checkpoint to go on from when `resume`, else None. `overwrite` removes the
-    earlier run's own files and nothing else in the folder. Raises ValueError as `refuse_occupied` does.
+    With several processes call it on the main one only. `overwrite` removes the earlier run's own files and nothing else in
+    the folder.
+
+    Args:
+        config: plain YAML values; keys that end in `_token` are credentials and are left out.
+        data: fingerprint of the training data. processes: how many train.
+
+    Raises:
+        ValueError: as `refuse_occupied` does; on `resume` for settings or data that are not the run's (`refuse_changes`).
     """
     folder = Path(output_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
+    public = yaml.safe_dump(
+        {key: value for key, value in config.items() if not key.endswith("_token")}, sort_keys=False, allow_unicode=True
+    )
+    facts = {**environment(), "processes": processes, "data": data}
+    if resume:
+        _check_resumed(folder, yaml.safe_load(public), facts)
     if overwrite:
         for path in _run_artefacts(folder):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    public = {key: value for key, value in config.items() if not key.endswith("_token")}
-    atomic_write_text(folder / CONFIG, yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
-    atomic_write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
-    return last_checkpoint(folder) if resume else None
+    remove_parts(folder)
+    atomic_write_text(folder / CONFIG, public)
+    atomic_write_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
-def last_checkpoint(folder: Path | str) -> Path | None:
-    """The newest complete checkpoint of a run folder, or None.
-
-    A save that was cut off has no `trainer_state.json`, which is written last, and is passed over.
-    """
-    complete = [path for path in _checkpoints(Path(folder)) if (path / "trainer_state.json").is_file()]
-    return max(complete, key=_checkpoint_step, default=None)
+def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    try:
+        old = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        old_facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{folder}: {CONFIG} and {ENVIRONMENT} say what the run was started with, and cannot be read ({error}); copy "
+            "them back to go on with --resume."
+        ) from error
+    try:
+        refuse_changes(old, settings, old_facts, facts)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if (before := old_facts["packages"]) != (now := facts["packages"]):
+        changed = [f"{name} {before.get(name)} → {now.get(name)}" for name in now if before.get(name) != now[name]]
+        logger.warning("other packages than before (%s): the run goes on, but not bit for bit", ", ".join(changed))
 
 
 def environment() -> dict[str, Any]:
@@ -152,9 +183,13 @@ class MetricsWriter(TrainerCallback):
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append one flushed line per row."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.writelines(map(json_line, rows))
+    """Append one flushed line per row. Raises OSError, which names the file."""
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.writelines(map(json_line, rows))
+    except OSError as error:
+        error.filename = str(path)  # a failed write does not say where
+        raise
 
 
 def truncate_after(path: Path, step: int) -> None:
@@ -171,15 +206,7 @@ def _output(args: TrainingArguments) -> Path:
 
 def _run_artefacts(folder: Path) -> list[Path]:
     named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
-    return named + _checkpoints(folder)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-
-
-def _checkpoint_step(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))
+    return named + checkpoints(folder)
 
 
 def _version(package: str) -> str | None:

@@ -22,9 +22,10 @@ from ral.attention.models import pretrained
 from ral.config import ConfigError
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
-from ral.launch import datasets, lora_config, run, start_model
-from ral.loading import ResumableTrainer, freeze_vision, refuse_adapter_of_frozen_vision
+from ral.launch import lora_config, run, start_model
+from ral.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.recipe import Task
+from ral.resumable import ResumableTrainer
 from ral.runs import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -108,10 +109,9 @@ class WorkedExamplesTrainer(ResumableTrainer, SFTTrainer):
     """TRL's trainer on batches of `Examples`."""
 
 
-def build_trainer(task: SFTTask) -> WorkedExamplesTrainer:
-    """The trainer of a task. Raises ConfigError for an adapter of a frozen vision tower; see `fine_tune`."""
+def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | None) -> WorkedExamplesTrainer:
+    """The trainer of a task on its data. Raises ConfigError for an adapter of a frozen vision tower; see `fine_tune`."""
     args = task.args
-    train, held_out = datasets(task)
     train = worked_examples(train, think=args.think)
     held_out = worked_examples(held_out, think=args.think) if held_out else []
     model, processor = start_model(task)

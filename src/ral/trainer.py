@@ -30,6 +30,7 @@ from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.balance import GradientBalance
+from ral.checkpoints import CheckpointError
 from ral.config import ConfigError, RALConfig
 from ral.data.batches import EpochOrder, RepeatedBatches
 from ral.data.prompt import encode_prompt, prompt_settings
@@ -38,7 +39,6 @@ from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
 from ral.loading import (
-    ResumableTrainer,
     freeze_vision,
     frozen,
     frozen_copy,
@@ -51,6 +51,7 @@ from ral.losses import attention_term, distillation_term, token_term
 from ral.meters import Meters
 from ral.objective import Mean, StepTotals, Term, group_advantages, token_weights
 from ral.resources import memory_peak_gib
+from ral.resumable import ResumableTrainer
 from ral.rewards import RewardFunction, build_rewards, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
@@ -167,8 +168,15 @@ class RALTrainer(ResumableTrainer):
         policy is up to date, and where the data loader, which reads ahead, is not involved.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.state.global_step % self.args.num_iterations == 0 or not self.groups:
+        if not batches:
+            return [], None
+        if self._step % self.args.num_iterations == 0:
             self.groups = self.make_rollouts(batches)
+        elif not self.groups:
+            raise CheckpointError(
+                f"checkpoint-{self._step} lies between the inner updates of one rollout batch, whose rollouts it does not "
+                f"hold; go on from one whose step is a multiple of num_iterations={self.args.num_iterations}"
+            )
         groups = [group for micro_batch in self.groups for group in micro_batch]
         self._meters.add(rollout_metrics(groups))
         self._tokens += sum(int(group.lengths.sum()) for group in groups)

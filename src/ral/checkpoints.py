@@ -1,0 +1,122 @@
+"""Checkpoints that can be trusted: a manifest with the hash of every file, written last.
+
+checkpoint-N/manifest.json    {"processes": …, "resumable": …, "files": {name: {"bytes": …, "sha256": …}}}
+
+A folder without its manifest is a save that was cut off. What the manifest names was on the disk before it, so neither a
+killed process nor a lost machine leaves a manifest of files that are not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ral.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be saved or gone on from; the message says which, why, and what to do."""
+
+
+def checkpoints(folder: Path | str) -> list[Path]:
+    """Every `checkpoint-N` of a run folder, whole or not, oldest first."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def last_checkpoint(folder: Path | str) -> Path | None:
+    """The newest checkpoint of a run folder whose save was finished, or None; its files are not read."""
+    finished = [path for path in checkpoints(folder) if (path / MANIFEST).is_file()]
+    return finished[-1] if finished else None
+
+
+def seal(checkpoint: Path, *, processes: int, resumable: bool = True) -> None:
+    """Write the manifest of a checkpoint that every process has written its files of.
+
+    Args:
+        processes: that trained. resumable: whether it holds more than weights.
+    """
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest = {"processes": processes, "resumable": resumable, "files": files}
+    atomic_write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint; None where it is missing or cannot be read."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return {"processes": manifest["processes"], "resumable": manifest["resumable"], "files": manifest["files"]}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint, in words; None for a good one. Reads and hashes every file of it."""
+    if not checkpoint.is_dir():
+        return "missing: there is no such folder"
+    if not (checkpoint / MANIFEST).is_file():
+        return f"unfinished: {MANIFEST}, which is written last, is not there"
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        return f"damaged: {MANIFEST} cannot be read"
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"missing: {name} is not there any more"
+        if (size := path.stat().st_size) != expected["bytes"]:
+            return f"damaged: {name} has {size:,} bytes, not the {expected['bytes']:,} that were saved"
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                return f"damaged: {name} is not what was saved (its SHA-256 differs)"
+    return None if manifest["resumable"] else "weights alone: it was saved with save_only_model"
+
+
+def good_checkpoint(checkpoint: Path | str) -> Path:
+    """The checkpoint, if a run can go on from it. Raises CheckpointError."""
+    checkpoint = Path(checkpoint)
+    if (problem := fault(checkpoint)) is not None:
+        raise CheckpointError(f"{checkpoint} cannot be used. {problem}.")
+    return checkpoint
+
+
+def newest_good_checkpoint(folder: Path | str) -> Path:
+    """The newest checkpoint of a run folder that a run can go on from; those passed over are logged with their fault.
+
+    Raises CheckpointError, which lists them, where there is none.
+    """
+    faults: list[str] = []
+    for checkpoint in reversed(checkpoints(folder)):
+        problem = fault(checkpoint)
+        if problem is None:
+            for passed_over in faults:
+                logger.warning("%s; going on from %s", passed_over, checkpoint.name)
+            return checkpoint
+        faults.append(f"{checkpoint.name} is passed over ({problem})")
+    raise CheckpointError(_no_good_one(folder, faults))
+
+
+def _no_good_one(folder: Path | str, faults: Sequence[str]) -> str:
+    seen = ": " + "; ".join(faults) if faults else ", as it has none"
+    return (
+        f"{folder}: no checkpoint to resume from{seen}. Copy a good one back, or start again without --resume "
+        "(--overwrite, where the folder holds a run)."
+    )

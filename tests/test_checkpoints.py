@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ral.checkpoints import (
+    MANIFEST,
+    CheckpointError,
+    fault,
+    good_checkpoint,
+    last_checkpoint,
+    newest_good_checkpoint,
+    seal,
+)
+
+
+def saved(folder: Path, step: int, *, sealed: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    (path / "shards").mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(bytes(range(256)))
+    (path / "shards" / "rank_1.bin").write_bytes(b"state")
+    if sealed:
+        seal(path, processes=2)
+    return path
+
+
+def test_a_manifest_names_every_file_with_its_hash(tmp_path: Path) -> None:
+    manifest = json.loads((saved(tmp_path, 4) / MANIFEST).read_text())
+    assert manifest["processes"] == 2
+    assert set(manifest["files"]) == {"model.safetensors", "shards/rank_1.bin"}
+    sha256 = "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"  # of the bytes 0 to 255
+    assert manifest["files"]["model.safetensors"] == {"bytes": 256, "sha256": sha256}
+    assert fault(tmp_path / "checkpoint-4") is None
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_missing_damaged_and_unfinished_are_told_apart(tmp_path: Path) -> None:
+    assert "missing: there is no such folder" in str(fault(tmp_path / "checkpoint-1"))
+    assert "unfinished" in str(fault(saved(tmp_path, 1, sealed=False)))
+    flipped, cut, gone, unreadable = (saved(tmp_path, step) for step in (2, 3, 4, 5))
+    flip(flipped / "model.safetensors")
+    (cut / "model.safetensors").write_bytes(b"half")
+    (gone / "shards" / "rank_1.bin").unlink()
+    (unreadable / MANIFEST).write_text("{")
+    assert fault(flipped) == "damaged: model.safetensors is not what was saved (its SHA-256 differs)"
+    assert fault(cut) == "damaged: model.safetensors has 4 bytes, not the 256 that were saved"
+    assert fault(gone) == "missing: shards/rank_1.bin is not there any more"
+    assert fault(unreadable) == "damaged: manifest.json cannot be read"
+    weights = saved(tmp_path, 6, sealed=False)
+    seal(weights, processes=1, resumable=False)
+    assert "save_only_model" in str(fault(weights))
+    with pytest.raises(CheckpointError, match=r"checkpoint-3 cannot be used. damaged: model.safetensors has 4 bytes"):
+        good_checkpoint(cut)
+
+
+def test_the_newest_good_one_is_taken_and_others_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = saved(tmp_path, 9)
+    flip(saved(tmp_path, 10) / "model.safetensors")
+    saved(tmp_path, 100, sealed=False)
+    (tmp_path / "checkpoint-notes").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    with caplog.at_level(logging.WARNING):
+        assert newest_good_checkpoint(tmp_path) == good
+    told = [record.message for record in caplog.records]
+    assert "checkpoint-100 is passed over (unfinished" in told[0]
+    assert "checkpoint-10 is passed over (damaged: model.safetensors" in told[1]
+    assert told[1].endswith("going on from checkpoint-9")
+
+
+def test_without_a_good_one_all_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from, as it has none"):
+        newest_good_checkpoint(tmp_path)
+    flip(saved(tmp_path, 2) / "model.safetensors")
+    saved(tmp_path, 4, sealed=False)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 .*unfinished.*checkpoint-2 .*damaged"):
+        newest_good_checkpoint(tmp_path)
