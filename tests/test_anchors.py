@@ -88,10 +88,8 @@ def test_explore_does_not_cancel_on_a_shared_context() -> None:
     loss = ANCHORS["explore"].term(state(rows, target=target, weights=weights)).loss
     [whole] = torch.autograd.grad(loss, logits)
     assert whole.norm() > 1e-3
-    # To first order the step is Σ A_g η_g, the score-function estimate, along the softmax's own metric.
-    p = logits.detach().softmax(-1)[0, 0]
-    eta = (ADVANTAGES[:, None] * bias[:, 0]).mean(0)
-    estimate = -0.25 * p * (eta - (p * eta).sum())
+    # To first order the step is along Σ A_g η_g, as if all rollouts were one of that bias.
+    estimate = along(logits.detach()[0, 0], -(ADVANTAGES[:, None] * bias[:, 0]).mean(0) / 4)
     assert torch.cosine_similarity(whole.flatten(), estimate, dim=0) > 0.95
 
 
@@ -164,3 +162,70 @@ def test_the_loss_weighs_tokens_as_told_and_metrics_split_by_sign() -> None:
         total, count = term.metrics[f"attention/jsd_{name}"]
         assert count == LENGTHS[chosen].sum()
         torch.testing.assert_close(total / count, torch.cat([divergence[g, : LENGTHS[g]] for g in chosen]).mean())
+
+
+# --- the derivations of docs/method.md ------------------------------------------------------------------------------
+
+
+def along(scores: Tensor, change: Tensor) -> Tensor:
+    """F · change: what a change of the scores does to their softmax, p_i (change_i − mean_p change)."""
+    p = scores.softmax(-1)
+    return p * (change - (p * change).sum(-1, keepdim=True))
+
+
+def jsd_gradient(scores: Tensor, target: Tensor) -> Tensor:
+    """∂ JSD(softmax(scores) ‖ target) / ∂ scores, row by row."""
+    scores = scores.detach().requires_grad_()
+    return torch.autograd.grad(jensen_shannon(scores.softmax(-1), target).sum(), scores)[0]
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_gradient_in_the_scores() -> None:
+    """½ p (ln p/m − KL(p ‖ m)), whatever the target."""
+    s, target = drawn(P, seed=0), drawn(P, seed=1).softmax(-1)
+    p = s.softmax(-1)
+    log_ratio = (2 * p / (p + target)).log()
+    expected = p * (log_ratio - (p * log_ratio).sum()) / 2
+    torch.testing.assert_close(jsd_gradient(s, target), expected)
+
+
+def test_near_the_policy_the_gradient_leads_to_the_target_and_the_divergence_is_a_square() -> None:
+    """A target made by a bias η pulls with −¼ F η at a distance of ⅛ Var_p η; what is left out is smaller by the size of η."""
+    s, direction = drawn(P, seed=0), drawn(P, seed=1)
+    p, errors = s.softmax(-1), []
+    for size in (1e-3, 1e-2):
+        eta = size * direction
+        target = (s + eta).softmax(-1)
+        first_order = -along(s, eta) / 4
+        errors.append((jsd_gradient(s, target) - first_order).norm() / first_order.norm())
+        variance = (p * eta**2).sum() - (p * eta).sum() ** 2
+        torch.testing.assert_close(jensen_shannon(p, target), variance / 8, rtol=20 * size, atol=0)
+    assert errors[0] < 1e-3
+    assert errors[1] / errors[0] == pytest.approx(10, rel=0.1)
+
+
+def test_old_multiplies_the_move_and_knows_no_direction_of_its_own() -> None:
+    """After a move δ of the scores the paper's term adds +¼ A F δ: less of the same move where A > 0, more of it where A < 0."""
+    s, move = drawn(P, seed=0), 1e-3 * drawn(P, seed=1)
+    gradient = jsd_gradient(s + move, s.softmax(-1))
+    torch.testing.assert_close(gradient, along(s, move) / 4, rtol=1e-2, atol=1e-9)
+
+
+def test_explore_is_a_score_function_estimate() -> None:
+    """Over many groups its mean gradient is −(1 − 1/G) σ²/4 · F · ∂E[r]/∂s: rewarded attention, in the softmax's own metric."""
+    groups, sigma = 20_000, 0.1
+    s, value = drawn(P, seed=0), drawn(P, seed=1)
+    eta = sigma * drawn(groups, G, P, seed=2)
+    looked = s + eta
+    reward = (looked.softmax(-1) * value).sum(-1)  # what a rollout earns depends on where it looks
+    advantages = reward - reward.mean(dim=1, keepdim=True)
+    gradient = (advantages[..., None] * jsd_gradient(s.expand_as(eta), looked.softmax(-1))).mean(dim=(0, 1))
+    improvement = along(looked, value.expand_as(eta)).mean(dim=(0, 1))  # ∂E[r]/∂s
+    torch.testing.assert_close(gradient, -(1 - 1 / G) * sigma**2 / 4 * along(s, improvement), rtol=0.03, atol=1e-6)
+
+    # Without a baseline the mean is another one: terms of second order in η are as large, and no longer cancel.
+    biased = (reward[..., None] + 1) * jsd_gradient(s.expand_as(eta), looked.softmax(-1))
+    assert (biased.mean(dim=(0, 1)) - gradient).norm() > gradient.norm()
