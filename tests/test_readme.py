@@ -7,13 +7,16 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from experiments.figures import README, with_figures
 from typer.main import get_group
 from typer.testing import CliRunner
 
+from ral.anchors import ANCHORS
 from ral.cli import app
+from ral.evaluate.tasks import BENCHMARKS
 from ral.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +29,13 @@ MODULES = sorted(
 )
 
 
-def blocks(language: str) -> list[str]:
+def blocks_of(page: Path, language: str) -> list[str]:
     pattern = re.compile(rf"^```{language}\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-    return [block for page in PAGES for block in pattern.findall(page.read_text(encoding="utf-8"))]
+    return pattern.findall(page.read_text(encoding="utf-8"))
+
+
+def blocks(language: str) -> list[str]:
+    return [block for page in PAGES for block in blocks_of(page, language)]
 
 
 def commands(program: str) -> list[list[str]]:
@@ -45,10 +52,14 @@ def test_figures_are_those_of_the_result_files() -> None:
     assert text == with_figures(text), "run python -m experiments.figures"
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as a reader would; what a page registers is taken back."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "documentation", "exec"), {})
+    names: dict[str, object] = {"__name__": "documentation"}
+    with patch.dict(ANCHORS), patch.dict(BENCHMARKS):
+        for code in blocks_of(page, "python"):
+            exec(compile(code, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
@@ -72,6 +83,12 @@ def test_ral_commands_exist_with_their_options(words: list[str]) -> None:
 def test_make_targets_exist(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_navigation_lists_every_page() -> None:
+    pages = re.findall(r":\s*([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(pages) == len(set(pages))
+    assert sorted(pages) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -20,9 +21,9 @@ AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 Schedule = Literal["constant", "linear", "cosine"]
 TokenRatio = Literal["policy", "behaviour"]
 
-#: Values of the fields with a closed set of choices; the message of a refusal lists them.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "attention_anchor": tuple(ANCHORS),
+#: Values of the fields with a set of choices; the message of a refusal lists them. Anchors may be added at any time.
+CHOICES: dict[str, Collection[str]] = {
+    "attention_anchor": ANCHORS,
     "attention_query": get_args(Query),
     "attention_keys": get_args(Keys),
     "attention_advantage": get_args(AttentionAdvantage),

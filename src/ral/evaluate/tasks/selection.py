@@ -23,7 +23,6 @@ TESTBED: dict[str, Callable[[int | None, int], Task]] = {
     "needles": needles_task,
     "easy-vqa": easy_vqa_task,
 }
-NAMES = (*TESTBED, *BENCHMARKS)
 
 
 def find_task(
@@ -50,8 +49,9 @@ def find_task(
     elif name in BENCHMARKS:
         task = BENCHMARKS[name]
     else:
-        near = get_close_matches(name, NAMES, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(NAMES)}"
+        known = (*TESTBED, *BENCHMARKS)
+        near = get_close_matches(name, known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise DataError(f"no task is called {name!r}, nor is there such a file; {advice}")
 
     def source(table: str | Path | None = None, folder: Path | None = None) -> Iterator[Record]:

@@ -1,0 +1,73 @@
+"""docs/extending.md as its reader would use it: the page's Python is `mine.py`, its recipe is trained and evaluated with it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from ral.anchors import ANCHORS
+from ral.config import ConfigError, RALConfig
+from ral.evaluate.tasks import BENCHMARKS
+
+PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+#: The one step that the page tries its anchor with is not a part of the file.
+MINE = "".join(block for block in BLOCKS if "RALTrainer" not in block)
+[RECIPE] = re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def mine(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """`python mine.py WORDS`, in this process; what the file registers is taken back."""
+    monkeypatch.setattr(sys, "argv", ["mine.py", *words])
+    with patch.dict(ANCHORS), patch.dict(BENCHMARKS), pytest.raises(SystemExit) as end:
+        runpy.run_path("mine.py", run_name="__main__")
+    assert not end.value.code
+
+
+def test_each_piece_is_about_ten_lines() -> None:
+    for block in BLOCKS[:3]:
+        body = [node for node in ast.parse(block).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+        assert sum(len(ast.unparse(node).splitlines()) for node in body) <= 10
+
+
+def test_the_command_line_trains_and_evaluates_with_all_three(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["--max_steps", "2", "--per_device_train_batch_size", "32", "--gradient_norm_steps", "1"]
+    mine(monkeypatch, "train", "recipe.yaml", "--attention_anchor", "sharpen", "--num_iterations", "1", *small)
+    rows = [
+        json.loads(line) for line in (folder / "runs/recipe/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 < row["reward/brief"] < 1
+        assert row["grad/attention_to_token"] > 1e-3, "with one update per rollout batch: first order"
+    mine(monkeypatch, "eval", "runs/recipe", "--tasks", "crowded", "--n", "16")
+    summary = json.loads((folder / "runs/recipe/eval/crowded/summary.json").read_text(encoding="utf-8"))
+    assert {"rings/2", "rings/8", "rings/mean"} <= summary["figures"].keys()
+    assert summary["grounding"] is not None
+
+
+def test_an_anchor_is_known_from_when_it_is_added(tmp_path: Path) -> None:
+    def config() -> RALConfig:
+        return RALConfig(output_dir=str(tmp_path), use_cpu=True, attention_anchor="mine", num_iterations=1)
+
+    with pytest.raises(ConfigError, match="attention_anchor='mine' is not known; choose one of old, ref"):
+        config()
+    with patch.dict(ANCHORS, mine=ANCHORS["group"]):
+        assert config().attention_anchor == "mine"
+    with patch.dict(ANCHORS, mine=ANCHORS["old"]), pytest.raises(ConfigError, match="'mine' with num_iterations=1"):
+        config()
