@@ -40,5 +40,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
-	$(PIP) install --quiet --constraint constraints.txt mkdocs 'mkdocstrings[python]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@

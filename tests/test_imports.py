@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,10 @@ def test_imports_go_down_the_data_flow(module: str) -> None:
 def test_the_report_loads_no_model(module: str) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
     assert not roots & FORBIDDEN_IN_REPORT
+
+
+def test_the_reference_holds_every_part() -> None:
+    """With all of its modules, as mkdocs.yml shows submodules."""
+    pages = (SOURCE.parents[1] / "docs").glob("*.md")
+    shown = [part for page in pages for part in re.findall(r"^::: ral\.(\w+)$", page.read_text("utf-8"), re.MULTILINE)]
+    assert sorted(shown) == sorted(ORDER), "docs/api*.md: a page a stage"
