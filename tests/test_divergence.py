@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
+from ral import divergence
 from ral.divergence import generalised_jensen_shannon, jensen_shannon
 
 
@@ -35,6 +36,25 @@ def test_its_gradient_is_that_of_the_formula() -> None:
     assert torch.autograd.gradcheck(jensen_shannon, [p, q])
     scores = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: jensen_shannon(s.softmax(-1), q.detach()), [scores])
+
+
+@pytest.mark.parametrize("bound", [1, 70, 10**6])
+def test_neither_chunks_nor_the_backward_of_its_own_change_a_bit(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formula as autograd sees it; only p and q are kept for the backward pass."""
+    p, q = (distributions(5, 4, 30, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    p[:2, :, :3] = q[1:3, :, 2:5] = 0
+    p.requires_grad_()
+    m = (p + q).detach() / 2
+    log_p, log_q = ((torch.where(x > 0, x / m, 1.0)).log().detach() for x in (p, q))
+    plain = (p * log_p + q * log_q).sum(-1) / 2
+    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", bound)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        ours = jensen_shannon(p, q)
+    assert [x.data_ptr() for x in kept] == [p.data_ptr(), q.data_ptr()]
+    assert torch.equal(ours, plain)
+    upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*(torch.autograd.grad(value, p, upstream)[0] for value in (ours, plain)))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 200), st.floats(0.1, 20), st.sampled_from([torch.float32, torch.float64]))

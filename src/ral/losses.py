@@ -60,7 +60,8 @@ def attention_term(group: ScoredGroup, output: GroupOutput, args: RALConfig, mea
             (signal,) = torch.autograd.grad(term.loss, current, retain_graph=True)
             metrics["attention/cancelled"] = cancelled_share(signal, group.ids, args.attention_query == "token")
         if bool(output.visual.any()):
-            metrics["visual_share"] = _one(visual_share(output.alpha[layer].detach(), output.mask, output.visual))
+            share = visual_share(output.layers[layer].detach(), output.own[layer], output.mask, output.visual)
+            metrics["visual_share"] = _one(share)
     return Term(torch.stack(losses).sum(), metrics)
 
 

@@ -41,11 +41,12 @@ def test_visual_keys_without_visual_tokens_are_refused_with_what_to_change() -> 
 
 
 def test_visual_share_counts_real_tokens_only() -> None:
-    alpha = torch.cat([ROWS, torch.ones(1, 2, 5)])
+    rows = torch.cat([ROWS, torch.ones(1, 2, 5)])
+    own = torch.tensor([[0.0, 0.5], [0.5, 0.0]])
     mask = torch.tensor([[True, True], [False, False]])
-    assert visual_share(alpha, mask, VISUAL) == pytest.approx((0.5 + 0.5) / 2)
+    assert visual_share(rows, own, mask, VISUAL) == pytest.approx((0.5 + 0.25) / 2)
     mask[1, 0] = True
-    assert visual_share(alpha, mask, VISUAL) == pytest.approx((0.5 + 0.5 + 2) / 3)
+    assert visual_share(rows, own, mask, VISUAL) == pytest.approx((0.5 + 0.25 + 1) / 3)
 
 
 def test_on_a_model_visual_rows_are_the_policy_restricted_to_the_image() -> None:
@@ -54,10 +55,10 @@ def test_on_a_model_visual_rows_are_the_policy_restricted_to_the_image() -> None
     visual = prepare_prompt(model, inputs).visual
     assert visual.sum() == 6
     rows = select_keys(out.attention, "visual", len(visual), visual)
-    restricted = out.alpha[2][..., : len(visual)][..., visual]
+    restricted = out.alpha(2)[..., : len(visual)][..., visual]
     expected = restricted / restricted.sum(-1, keepdim=True)
     torch.testing.assert_close(rows[out.mask], expected[out.mask])
     # The token itself is left out after the share is taken.
-    torch.testing.assert_close(policy_rows(out.alpha[2], out.mask, len(visual)), out.attention)
-    share = visual_share(out.alpha[2], out.mask, visual)
+    torch.testing.assert_close(policy_rows(out.alpha(2), out.mask, len(visual)), out.attention)
+    share = visual_share(out.attention, out.own[2], out.mask, visual)
     torch.testing.assert_close(share, restricted.sum(-1)[out.mask].mean())

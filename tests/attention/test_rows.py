@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from ral.attention import rows
-from ral.attention.rows import head_mean_attention, policy_rows, renormalise
+from ral.attention.rows import attention_rows, head_mean_attention, policy_rows, renormalise
 
 HEADS, KV_HEADS, G, R, P, D = 4, 2, 3, 5, 7, 6
 SCALING = 0.37
+MASK = torch.arange(R) < torch.tensor([[5], [2], [4]])
 
 
 def tensors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,10 +51,13 @@ def test_values_and_gradients_are_those_of_a_plain_softmax(query: str, biased: b
     q, k_prompt, k_own, noise = tensors()
     bias = noise if biased else None
     inputs = [x.requires_grad_() for x in (q, k_prompt, k_own)]
-    ours = head_mean_attention(*inputs, scaling=SCALING, query=query, bias=bias)
-    theirs = plain(*inputs, query, bias)
+    ours, own = attention_rows(*inputs, MASK, scaling=SCALING, query=query, bias=bias)
+    alpha = plain(*inputs, query, bias)
+    theirs = policy_rows(alpha, MASK, P)
     torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=0)
-    torch.testing.assert_close(ours.sum(-1), torch.ones(G, R, dtype=torch.float64))
+    torch.testing.assert_close(own, alpha.detach()[..., P:].diagonal(dim1=1, dim2=2), atol=1e-14, rtol=0)
+    assert not own.requires_grad
+    torch.testing.assert_close(head_mean_attention(*inputs, scaling=SCALING, query=query, bias=bias), alpha)
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for mine, other in zip(
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
@@ -67,7 +73,7 @@ def test_gradcheck(query: str) -> None:
         x[:, :2, :3].clone().requires_grad_() if x.ndim == 4 else x.requires_grad_() for x in (q, k_prompt, k_own)
     ]
     assert torch.autograd.gradcheck(
-        lambda *x: head_mean_attention(*x, scaling=SCALING, query=query, bias=bias[:2, :3]), inputs
+        lambda *x: attention_rows(*x, MASK[:2, :3], scaling=SCALING, query=query, bias=bias[:2, :3])[0], inputs
     )
 
 
@@ -75,12 +81,17 @@ def test_gradcheck(query: str) -> None:
 def test_the_softmax_is_float32_and_gradients_keep_the_inputs_type(dtype: torch.dtype) -> None:
     q, k_prompt, k_own, _ = (x.to(dtype) for x in tensors())
     inputs = [x.requires_grad_() for x in (q, k_prompt, k_own)]
-    alpha = head_mean_attention(*inputs, scaling=SCALING, query="token")
-    assert alpha.dtype == torch.float32
-    exact = plain(*(x.detach().double() for x in inputs), "token", None)
-    torch.testing.assert_close(alpha.double(), exact, atol=1e-6, rtol=0)  # of these inputs, not of rounded scores
-    alpha.square().sum().backward()
+    rows, _ = attention_rows(*inputs, MASK, scaling=SCALING, query="token")
+    assert rows.dtype == torch.float32
+    exact = policy_rows(plain(*(x.detach().double() for x in inputs), "token", None), MASK, P)
+    torch.testing.assert_close(rows.double(), exact, atol=1e-6, rtol=0)  # of these inputs, not of rounded scores
+    rows.square().sum().backward()
     assert [x.grad.dtype for x in inputs] == [dtype] * 3
+
+
+def recorded(kept: list[int], x: Tensor) -> Tensor:
+    kept.append(x.numel())
+    return x
 
 
 def test_per_head_weights_exist_one_chunk_at_a_time_and_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +103,18 @@ def test_per_head_weights_exist_one_chunk_at_a_time_and_are_not_kept(monkeypatch
         formed = []
 
         def head_mean(q: Tensor, *rest: Tensor, compute=rows._head_mean, formed=formed) -> Tensor:
-            formed.append(q[..., 0].numel() * (P + R))  # counted first: a recomputation stops once it has what it needs
+            formed.append(q[..., 0].numel() * (P + R))
             return compute(q, *rest)
 
+        kept = []
         with monkeypatch.context() as patch:
             patch.setattr(rows, "_head_mean", head_mean)
-            alpha = head_mean_attention(*inputs, scaling=SCALING, query="token", bias=bias)
+            with torch.autograd.graph.saved_tensors_hooks(partial(recorded, kept), lambda x: x):
+                p, _ = attention_rows(*inputs, MASK, scaling=SCALING, query="token", bias=bias)
             assert max(formed) <= max(bound, HEADS * (P + R))
             assert sum(formed) == HEADS * G * R * (P + R)
-            alpha.sum().backward()
+            assert max(kept) <= max(x.numel() for x in (*inputs, bias)), "only what the rows are made of is kept"
+            p.sum().backward()
             assert sum(formed) == 2 * HEADS * G * R * (P + R)
 
 
@@ -108,17 +122,15 @@ def test_per_head_weights_exist_one_chunk_at_a_time_and_are_not_kept(monkeypatch
 def test_policy_rows_leave_the_token_out_and_sum_to_one(query: str) -> None:
     q, k_prompt, k_own, _ = tensors()
     alpha = head_mean_attention(q, k_prompt, k_own, scaling=SCALING, query=query)
-    lengths = torch.tensor([5, 2, 4])
-    mask = torch.arange(R) < lengths[:, None]
-    p = policy_rows(alpha, mask, P)
-    torch.testing.assert_close(p.sum(-1), mask.double())
+    p = policy_rows(alpha, MASK, P)
+    torch.testing.assert_close(p.sum(-1), MASK.double())
     for g in range(G):
-        for r in range(lengths[g]):
+        for r in range(int(MASK[g].sum())):
             earlier = alpha[g, r, : P + r]
             torch.testing.assert_close(p[g, r, : P + r], earlier / earlier.sum())
             assert not p[g, r, P + r :].any()
     if query == "predictor":  # its query never saw the token: nothing to leave out
-        torch.testing.assert_close(p[mask], alpha[mask])
+        torch.testing.assert_close(p[MASK], alpha[MASK])
 
 
 def test_policy_rows_gradcheck() -> None:

@@ -23,7 +23,7 @@ from ral.attention.models import (
     vision_parameters,
     visual_token_ids,
 )
-from ral.attention.rows import Query, head_mean_attention, policy_rows
+from ral.attention.rows import Query, attention_rows, head_mean_attention
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -65,17 +65,17 @@ class GroupOutput:
         entropy: `[G, R]` entropy of the distribution it was drawn from, detached (nats).
         mask: `[G, R]` bool, true on real tokens.
         layers: layer → policy rows p^t `[G, R, P+R]`.
-        alpha: layer → head-averaged attention `[G, R, P+R]` before the token itself is left out.
+        own: layer → `[G, R]` what each token gives to itself, detached: the rows are what is left without it, to sum to 1.
         visual: `[P]` bool.
         extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
-        heads: layer → `alpha` of every head `[H, G, R, P+R]`, where it was asked for.
+        heads: layer → attention of every head `[H, G, R, P+R]`, where it was asked for.
     """
 
     logps: Tensor
     entropy: Tensor
     mask: Tensor
     layers: dict[int, Tensor]
-    alpha: dict[int, Tensor]
+    own: dict[int, Tensor]
     visual: Tensor
     extra: dict[str, Tensor]
     heads: dict[int, Tensor] = field(default_factory=dict)
@@ -84,6 +84,14 @@ class GroupOutput:
     def attention(self) -> Tensor:
         """Policy rows of the (last named) captured layer: `[G, R, P+R]`."""
         return next(reversed(self.layers.values()))
+
+    @torch.no_grad()
+    def alpha(self, layer: int) -> Tensor:
+        """Head-averaged attention `[G, R, P+R]` of a captured layer, the token itself included; 0 on padding."""
+        rows, own = self.layers[layer], torch.where(self.mask, self.own[layer], 0.0)
+        alpha = rows * (1 - own[..., None])
+        alpha[..., len(self.visual) :].diagonal(dim1=1, dim2=2).copy_(own)
+        return alpha
 
 
 class TokenStatistics(Protocol):
@@ -320,11 +328,11 @@ def _unpack(
             for name, values in tokens.items()
         }
         captured = {layer: _captured(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
-        alpha = {layer: head_mean_attention(*qk, query=query, **how) for layer, (qk, how) in captured.items()}
+        found = {layer: attention_rows(*qk, mask, query=query, **how) for layer, (qk, how) in captured.items()}
+        rows, own = ({layer: pair[j] for layer, pair in found.items()} for j in (0, 1))
         heads = {layer: _per_head(qk, query, how) for layer, (qk, how) in captured.items()} if per_head else {}
-        rows = {layer: policy_rows(a, mask, group.prompt_length) for layer, a in alpha.items()}
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
-        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, alpha, prompt.visual, extra, heads))
+        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, own, prompt.visual, extra, heads))
         row_start += group.total
         token_start += group.completion_total
     return outputs

@@ -37,11 +37,11 @@ def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, sk
     return renormalise(rows[..., :prompt_length][..., visual])
 
 
-def visual_share(alpha: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
-    """Mean over completion tokens of the attention mass on visual tokens, before any renormalisation (scalar).
+def visual_share(rows: Tensor, own: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
+    """Mean over completion tokens of the attention mass on visual tokens, before the token itself is left out (scalar).
 
     Args:
-        alpha: `[G, R, P+R]`; mask: `[G, R]`; visual: `[P]` bool.
+        rows: `[G, R, P+R]` policy rows; own: `[G, R]` what each token gives to itself; mask: `[G, R]`; visual: `[P]` bool.
     """
-    mass = alpha[..., : len(visual)][..., visual].sum(dim=-1)
+    mass = rows[..., : len(visual)][..., visual].sum(dim=-1) * (1 - own)
     return torch.where(mask, mass, 0.0).sum() / mask.sum()

@@ -109,7 +109,7 @@ def look(
             heads = output.heads[layer][:, 0, 0] if per_head else ()
             looks.append(
                 LayerLook(
-                    _maps(output.alpha[layer][0, 0], prompt, kinds, document),
+                    _maps(output.alpha(layer)[0, 0], prompt, kinds, document),
                     tuple(LayerLook(_maps(row, prompt, kinds, document)) for row in heads),
                 )
             )
@@ -129,7 +129,7 @@ def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np
     parts = [prompt_and_rest(prompt) for prompt in prompts]
     outputs = forward_groups(model, [first for first, _ in parts], [[rest] for _, rest in parts], layers=layers)
     return [
-        [output.alpha[layer][0][:, visual_places(prompt, kinds)].double().cpu().numpy() for layer in layers]
+        [output.alpha(layer)[0][:, visual_places(prompt, kinds)].double().cpu().numpy() for layer in layers]
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
 
