@@ -1,6 +1,7 @@
 """Rollouts: G completions behind every prompt, sampled from the policy with transformers.
 
-Each prompt is prefilled once; its key/value cache is repeated for the G completions. Rows that have ended leave the batch.
+Each prompt is prefilled once, and its keys and values are held once for the G completions, too. Rows that have ended leave
+the batch.
 Every prompt has random numbers of its own, so a seed gives it the same completions whatever it is batched with, on however
 many processes, and whether or not rows are dropped.
 """
@@ -8,7 +9,7 @@ many processes, and whether or not rows are dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ from ral.attention.models import (
     resolve_layers,
     special_visual_token_ids,
 )
-from ral.attention.packed import DecodingBias
+from ral.attention.prefix import SharedPrefix
 
-#: Ended rows leave the batch once they are this share of it; dropping them copies the cache.
+#: Ended rows leave the batch once they are this share of it; dropping them copies their keys and values.
 DROP_SHARE = 0.25
 
 
@@ -103,23 +104,24 @@ def sample(
     training = [module for module in base.modules() if module.training]
     base.eval()
     try:
-        cache, logits, mask, position = _prefill(base, prompts)
-        if num_generations > 1:
-            cache.batch_repeat_interleave(num_generations)
-        logits, mask, position = (x.repeat_interleave(num_generations, dim=0) for x in (logits, mask, position))
-        bias = None
+        prefix, logits, position = _prefill(base, prompts, num_generations)
         if look_bias is not None:
-            layers = None if bias_layers is None else resolve_layers(base, bias_layers)
-            bias = DecodingBias(_left_padded([b.to(logits.device) for b in look_bias], mask.shape[1]), layers)
-        rows = _decode(base, cache, logits, mask, position, bias, sampling, generators or [None] * len(prompts))
+            bias = _left_padded([b.to(logits.device) for b in look_bias], prefix.seen.shape[1])
+            biased = None if bias_layers is None else resolve_layers(base, bias_layers)
+            prefix = replace(prefix, bias=bias, bias_layers=biased)
+        rows = _decode(base, prefix, logits, position, sampling, generators or [None] * len(prompts))
     finally:
         for module in training:
             module.training = True
     return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
 
 
-def _prefill(model: Any, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """One left-padded pass over the prompts: cache, next-token logits `[B, V]`, mask `[B, P]`, next positions `[B]`."""
+def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tuple[SharedPrefix, Tensor, Tensor]:
+    """One left-padded pass over the B prompts: what N = B·G completions start from.
+
+    Returns:
+        The prompts' keys and values, next-token logits `[N, V]`, next positions `[N]`.
+    """
     device = prompts[0].input_ids.device
     longest = max(len(p.input_ids) for p in prompts)
 
@@ -140,7 +142,10 @@ def _prefill(model: Any, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tenso
         **({"mm_encoder_outputs": merge_features(features)} if has_vision(model) else {}),
     )
     position = torch.tensor([p.next_position for p in prompts], device=device)
-    return cache, outputs.logits[:, -1], mask.bool(), position
+    owner = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
+    dtype = torch.promote_types(outputs.logits.dtype, torch.float32)
+    layers = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
+    return SharedPrefix(layers, mask.bool(), owner), outputs.logits[owner, -1], position[owner]
 
 
 def _left_padded(biases: list[Tensor], longest: int) -> Tensor:
@@ -150,43 +155,44 @@ def _left_padded(biases: list[Tensor], longest: int) -> Tensor:
 
 def _decode(
     model: Any,
-    cache: DynamicCache,
+    prefix: SharedPrefix,
     logits: Tensor,
-    mask: Tensor,
     position: Tensor,
-    bias: DecodingBias | None,
     sampling: Sampling,
     generators: Sequence[torch.Generator | None],
 ) -> list[Completion]:
-    total, device = len(logits), logits.device
-    each = total // len(generators)
+    total, longest, device = len(logits), sampling.max_completion_length, logits.device
     processors = _processors(sampling, special_visual_token_ids(model), device)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
-    tokens: Any = torch.zeros(total, sampling.max_completion_length, dtype=torch.long, device=device)
-    lengths = torch.full((total,), sampling.max_completion_length, device=device)
+    each = total // len(generators)
+    uniform = torch.cat([torch.rand(longest, each, generator=g, dtype=torch.float64) for g in generators], dim=1)
+    uniform = uniform.to(device)
+    tokens: Any = torch.zeros(total, longest, dtype=torch.long, device=device)
+    lengths = torch.full((total,), longest, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     active = torch.arange(total, device=device)
-    axes = 3 if has_vision(model) else 1
-    for step in range(sampling.max_completion_length):
-        uniform = torch.cat([torch.rand(each, generator=g, dtype=torch.float64) for g in generators]).to(device)
-        chosen = _draw(processors(tokens[active, :step], logits.float()), uniform[active], sampling.temperature)
+    axes = (3,) if has_vision(model) else ()
+    cache = DynamicCache(config=model.config.get_text_config())  # of the completions alone
+    for step in range(longest):
+        chosen = _draw(processors(tokens[active, :step], logits.float()), uniform[step, active], sampling.temperature)
         tokens[active, step] = chosen
-        newly = active[torch.isin(chosen, eos) & ~ended[active]]
-        ended[newly], lengths[newly] = True, step + 1
-        if bool(ended.all()) or step + 1 == sampling.max_completion_length:
-            break
+        ends = torch.isin(chosen, eos) & ~ended[active]
+        lengths[active] = torch.where(ends, step + 1, lengths[active])
+        ended[active] |= ends
         running = ~ended[active]
-        if (~running).float().mean() >= DROP_SHARE:
+        left = int(running.sum())  # the one value of a step that the host waits for
+        if left == 0 or step + 1 == longest:
+            break
+        if len(active) - left >= DROP_SHARE * len(active):
             keep = running.nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            active, chosen, mask, position = active[keep], chosen[keep], mask[keep], position[keep]
-            bias = None if bias is None else bias.of(keep)
-        mask = nn.functional.pad(mask, (0, 1), value=True)
+            active, chosen, position, prefix = active[keep], chosen[keep], position[keep], prefix.of(keep)
         logits = model(
             input_ids=chosen[:, None],
-            position_ids=(position + step)[:, None].expand(axes, -1, 1) if axes > 1 else (position + step)[:, None],
-            attention_mask=mask[:, None, None],
-            look_bias=bias,
+            position_ids=(position + step)[:, None].expand(*axes, -1, 1),
+            # A prepared 4-D mask is passed through as it is; what is padding, the prefix knows.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            prefix=prefix,
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]

@@ -1,12 +1,11 @@
 """The registered attention: SDPA over a packed row, handing on the query and key of the layers asked for.
 
-Registered under the name `ral_packed`. Called without a layout (generation, supervised training, evaluation by others)
-it *is* transformers' SDPA attention, mask included.
+Registered under the name `ral_packed`. Called with a `SharedPrefix` it is a rollout's decoding step; called with neither
+(prefilling, supervised training, evaluation by others) it *is* transformers' SDPA attention, mask included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ral.attention.layout import PackedLayout
+from ral.attention.prefix import SharedPrefix
 
 NAME = "ral_packed"
-
-
-@dataclass(frozen=True)
-class DecodingBias:
-    """The look bias of a rollout, one row per sequence: `values [N, P]` on the first P keys, in `layers` (None: all)."""
-
-    values: Tensor
-    layers: tuple[int, ...] | None
-
-    def reaches(self, layer: int) -> bool:
-        return self.layers is None or layer in self.layers
-
-    def added_to(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """The bool mask `[N, 1, 1, S]` as an additive one with the bias in it."""
-        values = self.values.to(mask.device, dtype)
-        additive = nn.functional.pad(values, (0, mask.shape[-1] - values.shape[1]))[:, None, None]
-        return additive.masked_fill(~mask, float("-inf"))
-
-    def of(self, rows: Tensor) -> DecodingBias:
-        return DecodingBias(self.values[rows], self.layers)
 
 
 def packed_attention(
@@ -48,26 +28,26 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: PackedLayout | None = None,
-    look_bias: DecodingBias | None = None,
+    prefix: SharedPrefix | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one decoder layer in transformers' `AttentionInterface` convention.
 
     Args:
-        query: `[B, H, T, D]` after RoPE; key, value: `[B, H_kv, T, D]`. With a layout B is 1 and the mask is ignored.
-        look_bias: what a rollout's decoding steps are biased by.
+        query: `[B, H, T, D]` after RoPE; key, value: `[B, H_kv, T, D]`. With a layout B is 1.
+        packed, prefix: with either of them the mask is ignored.
 
     Returns:
         Output `[B, T, H, D]`, and None for the weights, which are never formed.
     """
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    if packed is None:
-        if look_bias is not None and look_bias.reaches(layer) and attention_mask is not None:
-            attention_mask = look_bias.added_to(attention_mask, query.dtype)
+    if packed is None and prefix is None:
         sdpa = AttentionInterface()["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
+    layer: int = module.layer_idx  # type: ignore[assignment]
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if prefix is not None:
+        return prefix.attend(layer, query, key, value, scaling), None
     if layer in packed.capture_layers:
         packed.captured[layer] = (query[0], key[0], scaling)
 
