@@ -1,7 +1,7 @@
 """Writes the measured figures into README.md: `python -m experiments.figures [--picture quickstart/report.html]`.
 
 Every figure stands between two marks, `<!-- figures: NAME -->` and `<!-- /figures -->`, and is made from a result file that
-a command in the repository wrote. The picture is the top of a quickstart's report, as Chromium shows it.
+a command in the repository wrote. The pictures are of a quickstart's report, as Chromium shows it.
 """
 
 from __future__ import annotations
@@ -71,26 +71,33 @@ def with_figures(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{FIGURES[match[2]]()}{match[3]}", text)
 
 
-def picture(report: Path, target: Path = ROOT / "docs/assets/report.png") -> None:
-    """The first screen of a report as a small PNG."""
+#: Pictures of a report by file: what is shown, or None for the first screen.
+PICTURES = {"report.png": None, "report-looks.png": "#looks .stepper", "report-completions.png": "#training .stepper"}
+
+
+def pictures(report: Path, folder: Path = ROOT / "docs/assets") -> None:
+    """The pictures of a report as small PNGs."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 930})
         page.goto(report.resolve().as_uri())
-        shot = page.screenshot()
+        for name, part in PICTURES.items():
+            shot = page.screenshot() if part is None else page.locator(part).screenshot()
+            Image.open(io.BytesIO(shot)).convert("RGB").quantize(64).save(folder / name, optimize=True)
         browser.close()
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(128).save(target, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, metavar="REPORT", help="also take README's picture from this report")
+    parser.add_argument(
+        "--picture", type=Path, metavar="REPORT", help="also take the pictures of the documentation from this report"
+    )
     report = parser.parse_args().picture
     README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
     if report is not None:
-        picture(report)
+        pictures(report)
 
 
 if __name__ == "__main__":

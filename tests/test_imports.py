@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,12 +41,15 @@ ORDER = [
     "recipe",
     "evaluate",
     "report",
+    "live",
     "launch",
     "sft",
     "cli",
 ]
 #: What a part may import from the package where that is less than everything before it.
 ONLY = {"report": {"files", "data", "answers"}, "testbed": {"files", "data", "attention"}}
+#: Single modules that a part may import beside these: statistics of saved scores, which load no model.
+ALSO = {"report": {"ral.evaluate.statistics"}}
 #: The entry point of the testbed drives the whole flow, as the command line does.
 DRIVERS = {"testbed/quickstart.py"}
 FORBIDDEN_IN_REPORT = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
@@ -76,7 +81,9 @@ def test_imports_go_down_the_data_flow(module: str) -> None:
     assert own in ORDER, f"{module}: a new part of the package; say in ORDER where it stands in the flow"
     before = set(ORDER[: ORDER.index(own) + 1])
     allowed = set(ORDER) - {"cli"} if module in DRIVERS else before & (ONLY.get(own, before) | {own})
-    parts = {name.split(".")[1] for name in imported(module) if name.startswith("ral.")}
+    also = ALSO.get(own, set())
+    names = {name for name in imported(module) if not any(name == one or name.startswith(f"{one}.") for one in also)}
+    parts = {name.split(".")[1] for name in names if name.startswith("ral.")}
     assert parts <= allowed, f"{module} imports {sorted(parts - allowed)}, which come later in the flow"
 
 
@@ -91,3 +98,11 @@ def test_the_reference_holds_every_part() -> None:
     pages = (SOURCE.parents[1] / "docs").glob("*.md")
     shown = [part for page in pages for part in re.findall(r"^::: ral\.(\w+)$", page.read_text("utf-8"), re.MULTILINE)]
     assert sorted(shown) == sorted(ORDER), "docs/api*.md: a page a stage"
+
+
+def test_importing_the_report_imports_nothing_heavy() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, ral.report; print(*{name.split('.')[0] for name in sys.modules})"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not set(found.stdout.split()) & FORBIDDEN_IN_REPORT

@@ -51,7 +51,9 @@ def test_a_recipe_trains_is_protected_and_resumes(tmp_path: Path) -> None:
     assert "training data (easy-vqa) is not what the run was started with (rings)" in train(
         "--resume", "--data", "easy-vqa"
     )
-    train("--resume")
+    train("--resume", "--eval_data", "rings", "--look_steps", "2", "--look_items", "3")
+    looks = list(read_jsonl(run / "looks/items.jsonl"))
+    assert [(row["step"], row["question"].count("<image>")) for row in looks] == [(2, 0)] * 3 + [(4, 0)] * 3
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (run / "checkpoint-4").exists()
     assert not (run / ".final").exists()
@@ -66,6 +68,12 @@ def test_a_refused_run_leaves_the_earlier_one_as_it_is(tmp_path: Path) -> None:
     assert found.exit_code == 2
     assert "none.jsonl" in found.stderr
     assert (run / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_looks_without_held_out_data_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE + f"output_dir: {tmp_path}/run\nlook_steps: 5\n")
+    found = CliRunner().invoke(app, ["train", str(tmp_path / "tiny.yaml")])
+    assert (found.exit_code, "set eval_data" in found.stderr) == (2, True)
 
 
 def test_splits_of_the_rings_share_no_image() -> None:

@@ -320,15 +320,23 @@ def _evaluations(run: Path) -> dict[str, Path]:
 
 @app.command()
 def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="A run folder, a quickstart folder, or the folder of one evaluation.", show_default=False),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run and quickstart folders, or the folder of one evaluation.", show_default=False),
     ],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="report.html in the folder, of several here")
+    ] = None,
 ) -> None:
-    """Write report.html into a run or quickstart folder, or items.html into an evaluation's: one page, without network."""
+    """Write one page on runs, without network: report.html, or items.html of an evaluation. Seeds of one setting are an arm."""
     from ral.report import write_items, write_report
 
-    typer.echo(write_items(folder) if (folder / "items.jsonl").is_file() else write_report(folder))
+    if len(runs) == 1 and (runs[0] / "items.jsonl").is_file():
+        if output is not None:
+            raise ValueError("the page of an evaluation lies in its folder, beside its images; leave out --output.")
+        typer.echo(write_items(runs[0]))
+    else:
+        typer.echo(write_report(*runs, output=output))
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ class ScoredGroup:
             yield {
                 "step": step,
                 "id": self.record.id,
-                "question": self.record.problem,
+                "question": self.record.question,
                 "solution": self.record.solution,
                 "completion": text,
                 "reward": float(self.reward[g]),

@@ -15,6 +15,8 @@ from ral.config import ConfigError
 from ral.data.fingerprint import fingerprint
 from ral.data.readers import read_records
 from ral.data.record import Record
+from ral.evaluate.along import LookRecorder
+from ral.live import LiveReport
 from ral.loading import load_model, load_processor, training_dtype
 from ral.recipe import Recipe, Task
 from ral.resumable import ResumableTrainer
@@ -69,6 +71,7 @@ def run(
         if main_process:
             facts = {"data": fingerprint(training), "processes": args.world_size}
             prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
+    trainer.add_callback(LiveReport())
     trainer.train(resume_from_checkpoint=resume)
     _save_final(trainer, folder)
     return folder
@@ -88,6 +91,11 @@ def _save_final(trainer: ResumableTrainer, folder: Path) -> None:
 
 
 def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record] | None) -> RALTrainer:
+    if recipe.look_steps and not held_out:
+        raise ConfigError(
+            f"look_steps={recipe.look_steps} needs held-out records to look at; set eval_data, or look_steps to 0"
+        )
+    looks = [LookRecorder((held_out or [])[: recipe.look_items], recipe.look_steps)] if recipe.look_steps else []
     model, processor = start_model(recipe)
     return RALTrainer(
         model,
@@ -99,6 +107,7 @@ def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record
         processing_class=processor,
         peft_config=lora_config(recipe, model, recipe.args.freeze_vision),
         teacher=None if recipe.teacher is None else model_name(recipe.teacher),
+        callbacks=looks,
     )
 
 

@@ -68,6 +68,10 @@ class Recipe(Task):
         default=None, metadata={"help": "Names of reward functions; 0.9 · accuracy + 0.1 · format if not given."}
     )
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
+    look_steps: int = field(
+        default=0, metadata={"help": "Every n steps, where the model looks is kept for the report; 0: never."}
+    )
+    look_items: int = field(default=6, metadata={"help": "Records of `eval_data` that it is looked at with."})
     args: RALConfig
 
 

@@ -8,7 +8,8 @@ many processes, and whether or not rows are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,19 +102,26 @@ def sample(
         Per prompt, `num_generations` completions.
     """
     base = make_capturable(model)
-    training = [module for module in base.modules() if module.training]
-    base.eval()
-    try:
+    with evaluating(base):
         prefix, logits, position = _prefill(base, prompts, num_generations)
         if look_bias is not None:
             bias = _left_padded([b.to(logits.device) for b in look_bias], prefix.seen.shape[1])
             biased = None if bias_layers is None else resolve_layers(base, bias_layers)
             prefix = replace(prefix, bias=bias, bias_layers=biased)
         rows = _decode(base, prefix, logits, position, sampling, generators or [None] * len(prompts))
+    return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; behind it every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
     finally:
         for module in training:
             module.training = True
-    return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
 
 
 def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tuple[SharedPrefix, Tensor, Tensor]:

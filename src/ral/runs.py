@@ -3,7 +3,7 @@
 config.yaml        every setting, as resolved; `ral train` takes it as a recipe
 environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
 metrics.jsonl      one object per logged step
-samples.jsonl, checkpoint-N/, final/, eval/, report.html    written by later stages
+samples.jsonl, looks/, checkpoint-N/, final/, eval/, report.html    written by later stages
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ral.resume import refuse_changes
 logger = logging.getLogger(__name__)
 
 CONFIG, ENVIRONMENT, METRICS, SAMPLES = "config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"
-_ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "final", "eval", "report.html")
+_ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "looks", "final", "eval", "report.html")
 _PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,37 @@ def attention(rng: np.random.Generator, row: int, column: int, focus: float) -> 
     return values / values.sum()
 
 
-def write_evaluation(folder: Path, name: str, *, items: int = 300, shown: int = 24) -> None:
-    """`eval/rings` of one arm; the same items and luck for every arm, so that their comparison is paired."""
+def write_looks(folder: Path, name: str, *, steps: Sequence[int] = (0, 40, 80, 120), items: int = 3) -> None:
+    """`looks/` of one run: items that start wrong and unfocused and end right, the more focused the better the arm."""
+    rng = np.random.default_rng(7)
+    (folder / "looks" / "media").mkdir(parents=True, exist_ok=True)
+    drawn = [ring_image(rng) for _ in range(items)]
+    rows = []
+    for step in steps:
+        for index, (image, rings) in enumerate(drawn):
+            image.save(folder / "looks" / "media" / f"{index}.png")
+            ring, fill, row, column = rings[0]
+            learnt = step / max(steps)
+            values = attention(np.random.default_rng(index), row, column, learnt * SKILL[name])
+            mass = float(values[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].sum())
+            rows.append(
+                {
+                    "step": step, "id": f"look-{index}", "question": f"What colour is inside the {ring} ring?", "solution": fill,
+                    "completion": f"<think> at step {step} </think><answer> {fill if learnt > 0.5 else 'none'} </answer>",
+                    "prediction": fill if learnt > 0.5 else "none", "correct": float(learnt > 0.5), "truncated": False, "tokens": 13,
+                    "grounding": grounding(mass, float(learnt > 0.5)), "layers": None, "image": f"media/{index}.png",
+                    "map": {"grid": [CELLS, CELLS], "values": values.ravel().tolist()}, "size": [SIDE, SIDE],
+                    "boxes": [[column * 16, row * 16, column * 16 + 16, row * 16 + 16]],
+                }
+            )  # fmt: skip
+    write_rows(folder / "looks" / "items.jsonl", rows)
+
+
+def write_evaluation(folder: Path, name: str, *, items: int = 300, shown: int = 24, gain: float = 0.0) -> None:
+    """`eval/rings` of one arm; the same items and luck for every arm, so that their comparison is paired. `gain` is added to
+    its skill."""
     rng, luck = np.random.default_rng(7), np.random.default_rng(11)
-    rows, skill = [], SKILL[name]
+    rows, skill = [], SKILL[name] + gain
     masses, hits = [], []
     for index in range(items):
         image, rings = ring_image(rng)
@@ -115,9 +143,9 @@ def write_evaluation(folder: Path, name: str, *, items: int = 300, shown: int = 
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
-def write_training(folder: Path, name: str, *, steps: int = 120) -> None:
+def write_training(folder: Path, name: str, *, steps: int = 120, seed: int = 0) -> None:
     """The files of a training run of `steps` steps."""
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng([len(name), seed])
     rows = []
     for step in range(1, steps + 1):
         level = (
@@ -156,7 +184,7 @@ def write_training(folder: Path, name: str, *, steps: int = 120) -> None:
     anchor = {"grpo": None, "ral-old": "old", "ral-explore": "explore"}[name]
     config = {
         "attention_coef": 0.0 if anchor is None else 1.0, "attention_anchor": anchor or "old", "attention_layers": [-2],
-        "num_generations": 8, "num_iterations": 2, "beta": 0.0, "learning_rate": 3e-4, "max_steps": steps, "seed": 0,
+        "num_generations": 8, "num_iterations": 2, "beta": 0.0, "learning_rate": 3e-4, "max_steps": steps, "seed": seed,
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     environment = {"python": "3.11.9", "packages": {"torch": "2.14.1"}, "machine": {"system": "Linux", "gpus": []}}
@@ -168,6 +196,7 @@ def write_quickstart(folder: Path) -> Path:
         if name != "start":
             (folder / name).mkdir(parents=True, exist_ok=True)
             write_training(folder / name, name)
+            write_looks(folder / name, name)
         write_evaluation(folder / name / "eval" / "rings", name)
     index = {
         "seed": 0,
@@ -179,3 +208,20 @@ def write_quickstart(folder: Path) -> Path:
     }  # fmt: skip
     (folder / "quickstart.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
+
+
+#: What the seeds 0, 1 and 2 add to the skill of an arm.
+LUCK = {"grpo": (0.0, -0.04, 0.05), "ral-explore": (-0.05, -0.06, 0.02)}
+
+
+def write_seeds(folder: Path) -> list[Path]:
+    """Two arms of three seeds each, as run folders `grpo-s0`, `grpo-s1` and so on."""
+    folders = []
+    for name, gains in LUCK.items():
+        for seed, gain in enumerate(gains):
+            run = folder / f"{name}-s{seed}"
+            run.mkdir(parents=True)
+            write_training(run, name, steps=30, seed=seed)
+            write_evaluation(run / "eval" / "rings", name, items=200, shown=2, gain=gain)
+            folders.append(run)
+    return folders

@@ -1,17 +1,30 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from ral.report.artefacts import Arm
-from ral.report.charts import CURVES, HEIGHT, MAX_POINTS, MORE_CURVES, Series, line_chart, training_charts
+from ral.report.artefacts import Arm, Run
+from ral.report.charts import (
+    BOTTOM,
+    CURVES,
+    HEIGHT,
+    MAX_POINTS,
+    MORE_CURVES,
+    TOP,
+    Chart,
+    Series,
+    line_chart,
+    training_charts,
+)
 from ral.report.templating import compact, points, script_json
 
 
 def series(y: list[float]) -> Series:
-    return Series(0, "arm", np.arange(len(y), dtype=float), np.array(y))
+    return Series(0, "arm", np.arange(len(y), dtype=float), np.array([y]))
 
 
 def test_moving_mean_keeps_a_constant_and_shortens_at_the_ends() -> None:
@@ -41,8 +54,37 @@ def test_wide_ranges_are_logarithmic_only_where_that_was_wished() -> None:
 
 def test_absent_and_undefined_metrics_leave_no_chart() -> None:
     rows = [{"step": 1, "reward": float("nan"), "kl": None, "entropy": "high"}, {"step": 2, "reward": 0.5}]
-    charts = training_charts([Arm("a", "A", Path("a"), metrics=rows)], CURVES + MORE_CURVES)
+    charts = training_charts([Arm("a", "A", [Run(Path("a"), metrics=rows)])], CURVES + MORE_CURVES)
     assert [(chart.title, chart.lines[0].x, chart.lines[0].y) for chart in charts] == [("Reward", [2.0], [0.5])]
+
+
+def test_the_band_over_seeds_is_students_t_interval_of_the_moving_means() -> None:
+    runs = np.array([[0.2, 0.4, 0.6], [0.3, 0.5, 0.9], [0.1, 0.6, 0.6], [0.2, 0.5, 0.7]])
+    chart = line_chart("t", "", "step", [Series(0, "arm", np.arange(3.0), runs)], smoothing=1)
+    (line,) = chart.lines
+    assert line.y == pytest.approx(runs.mean(axis=0), rel=1e-3)
+    assert line.raw == ""
+    corners = [tuple(map(float, corner.split())) for corner in line.band.removeprefix("M").removesuffix("Z").split("L")]
+    upper, lower = corners[:3], corners[:2:-1]
+    level = scale(chart)
+    for step, ((_, top), (_, bottom)) in enumerate(zip(upper, lower, strict=True)):
+        low, high = stats.t.interval(0.95, 3, runs[:, step].mean(), stats.sem(runs[:, step]))
+        assert top == pytest.approx(max(level(high), TOP), abs=0.06)
+        assert bottom == pytest.approx(min(level(low), HEIGHT - BOTTOM), abs=0.06)
+
+
+def scale(chart: Chart) -> Callable[[float], float]:
+    """Value → place on the y axis, read off two ticks."""
+    (y0, low), (y1, high) = chart.y_ticks[0], chart.y_ticks[-1]
+    return lambda value: y0 + (value - float(low)) / (float(high) - float(low)) * (y1 - y0)
+
+
+def test_curves_over_seeds_are_of_the_steps_that_all_runs_have() -> None:
+    runs = [Run(Path("a"), metrics=[{"step": step, "reward": value} for step, value in enumerate(values)])
+            for values in ([0.0, 0.2, 0.4], [0.2, 0.4])]  # fmt: skip
+    chart = training_charts([Arm("a", "A", runs)], CURVES)[0]
+    assert (chart.lines[0].label, chart.lines[0].x) == ("A, 2 seeds", [0.0, 1.0])
+    assert chart.lines[0].y == pytest.approx([0.1, 0.3])
 
 
 @pytest.mark.parametrize(

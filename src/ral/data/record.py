@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,11 @@ class Record:
     trace: str | None = None
     origin: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        """The problem without the marks of its media."""
+        return re.sub(rf"\s*(?:{IMAGE_MARK}|{VIDEO_MARK})\s*", " ", self.problem).strip()
 
     def columns(self) -> dict[str, Any]:
         """What reward functions get by keyword beside prompts and completions."""

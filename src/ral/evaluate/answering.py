@@ -85,8 +85,12 @@ def answer(
     # The features are given, as a tower that could be trained would be run again in every pass.
     prompts = [prepare_prompt(model, encoded, vision_features(model, encoded)) for encoded in inputs]
     sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model)), temperature=0)
+    # The most likely token needs no random number; training, which may be going on, must not lose one.
+    unused = [torch.Generator() for _ in prompts]
     answered = []
-    for record, prompt, (completion,) in zip(records, prompts, sample(model, prompts, 1, sampling), strict=True):
+    for record, prompt, (completion,) in zip(
+        records, prompts, sample(model, prompts, 1, sampling, unused), strict=True
+    ):
         answered.append(Answered(record, prompt, completion, completion.text(processor)))
     return answered
 

@@ -139,7 +139,7 @@ def evaluate(
     with open(output / ITEMS, "a", encoding="utf-8") as stream:
         for batch, inputs in _batches(processor, records, settings, batch_size, done):
             answered = answer(model, processor, batch, settings, inputs)
-            for row in _rows(model, processor, task, answered, settings, shown, output):
+            for row in item_rows(model, processor, task, answered, settings, shown, output):
                 if row["id"] not in done:  # a batch that was cut off is repeated whole, as its rounding depends on it
                     done[row["id"]] = row
                     stream.write(json_line(row))
@@ -237,16 +237,18 @@ def _batches(
                 yield [window[i] for i in batch], [encoded[i] for i in batch]
 
 
-def _rows(
+def item_rows(
     model: nn.Module,
     processor: Any,
     task: Task,
     answered: Sequence[Answered],
     settings: EvalSettings,
     shown: set[str],
-    output: Path,
+    output: Path | None,
 ) -> Iterator[Row]:
-    """The rows of one batch; images of the items that are `shown` are written to `output`."""
+    """The rows of one batch, as `items.jsonl` holds them; maps and images of the items that are `shown` are kept,
+    the images in the folder `output`; nothing of them without a folder. `settings.layer` counts from the first layer.
+    """
     scored = [_judge(task, item.record, item.text, settings) for item in answered]
     wanted = [bool(item.record.boxes or item.record.evidence) or item.record.id in shown for item in answered]
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
@@ -256,7 +258,7 @@ def _rows(
     for item, one, look, shows in zip(answered, scored, looks, views, strict=True):
         yield {
             "id": item.record.id,
-            "question": re.sub(r"\s*<(?:image|video)>\s*", " ", item.record.problem).strip(),
+            "question": item.record.question,
             "solution": item.record.solution,
             "completion": item.text,
             "prediction": one.prediction,
@@ -334,7 +336,7 @@ def _shown(id: str, look: Look | None, shows: View | Passage | None, layer: int,
         row["image"] = f"{MEDIA}/{_file_name(id)}.png"
         small = whole.picture.copy()
         small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        (output / MEDIA).mkdir(exist_ok=True)
+        (output / MEDIA).mkdir(parents=True, exist_ok=True)
         small.save(output / row["image"])
         if look is not None:
             row["map"] = _map(sheet_map(look.layers[layer].maps[medium.start : medium.stop]))

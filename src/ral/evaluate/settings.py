@@ -60,7 +60,11 @@ class EvalSettings:
     def of_model(cls, model: str | Path, **changes: Any) -> EvalSettings:
         """The settings of the run whose folder `model` is or lies in, if it lies in one; `changes` that are not None win."""
         run = run_folder(model)
-        config = {} if run is None else _read_config(run / CONFIG)
+        return cls.of_config({} if run is None else _read_config(run / CONFIG), **changes)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
+        """What a run's settings say of asking and scoring; the layer is the last that is trained."""
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         if config.get("attention_layers"):
             values["layer"] = config["attention_layers"][-1]

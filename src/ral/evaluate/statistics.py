@@ -8,7 +8,6 @@ interquartile mean and the probability of improvement (Agarwal et al., arXiv 210
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +74,7 @@ class Comparison:
 
     def sentence(self, name_a: str = "A", name_b: str = "B", task: str = "the benchmark") -> str:
         """What a paper would print, complete enough to be checked."""
-        adjusted = "" if self.p_holm is None else f", Holm-adjusted p {_p_value(self.p_holm)}"
+        adjusted = "" if self.p_holm is None else f", Holm-adjusted p {p_text(self.p_holm)}"
         grouped = "" if self.clusters == self.n else f" in {self.clusters} clusters"
         unmatched = self.unmatched_a + self.unmatched_b
         left_out = f" {unmatched} items answered by one of them only are left out." if unmatched else ""
@@ -83,17 +82,23 @@ class Comparison:
             f"On {task} ({self.n} items{grouped}), {name_b} scores {self.mean_b:.1%} and {name_a} {self.mean_a:.1%}: "
             f"{100 * self.difference.value:+.1f} points ({self.difference.confidence:.0%} paired bootstrap interval "
             f"{100 * self.difference.low:+.1f} to {100 * self.difference.high:+.1f}; {self.gained} items better, "
-            f"{self.lost} worse; {self.test} p {_p_value(self.p)}{adjusted}).{left_out}"
+            f"{self.lost} worse; {self.test} p {p_text(self.p)}{adjusted}).{left_out}"
         )
 
 
 def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """Student's t interval of a mean, for a few runs that differ in their seed. Of one value the ends are infinitely far."""
-    sample = np.asarray(values, dtype=float)
-    if len(sample) < 2:
-        return Interval(float(sample.mean()), -math.inf, math.inf, confidence)
-    low, high = stats.t.interval(confidence, len(sample) - 1, sample.mean(), stats.sem(sample))
-    return Interval(float(sample.mean()), float(low), float(high), confidence)
+    mean, half = seed_band(np.asarray(values, dtype=float)[:, None], confidence)
+    return Interval(float(mean[0]), float(mean[0] - half[0]), float(mean[0] + half[0]), confidence)
+
+
+def seed_band(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`seed_interval` at every point of curves `values` [runs, points]: means [points] and half widths [points]."""
+    runs = len(values)
+    if runs < 2:
+        return values.mean(axis=0), np.full(values.shape[1:], np.inf)
+    half = stats.t.ppf((1 + confidence) / 2, runs - 1) * values.std(axis=0, ddof=1) / runs**0.5
+    return values.mean(axis=0), half
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -322,5 +327,6 @@ def _percentile(value: float, sampled: NDArray, confidence: float) -> Interval:
     return Interval(value, float(low), float(high), confidence)
 
 
-def _p_value(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p-value as it stands behind "p"."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,41 +37,71 @@ class Evaluation:
     items: dict[str, Json]
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training run, or one checkpoint that was evaluated: a folder, and what was found there.
+
+    `looks` are rows of `looks/items.jsonl`; `seed` is that of its settings; `seconds` its wall-clock time.
+    """
+
+    folder: Path
+    seed: int | None = None
+    config: Json = field(default_factory=dict)
+    environment: Json = field(default_factory=dict)
+    metrics: list[Json] = field(default_factory=list)
+    samples: list[Json] = field(default_factory=list)
+    looks: list[Json] = field(default_factory=list)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.config or self.metrics)
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One model of the comparison: a run folder and its evaluations by task. `seconds` is its wall-clock time.
+    """One model of the comparison: its runs (at least one), which differ in their seed alone, in the order of their seeds.
 
     `label` stands in every table, legend and sentence of the page, and is short.
     """
 
     name: str
     label: str
-    folder: Path
-    config: Json = field(default_factory=dict)
-    environment: Json = field(default_factory=dict)
-    metrics: list[Json] = field(default_factory=list)
-    samples: list[Json] = field(default_factory=list)
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    seconds: float | None = None
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        """The run that is shown where only one can be: images, completions, settings."""
+        return self.runs[0]
+
+    def evaluated(self, task: str | None) -> list[Run]:
+        """The runs that were evaluated on `task`."""
+        return [run for run in self.runs if task in run.evaluations]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything one page shows. `notices` say, in words, what was missing or could not be read."""
+    """Everything one page shows. `notices` say, in words, what was missing or could not be read; `running`: it goes on."""
 
     title: str
     arms: list[Arm]
     task: str | None
-    seed: int | None = None
     machine: str | None = None
     commands: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    running: bool = False
 
     @property
     def tasks(self) -> list[str]:
-        """All tasks that any arm was evaluated on; the one the page is about first."""
-        found = sorted({task for arm in self.arms for task in arm.evaluations})
+        """All tasks that any run was evaluated on; the one the page is about first."""
+        found = sorted({task for arm in self.arms for run in arm.runs for task in run.evaluations})
         return sorted(found, key=lambda task: task != self.task)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all runs."""
+        return sorted({run.seed for arm in self.arms for run in arm.runs if run.seed is not None})
 
 
 def number(value: object) -> float | None:
@@ -95,27 +125,108 @@ def printable(value: Any) -> Any:
     return value
 
 
-def read_experiment(folder: Path) -> Experiment:
-    """The experiment in `folder`: a quickstart folder (with `quickstart.json`) or a single run folder.
+def read_experiment(*folders: Path, running: bool = False) -> Experiment:
+    """The experiment in `folders`: quickstart folders (with `quickstart.json`) and run folders, in any number.
 
-    Raises DataError, naming the folder and what was expected, if it is neither.
+    Runs that differ in their seed alone become one arm. Raises DataError, naming the folder and what was expected, for a
+    folder that is neither.
     """
-    if (folder / "quickstart.json").is_file():
-        return _read_quickstart(folder)
-    if any((folder / name).exists() for name in ("metrics.jsonl", "eval", "config.yaml")):
-        notices: list[str] = []
-        arm = _read_arm(folder, folder.resolve().name, folder.resolve().name, None, notices)
-        task = next(iter(arm.evaluations), None)
-        return Experiment(title=arm.label, arms=[arm], task=task, notices=notices)
-    raise DataError(
-        f"{folder}: nothing to report; expected quickstart.json (from `ral quickstart`) or a run folder with "
-        "metrics.jsonl, config.yaml or eval/. Give the folder that training or evaluation wrote to"
+    notices: list[str] = []
+    found: list[Arm] = []
+    tasks, machines, commands = [], [], []
+    for folder in folders:
+        if (folder / "quickstart.json").is_file():
+            quickstart = _read_quickstart(folder, notices)
+            found += quickstart.arms
+            tasks.append(quickstart.task)
+            machines.append(quickstart.machine)
+            commands += quickstart.commands
+        elif any((folder / name).exists() for name in ("metrics.jsonl", "eval", "config.yaml")):
+            name = folder.resolve().name
+            run = _read_run(folder, notices)
+            found.append(Arm(name, _label(name), [run]))
+            commands += _repeated(run)
+        else:
+            raise DataError(
+                f"{folder}: nothing to report; expected quickstart.json (from `ral quickstart`) or a run folder with "
+                "metrics.jsonl, config.yaml or eval/. Give the folder that training or evaluation wrote to"
+            )
+    arms = found if len(found) == 1 else grouped(found, notices)
+    evaluated = (task for arm in arms for run in arm.runs for task in run.evaluations)
+    return Experiment(
+        title=arms[0].label if len(arms) == 1 else "comparison",
+        arms=arms,
+        task=next((task for task in tasks if task), None) or next(evaluated, None),
+        machine="; ".join(dict.fromkeys(machine for machine in machines if machine)) or None,
+        commands=list(dict.fromkeys(commands)),
+        notices=[] if running else list(dict.fromkeys(notices)),  # what a run that goes on lacks is still to come
+        running=running,
     )
 
 
-def _read_quickstart(folder: Path) -> Experiment:
+#: Settings that do not tell one arm from another.
+_OF_ONE_RUN = {"seed", "data_seed", "output_dir", "logging_dir", "run_name", "look_steps", "look_items", "disable_tqdm"}
+
+
+def grouped(found: Sequence[Arm], notices: list[str]) -> list[Arm]:
+    """`found` arms of one run each, those of equal settings put together; what cannot be put together is a notice.
+
+    Runs without settings are checkpoints: those of one label are taken to be one model.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in found:
+        config = {key: value for key, value in arm.first.config.items() if key not in _OF_ONE_RUN}
+        groups.setdefault(json.dumps(config, sort_keys=True) if config else f"checkpoint {arm.label}", []).append(arm)
+    arms = []
+    for group in groups.values():
+        runs: dict[int | None, Run] = {}
+        for run in sorted((arm.first for arm in group), key=lambda run: (run.seed is None, run.seed or 0)):
+            seed = run.seed if run.trained else None
+            if seed in runs and (run.trained or _scores(run) != _scores(runs[seed])):
+                which = "checkpoint" if seed is None else f"run with seed {seed}"
+                notices.append(f"{_place(run.folder)}: another {which} of {group[0].label}; the first one is shown.")
+            runs.setdefault(seed, run)
+        arms.append(Arm(group[0].name, group[0].label, list(runs.values())))
+    return _told_apart(arms)
+
+
+def _scores(run: Run) -> Json:
+    return {task: evaluation.summary.get("accuracy") for task, evaluation in run.evaluations.items()}
+
+
+def _told_apart(arms: list[Arm]) -> list[Arm]:
+    """Names without the seed where there are several; arms of one label get what sets them apart behind it."""
+    named = []
+    for arm in arms:
+        stem = _SEED.sub("", arm.label)
+        named.append(replace(arm, label=stem) if len(arm.runs) > 1 and stem else arm)
+    labels = [arm.label for arm in named]
+    result = []
+    for arm in named:
+        twins = [other for other in named if other.label == arm.label]
+        differing = [
+            f"{key} {value}"
+            for key, value in arm.first.config.items()
+            if key not in _OF_ONE_RUN and any(twin.first.config.get(key) != value for twin in twins)
+        ]
+        extra = ", ".join(differing) or _place(arm.first.folder)
+        result.append(arm if labels.count(arm.label) == 1 else replace(arm, label=_label(f"{arm.label}, {extra}")))
+    return result
+
+
+_SEED = re.compile(r"[-_. ]*(?:seed|s)?[-_. ]*\d+$", re.IGNORECASE)
+
+
+def _repeated(run: Run) -> list[str]:
+    """The command that repeats a run from its settings, if they are those of a recipe."""
+    if not {"model", "data"} <= run.config.keys():
+        return []
+    command = "train" if "attention_coef" in run.config else "sft"
+    return [f"ral {command} {_place(run.folder / 'config.yaml', 2)} --output_dir again"]
+
+
+def _read_quickstart(folder: Path, notices: list[str]) -> Experiment:
     path = folder / "quickstart.json"
-    notices: list[str] = []
     index = _read_json(path, notices)
     entries = index.get("arms")
     if not isinstance(entries, list) or not entries:
@@ -127,42 +238,48 @@ def _read_quickstart(folder: Path) -> Experiment:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise DataError(f"{path}: arms[{row}]: expected an object with 'name', 'label' and 'path', got {entry!r}")
         name = entry["name"]
-        arm_folder = folder / str(entry.get("path", name))
-        arms.append(_read_arm(arm_folder, name, str(entry.get("label", name)), number(seconds.get(name)), notices))
+        label = _label(str(entry.get("label", name)))
+        run = _read_run(folder / str(entry.get("path", name)), notices, label)
+        arms.append(Arm(name, label, [replace(run, seconds=number(seconds.get(name)))]))
     task = index.get("task")
-    seed = index.get("seed")
     return Experiment(
         title="quickstart",
         arms=arms,
-        task=task if isinstance(task, str) else next((t for arm in arms for t in arm.evaluations), None),
-        seed=seed if isinstance(seed, int) else None,
+        task=task if isinstance(task, str) else None,
         machine=str(index["machine"]) if index.get("machine") else None,
         commands=[str(command) for command in index.get("commands") or []],
-        notices=notices,
     )
 
 
-def _read_arm(folder: Path, name: str, label: str, seconds: float | None, notices: list[str]) -> Arm:
-    label = clip(printable(label), MAX_LABEL)
+def _label(text: str) -> str:
+    return clip(printable(text), MAX_LABEL)
+
+
+def _read_run(folder: Path, notices: list[str], label: str = "") -> Run:
     if not folder.is_dir():
         notices.append(f"{label}: its folder {folder.name} does not exist.")
-        return Arm(name, label, folder, seconds=seconds)
+        return Run(folder)
     evaluations = {}
     for summary in sorted(folder.glob("eval/*/summary.json")):
         found, remarks = read_evaluation(summary.parent)
         evaluations[found.task] = found
         notices += remarks
-    return Arm(
-        name=name,
-        label=label,
+    config = _read_yaml(folder / "config.yaml", notices)
+    seed = config.get("seed")
+    return Run(
         folder=folder,
-        config=_read_yaml(folder / "config.yaml", notices),
+        seed=seed if isinstance(seed, int) else None,
+        config=config,
         environment=_read_json(folder / "environment.json", notices),
-        metrics=[row for row in _read_rows(folder / "metrics.jsonl", notices) if number(row.get("step")) is not None],
-        samples=_read_rows(folder / "samples.jsonl", notices),
+        metrics=_steps(_read_rows(folder / "metrics.jsonl", notices)),
+        samples=_steps(_read_rows(folder / "samples.jsonl", notices)),
+        looks=_steps(_read_rows(folder / "looks" / "items.jsonl", notices)),
         evaluations=evaluations,
-        seconds=seconds,
     )
+
+
+def _steps(rows: list[Json]) -> list[Json]:
+    return [row for row in rows if number(row.get("step")) is not None]
 
 
 def read_evaluation(folder: Path) -> tuple[Evaluation, list[str]]:
@@ -178,9 +295,9 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
 
 
-def _place(path: Path) -> str:
+def _place(path: Path, parts: int = 3) -> str:
     """The end of `path`, enough to find the file in its folder without printing where on the machine that lies."""
-    return "/".join(path.parts[-3:])
+    return "/".join(path.parts[-parts:])
 
 
 def _read_json(path: Path, notices: list[str]) -> Json:

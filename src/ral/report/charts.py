@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ral.report.artefacts import Arm, Evaluation, number
+from ral.evaluate.statistics import seed_band
+from ral.report.artefacts import Arm, number
 from ral.report.templating import compact
 
 #: The drawing area, in units of the SVG's view box.
@@ -21,24 +22,26 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of one arm: `x` and `y` of equal length, finite, in the order of `x`."""
+    """One metric of one arm: finite `values` `[runs, points]` of each of its runs at `x` `[points]`, in the order of `x`."""
 
     arm: int
     label: str
     x: np.ndarray
-    y: np.ndarray
+    values: np.ndarray
     dashed: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn series: SVG paths of the raw and the smoothed values, and the smoothed points for reading off."""
+    """A drawn series: SVG paths of one run's raw values, of the smoothed mean, and of its interval over several runs; and
+    the smoothed points for reading off."""
 
     arm: int
     label: str
     dashed: bool
     raw: str
     smooth: str
+    band: str
     x: list[float]
     y: list[float]
     dots: list[tuple[float, float]]
@@ -118,17 +121,18 @@ def training_charts(arms: Sequence[Arm], curves: Sequence[Curve]) -> list[Chart]
             found
             for index, arm in enumerate(arms)
             for key, suffix, dashed in curve.metrics
-            if (found := _series(index, f"{arm.label}, {suffix}" if suffix else arm.label, arm.metrics, key, dashed))
-        ]
+            if (found := _series(index, f"{arm.label}, {suffix}" if suffix else arm.label,
+                                 [run.metrics for run in arm.runs], key, dashed))
+        ]  # fmt: skip
         if series:
             charts.append(line_chart(curve.title, curve.note, "step", series, logarithmic=curve.logarithmic))
     return charts
 
 
-def layer_charts(evaluations: Sequence[tuple[int, str, Evaluation, list[int]]]) -> list[Chart]:
-    """The layer sweep: pointing game, mass in box and visual share by layer.
+def layer_charts(arms: Sequence[Arm], task: str, trained: Sequence[Sequence[int]]) -> list[Chart]:
+    """The layer sweep: pointing game, mass in box and visual share by layer, of the arms evaluated on `task`.
 
-    `evaluations` are (arm, label, evaluation, trained layers); trained layers may count from the end, as in a config.
+    `trained` are the trained layers of every arm, which may count from the end, as in a config.
     """
     names = (
         ("pointing", "Pointing game by layer", "share of items whose most attended token lies in the true box"),
@@ -138,17 +142,43 @@ def layer_charts(evaluations: Sequence[tuple[int, str, Evaluation, list[int]]]) 
     charts = []
     for key, title, note in names:
         series, bands = [], set()
-        for arm, label, evaluation, trained in evaluations:
-            layers = evaluation.summary.get("layers")
-            if not isinstance(layers, list):
-                continue
-            rows = [{"step": index, **row} for index, row in enumerate(layers) if isinstance(row, dict)]
-            if found := _series(arm, label, rows, key, False):
+        for index, arm in enumerate(arms):
+            sweeps = [_by_layer(run.evaluations[task].summary.get("layers")) for run in arm.evaluated(task)]
+            if found := _series(index, arm.label, sweeps, key, False):
                 series.append(found)
-                bands |= {layer % len(layers) for layer in trained if -len(layers) <= layer < len(layers)}
+                depth = len(found.x)
+                bands |= {layer % depth for layer in trained[index] if -depth <= layer < depth}
         if series:
             charts.append(line_chart(title, note, "layer", series, smoothing=1, bands=sorted(bands), dots=True))
     return charts
+
+
+def _by_layer(layers: object) -> list[dict[str, Any]]:
+    rows = layers if isinstance(layers, list) else []
+    return [{"step": index, **row} for index, row in enumerate(rows) if isinstance(row, dict)]
+
+
+def looking_charts(arms: Sequence[Arm]) -> list[Chart]:
+    """The mass in box of the looks along training, mean over the looked-at items with boxes."""
+    series = []
+    for index, arm in enumerate(arms):
+        runs = []
+        for run in arm.runs:
+            steps = sorted({row["step"] for row in run.looks})
+            masses = {
+                step: [
+                    mass
+                    for row in run.looks
+                    if row["step"] == step and isinstance(row.get("grounding"), dict)
+                    and (mass := number(row["grounding"].get("mass"))) is not None
+                ]
+                for step in steps
+            }  # fmt: skip
+            runs.append([{"step": step, "mass": sum(found) / len(found)} for step, found in masses.items() if found])
+        if found := _series(index, arm.label, runs, "mass", False):
+            series.append(found)
+    note = "share of the visual attention in the true box, mean over the looked-at images"
+    return [line_chart("Mass in box along training", note, "step", series, smoothing=1)] if series else []
 
 
 def line_chart(
@@ -163,10 +193,12 @@ def line_chart(
     dots: bool = False,
 ) -> Chart:
     """The geometry of one chart. `smoothing` is the width of the moving mean in points, by default a fifteenth of the
-    line; `logarithmic` is a wish: it is granted when the positive values span more than a factor of thirty."""
+    line; `logarithmic` is a wish: it is granted when the positive values span more than a factor of thirty. Several runs
+    are drawn as the mean of their moving means with its 95 % t-interval at every point, cut at the edge of the chart."""
     window = smoothing or max(1, max(len(line.x) for line in series) // 15)
-    smoothed = [_moving_mean(line.y, window) for line in series]
-    shown = np.concatenate([line.y for line in series])
+    averaged = [seed_band(np.stack([_moving_mean(run, window) for run in line.values])) for line in series]
+    smoothed = [mean for mean, _ in averaged]
+    shown = np.concatenate([line.values.ravel() for line in series])
     positive = shown[shown > 0]
     log = bool(logarithmic and positive.size and positive.max() > 30 * np.quantile(positive, 0.02))
     if log:
@@ -192,13 +224,16 @@ def line_chart(
         return HEIGHT - BOTTOM - inside * (HEIGHT - TOP - BOTTOM)
 
     lines = []
-    for line, mean in zip(series, smoothed, strict=True):
-        x, raw, smooth = (_bucket(values) for values in (line.x, line.y, mean))
+    for line, (mean, half) in zip(series, averaged, strict=True):
+        x, raw, smooth, spread = (_bucket(values) for values in (line.x, line.values[0], mean, half))
+        several = len(line.values) > 1
         points = list(zip(place_x(x).round(1).tolist(), place_y(smooth).round(1).tolist(), strict=True))
         lines.append(
             Line(
                 arm=line.arm, label=line.label, dashed=line.dashed,
-                raw=_path(place_x(x), place_y(raw)) if window > 1 else "", smooth=_path(place_x(x), place_y(smooth)),
+                raw=_path(place_x(x), place_y(raw)) if window > 1 and not several else "",
+                smooth=_path(place_x(x), place_y(smooth)),
+                band=_area(place_x(x), place_y(smooth - spread), place_y(smooth + spread)) if several else "",
                 x=x.round(2).tolist(), y=[float(f"{value:.4g}") for value in smooth], dots=points if dots else [],
             )
         )  # fmt: skip
@@ -228,13 +263,19 @@ def _in_words(line: Line, x_label: str) -> str:
     return f"{line.label}: from {compact(line.y[0])} to {compact(line.y[-1])}."
 
 
-def _series(arm: int, label: str, rows: Sequence[dict[str, Any]], key: str, dashed: bool) -> Series | None:
-    found = [(number(row["step"]), number(row.get(key))) for row in rows]
-    points = np.array([(x, y) for x, y in found if x is not None and y is not None], dtype=np.float64)
-    if not points.size:
+def _series(arm: int, label: str, runs: Sequence[Sequence[dict[str, Any]]], key: str, dashed: bool) -> Series | None:
+    """The metric `key` of the `runs` that have it, at the steps that all of these have; None if there is nothing."""
+    curves = []
+    for rows in runs:
+        found = [(number(row["step"]), number(row.get(key))) for row in rows]
+        if curve := {x: y for x, y in found if x is not None and y is not None}:
+            curves.append(curve)
+    steps = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
+    if not steps:
         return None
-    points = points[np.argsort(points[:, 0], kind="stable")]
-    return Series(arm, label, points[:, 0], points[:, 1], dashed)
+    label = f"{label}, {len(curves)} seeds" if len(curves) > 1 else label
+    values = np.array([[curve[step] for step in steps] for curve in curves], dtype=np.float64)
+    return Series(arm, label, np.array(steps, dtype=np.float64), values, dashed)
 
 
 def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -250,6 +291,14 @@ def _bucket(values: np.ndarray) -> np.ndarray:
     if len(values) <= MAX_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, MAX_POINTS)])
+
+
+def _area(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """The SVG path of a band; points that a logarithmic axis cannot show lie on its edge."""
+    edge = HEIGHT - BOTTOM
+    upper = [f"{px:.1f} {py:.1f}" for px, py in zip(x, np.nan_to_num(high, nan=edge), strict=True)]
+    lower = [f"{px:.1f} {py:.1f}" for px, py in zip(x[::-1], np.nan_to_num(low, nan=edge)[::-1], strict=True)]
+    return f"M{'L'.join(upper + lower)}Z"
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

@@ -66,16 +66,11 @@ class Gallery:
 
 
 def build_gallery(arms: Sequence[Arm], task: str, count: int = 12) -> Gallery:
-    """Up to `count` items of `task` that kept an image or a map, taken in turn from each outcome."""
-    scored = [(index, arm, arm.evaluations[task]) for index, arm in enumerate(arms) if task in arm.evaluations]
-    if not scored:
-        return Gallery([], {}, 0)
-    start = start_index(list(arms))
-    common = [key for key in scored[0][2].items if all(key in evaluation.items for _, _, evaluation in scored)]
-    outcome = {
-        key: _outcome([(index == start, evaluation.items[key]) for index, _, evaluation in scored]) for key in common
-    }
-    shown = [key for key in common if any(_has_picture(evaluation.items[key]) for _, _, evaluation in scored)]
+    """Up to `count` items of `task` that kept an image or a map, taken in turn from each outcome. Of an arm with several
+    runs the first is shown."""
+    scored = answered(arms, task)
+    outcome = outcomes(arms, task)
+    shown = [key for key in outcome if any(_has_picture(evaluation.items[key]) for _, _, evaluation in scored)]
     chosen = _in_turn([[key for key in shown if outcome[key] == name] for name in OUTCOMES], count)
     counts = Counter(outcome.values())
     return Gallery(
@@ -83,6 +78,28 @@ def build_gallery(arms: Sequence[Arm], task: str, count: int = 12) -> Gallery:
         outcomes={name: counts[name] for name in OUTCOMES},
         candidates=len(shown),
     )
+
+
+#: An arm's number, the arm, and its first evaluation.
+Scored = tuple[int, Arm, Evaluation]
+
+
+def answered(arms: Sequence[Arm], task: str) -> list[Scored]:
+    """The arms that were evaluated on `task`, each with the evaluation of its first run that was."""
+    return [(index, arm, runs[0].evaluations[task]) for index, arm in enumerate(arms) if (runs := arm.evaluated(task))]
+
+
+def outcomes(arms: Sequence[Arm], task: str) -> dict[str, str]:
+    """What became of every item that all evaluated arms were given, by its id."""
+    scored, start = answered(arms, task), start_index(arms)
+    common = (
+        [key for key in scored[0][2].items if all(key in evaluation.items for *_, evaluation in scored)]
+        if scored
+        else []
+    )
+    return {
+        key: _outcome([(index == start, evaluation.items[key]) for index, _, evaluation in scored]) for key in common
+    }
 
 
 def is_right(item: dict[str, Any]) -> bool:
@@ -111,26 +128,28 @@ def _in_turn(groups: list[list[str]], count: int) -> list[str]:
     return [key for taken, group in zip(take, groups, strict=True) for key in group[:taken]]
 
 
-def _exhibit(key: str, outcome: str, scored: list[tuple[int, Arm, Evaluation]]) -> Exhibit:
+def _exhibit(key: str, outcome: str, scored: list[Scored]) -> Exhibit:
     items = [(index, arm.label, evaluation, evaluation.items[key]) for index, arm, evaluation in scored]
-    grids = [_grid(item) for *_, item in items]
+    grids = [saved_map(item) for *_, item in items]
     # One scale for all arms of an image: what is brighter is attended to more, from tile to tile.
     peak = max((float(grid.max()) for grid in grids if grid is not None), default=None)
     image = next((found for _, _, evaluation, item in items if (found := saved_image(evaluation.folder, item))), None)
     looks = [
-        _look(index, label, item, grid, image, peak) for (index, label, _, item), grid in zip(items, grids, strict=True)
+        look_of(index, label, item, grid, image, peak)
+        for (index, label, _, item), grid in zip(items, grids, strict=True)
     ]
     photo = next((look.tile.photo for look in looks if look.tile), None)
     first = items[0][3]
     return Exhibit(
         id=key, question=str(first.get("question", "")), solution=str(first.get("solution", "")), outcome=outcome,
-        photo=photo, frames=_frames(first), looks=[_without_photo(look) for look in looks],
+        photo=photo, frames=frame_times(first), looks=[_without_photo(look) for look in looks],
     )  # fmt: skip
 
 
-def _look(
+def look_of(
     arm: int, label: str, item: dict[str, Any], grid: np.ndarray | None, image: Image.Image | None, peak: float | None
 ) -> Look:
+    """What arm number `arm` said and looked at; `peak` is the share of `grid` `[h, w]` that is drawn brightest."""
     grounding = item.get("grounding")
     measured = grounding if isinstance(grounding, dict) else {}
     mass, lift, pointing = (number(measured.get(key)) for key in ("mass", "lift", "pointing"))
@@ -165,7 +184,7 @@ def _has_picture(item: dict[str, Any]) -> bool:
     return bool(item.get("image") or item.get("map"))
 
 
-def _grid(item: dict[str, Any]) -> np.ndarray | None:
+def saved_map(item: dict[str, Any]) -> np.ndarray | None:
     """The item's map `[h, w]` as shares; None if there is none or it is not a finite grid of its stated size."""
     saved = item.get("map")
     if not isinstance(saved, dict):
@@ -199,7 +218,7 @@ def _size(item: dict[str, Any]) -> tuple[float, float] | None:
     return (width, height) if width and height and width > 0 and height > 0 else None
 
 
-def _frames(item: dict[str, Any]) -> str:
+def frame_times(item: dict[str, Any]) -> str:
     """At what seconds the frames of a video are that make up the image; nothing for an image."""
     saved = item.get("times")
     times = [number(time) for time in saved] if isinstance(saved, list) else []

@@ -1,23 +1,38 @@
-"""`items.html`: every item of one evaluation in a table to page through, as one file without network access."""
+"""Tables of items to page through: `items.html`, which holds every item of one evaluation, and a report's failures."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ral.data.record import DataError
 from ral.files import atomic_write_text
-from ral.report.artefacts import Evaluation, number, read_evaluation
-from ral.report.gallery import saved_image
+from ral.report.artefacts import Arm, Evaluation, number, read_evaluation
+from ral.report.gallery import OUTCOMES, answered, is_right, outcomes, saved_image
 from ral.report.heatmap import picture
 from ral.report.templating import clip, render
 
-#: Rows on a page of the table.
-PAGE = 25
 #: Longest side of a thumbnail, in pixels.
 THUMBNAIL = 96
-#: Characters of a text that the page holds.
-LONGEST = 2000
+#: Characters of a text that `items.html` holds, and that a report's failures do.
+LONGEST, SHORT = 2000, 600
+#: Failures that a report holds at most.
+MAX_FAILURES = 300
+
+
+@dataclass(frozen=True)
+class Table:
+    """Items to page through, `page` at a time: `rows` as the script reads them, the heading of each column of answers, and
+    (tag, name, number of rows) of what can be shown alone. `omitted` rows are left out."""
+
+    rows: list[dict[str, Any]]
+    columns: list[str]
+    filters: list[tuple[str, str, int]]
+    page: int = 25
+    omitted: int = 0
 
 
 def write_items(folder: Path) -> Path:
@@ -28,18 +43,18 @@ def write_items(folder: Path) -> Path:
     evaluation, notices = read_evaluation(Path(folder))
     if not evaluation.items:
         raise DataError(f"{folder}: no items to show; expected items.jsonl, which `ral eval` writes")
-    rows = [_row(item, evaluation) for item in evaluation.items.values()]
-    counts = {state: sum(row["state"] == state for row in rows) for state in ("right", "wrong", "unparsed")}
-    counts["truncated"] = sum(row["truncated"] for row in rows)
+    rows = []
+    for item in evaluation.items.values():
+        answer = _answer(item, LONGEST)
+        tags = [answer["state"], *(["truncated"] if answer["truncated"] else [])]
+        rows.append(_row(item, [evaluation], [answer], tags, LONGEST))
+    names = {tag: tag.capitalize() for tag in ("right", "wrong", "unparsed", "truncated")}
     page = render(
         "items.html.j2",
         title=f"{evaluation.task}, item by item",
         model=str(evaluation.summary.get("model", "")),
         accuracy=number(evaluation.summary.get("accuracy")),
-        counts=counts,
-        rows=rows,
-        first=rows[:PAGE],
-        page_size=PAGE,
+        table=Table(rows, ["Answer"], _filters(rows, names)),
         notices=notices,
     )
     path = Path(folder) / "items.html"
@@ -47,21 +62,61 @@ def write_items(folder: Path) -> Path:
     return path
 
 
-def _row(item: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """What the table shows of one item; every value is text, a number or None."""
+def failures(arms: Sequence[Arm], task: str) -> Table:
+    """The items of `task` that at least one arm got wrong, with the answers of all, of the first run of each."""
+    scored, found = answered(arms, task), outcomes(arms, task)
+    rows = []
+    for key, outcome in found.items():
+        items = [evaluation.items[key] for *_, evaluation in scored]
+        if all(is_right(item) for item in items):
+            continue
+        answers = [_answer(item, SHORT) for item in items]
+        tags = [outcome]
+        tags += ["unparsed"] if any(answer["state"] == "unparsed" for answer in answers) else []
+        tags += ["truncated"] if any(answer["truncated"] for answer in answers) else []
+        rows.append(_row(items[0], [evaluation for *_, evaluation in scored], answers, tags, SHORT))
+    known = OUTCOMES if len(scored) > 1 else {"wrong": "Wrong"}
+    names = {**known, "unparsed": "Unparsed", "truncated": "Truncated"}
+    kept = rows[:MAX_FAILURES]
+    return Table(
+        kept, [arm.label for _, arm, _ in scored], _filters(kept, names), page=10, omitted=len(rows) - len(kept)
+    )
+
+
+def _filters(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[tuple[str, str, int]]:
+    counts = Counter(tag for row in rows for tag in row["tags"])
+    return [(tag, name, counts[tag]) for tag, name in names.items() if counts[tag]]
+
+
+def _row(
+    item: dict[str, Any],
+    evaluations: Sequence[Evaluation],
+    answers: list[dict[str, Any]],
+    tags: list[str],
+    longest: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What a table shows of one item; every value is text, a number, a list of texts, or None."""
+    images = (_thumbnail(item, evaluation.folder) for evaluation in evaluations)
+    return {
+        "id": clip(item.get("id", ""), 80),
+        "question": clip(item.get("question", ""), longest),
+        "solution": clip(item.get("solution", ""), longest),
+        "image": next((image for image in images if image is not None), None),
+        "answers": answers,
+        "tags": tags,
+    }
+
+
+def _answer(item: dict[str, Any], longest: int) -> dict[str, Any]:
     prediction, correct, tokens = item.get("prediction"), number(item.get("correct")) or 0.0, number(item.get("tokens"))
     unparsed = item.get("unparsed") is True or prediction is None
     return {
-        "id": clip(item.get("id", ""), 80),
-        "question": clip(item.get("question", ""), LONGEST),
-        "solution": clip(item.get("solution", ""), LONGEST),
-        "prediction": None if prediction is None else clip(prediction, LONGEST),
-        "completion": clip(item.get("completion", ""), LONGEST),
-        "state": "unparsed" if unparsed else "right" if correct >= 0.5 else "wrong",
+        "prediction": None if prediction is None else clip(prediction, longest),
+        "completion": clip(item.get("completion", ""), longest),
+        "state": "unparsed" if unparsed else "right" if is_right(item) else "wrong",
         "score": None if correct in (0.0, 1.0) else round(correct, 2),
         "truncated": item.get("truncated") is True,
         "tokens": None if tokens is None else int(tokens),
-        "image": _thumbnail(item, evaluation.folder),
     }
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ral.files import atomic_write_text
 from ral.report import charts, findings
 from ral.report.artefacts import Arm, Experiment, number, read_experiment
 from ral.report.gallery import OUTCOMES, Exhibit, Gallery, build_gallery
+from ral.report.heads import head_maps, hidden
+from ral.report.items import Table, failures
+from ral.report.looks import film, rollouts
 from ral.report.templating import render
 
 
@@ -35,60 +37,60 @@ class Settings:
     common: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """The rollouts of one prompt at one step of one arm's training, best first."""
+def write_report(*folders: Path, output: Path | None = None, running: bool = False) -> Path:
+    """Writes the page of `folders`, quickstart and run folders in any number, and returns its path.
 
-    step: int
-    question: str
-    solution: str
-    samples: list[dict[str, Any]]
+    The page is one file without network access. Whatever is missing is said on it. `output` is by default `report.html`
+    in the folder, and of several folders in the current one. `running` says that the runs go on: the page then reloads
+    itself until a page without it takes its place.
 
-
-def write_report(folder: Path) -> Path:
-    """Writes `report.html` into `folder`, a quickstart folder or a single run folder, and returns its path.
-
-    The page is one file without network access. Whatever is missing is said on the page; raises DataError only if the
-    folder holds nothing to report.
+    Raises DataError for a folder that holds nothing to report.
     """
-    folder = Path(folder)
-    experiment = read_experiment(folder)
-    tasks = experiment.tasks
+    folders = tuple(Path(folder) for folder in folders)
+    experiment = read_experiment(*folders, running=running)
+    arms, tasks = experiment.arms, experiment.tasks
     task = experiment.task if experiment.task in tasks else next(iter(tasks), None)
-    table = findings.rows(experiment, task)
-    gallery = build_gallery(experiment.arms, task) if task else Gallery([], {}, 0)
-    training = charts.training_charts(experiment.arms, charts.CURVES)
-    more = charts.training_charts(experiment.arms, charts.MORE_CURVES)
-    layers = charts.layer_charts(
-        [(i, arm.label, arm.evaluations[task], _trained_layers(arm)) for i, arm in enumerate(experiment.arms)
-         if task in arm.evaluations]
-    ) if task else []  # fmt: skip
+    compared = findings.comparisons(experiment, task)
+    table = findings.rows(experiment, task, compared)
+    start = findings.start_index(arms)
+    gallery = build_gallery(arms, task) if task else Gallery([], {}, 0)
+    training = charts.training_charts(arms, charts.CURVES)
+    more = charts.training_charts(arms, charts.MORE_CURVES)
+    layers = charts.layer_charts(arms, task, [_trained_layers(arm) for arm in arms]) if task else []
+    looking = charts.looking_charts(arms)
+    failed = failures(arms, task) if task else Table([], [], [])
     page = render(
         "report.html.j2",
         experiment=experiment,
         task=task,
         other_tasks=[(other, findings.rows(experiment, other)) for other in tasks if other != task],
         table=table,
-        headline=findings.headline(experiment, table),
-        start=findings.start_index(experiment.arms),
+        headline=findings.headline(experiment, task, table, compared),
+        start=start,
         looking=findings.looking(table),
-        comparisons=findings.comparisons(experiment, task),
+        comparisons=compared,
         caveats=findings.caveats(experiment, task, table),
         whiskers=_whiskers(table),
         majority=findings.majority(experiment, task),
         gallery=gallery,
         outcome_names=OUTCOMES,
-        example=_example(gallery, findings.start_index(experiment.arms)),
+        example=_example(gallery, start),
+        film=film(arms),
+        looking_charts=looking,
+        failed=failed,
         training=training,
         more=more,
         layers=layers,
-        chart_data={chart.key: chart.data() for chart in (*training, *more, *layers)},
-        rollouts=[(index, arm.label, _rollouts(arm)) for index, arm in enumerate(experiment.arms) if arm.samples],
-        settings=_settings([arm for arm in experiment.arms if arm.config]),
+        heads=head_maps(arms, task) if task else [],
+        hidden=hidden(arms, task) if task else [],
+        chart_data={chart.key: chart.data() for chart in (*looking, *training, *more, *layers)},
+        rollouts=rollouts(arms),
+        settings=_settings([arm for arm in arms if arm.first.config]),
         environments=_environments(experiment),
         area=charts,
+        written=round(time.time()),
     )
-    path = folder / "report.html"
+    path = output or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     atomic_write_text(path, page)
     return path
 
@@ -118,35 +120,16 @@ def _example(gallery: Gallery, start: int | None) -> tuple[Exhibit, list[int]] |
 
 
 def _trained_layers(arm: Arm) -> list[int]:
-    layers = arm.config.get("attention_layers")
-    trained = (number(arm.config.get("attention_coef")) or 0.0) > 0
+    layers = arm.first.config.get("attention_layers")
+    trained = (number(arm.first.config.get("attention_coef")) or 0.0) > 0
     return [int(layer) for layer in layers if isinstance(layer, int)] if trained and isinstance(layers, list) else []
 
 
-def _rollouts(arm: Arm) -> list[Rollouts]:
-    """The first prompt's rollouts at the first, a middle and the last step that were kept."""
-    steps = sorted({int(step) for row in arm.samples if (step := number(row.get("step"))) is not None})
-    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
-    groups = []
-    for step in chosen:
-        rows = [row for row in arm.samples if number(row.get("step")) == step]
-        group = [row for row in rows if row.get("id") == rows[0].get("id")]
-        samples = [
-            {
-                "completion": str(row.get("completion", "")),
-                "reward": number(row.get("reward")),
-                "advantage": number(row.get("advantage")),
-            }
-            for row in group
-        ]
-        samples.sort(key=lambda row: -np.inf if row["reward"] is None else row["reward"], reverse=True)
-        first = rows[0]
-        groups.append(Rollouts(step, str(first.get("question", "")), str(first.get("solution", "")), samples))
-    return groups
-
-
 def _settings(arms: list[Arm]) -> Settings:
-    flat = [dict(_flatten(arm.config)) for arm in arms]
+    flat = []
+    for arm in arms:
+        seeds = [str(run.seed) for run in arm.runs if run.seed is not None]
+        flat.append(dict(_flatten(arm.first.config)) | ({"seed": ", ".join(seeds)} if seeds else {}))
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     values = {name: [settings.get(name, "not set") for settings in flat] for name in names}
     return Settings(
@@ -160,12 +143,13 @@ def _environments(experiment: Experiment) -> list[tuple[list[str], list[tuple[st
     """(labels of the arms, settings) for each different environment."""
     found: list[tuple[list[str], list[tuple[str, str]]]] = []
     for arm in experiment.arms:
-        flat = _flatten(arm.environment)
-        same = next((labels for labels, other in found if other == flat), None)
-        if same is not None:
-            same.append(arm.label)
-        elif flat:
-            found.append(([arm.label], flat))
+        for run in arm.runs:
+            flat = _flatten(run.environment)
+            same = next((labels for labels, other in found if other == flat), None)
+            if flat and same is None:
+                found.append(([arm.label], flat))
+            elif same is not None and arm.label not in same:
+                same.append(arm.label)
     return found
 
 

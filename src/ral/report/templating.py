@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ral.evaluate.statistics import p_text
+
 #: What stands where a value was not measured: a page must not leave the reader to guess at a blank.
 MISSING = "not measured"
 
@@ -92,5 +94,6 @@ _environment.filters |= {
     "points": points,
     "decimal": decimal,
     "compact": compact,
+    "p_text": p_text,
     "script_json": script_json,
 }

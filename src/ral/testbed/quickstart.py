@@ -21,6 +21,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeE
 from ral.files import atomic_write_text, read_jsonl
 from ral.runs import METRICS, machine_class
 
+#: The file that says what a quickstart's folder holds.
+INDEX = "quickstart.json"
+
 #: What all arms share. Tuned for the GRPO arm first (experiments/LOG.md), then left alone.
 SETTINGS: dict[str, Any] = {
     "template": "plain",
@@ -37,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "adam_beta2": 0.99,
     "max_steps": 160,
     "loss_type": "dapo",
+    "attention_layers": [-1],
 }
 
 
@@ -57,7 +61,11 @@ ARMS = (
 START = Arm("start", "Start")
 
 #: Seeds of the images; training and held-out images never share one.
-TRAINING_DATA_SEED = 1
+TRAINING_DATA_SEED, LOOKS_DATA_SEED = 1, -1
+#: Held-out images that are looked at along training, and the optimiser steps between two looks.
+LOOK_ITEMS, LOOK_STEPS = 6, 10
+#: Seconds between two writings of the page while the arms are trained.
+PAGE_SECONDS = 20.0
 
 
 def run_quickstart(
@@ -78,9 +86,18 @@ def run_quickstart(
     from ral.report import write_report
 
     output = Path(output)
-    if (output / "quickstart.json").exists() and not overwrite:
+    if _finished(output) and not overwrite:
         raise ValueError(f"{output}: already holds a quickstart; choose another folder or replace it with --overwrite.")
     total = steps if steps is not None else SETTINGS["max_steps"]
+    description = {
+        "seed": seed,
+        "task": "rings",
+        "machine": machine_class(),
+        "arms": [{"name": arm.name, "label": arm.label, "path": arm.name} for arm in (START, *ARMS)],
+        "commands": [_command(output, seed, steps, held_out)],
+        "seconds": None,
+    }
+    atomic_write_text(output / INDEX, json.dumps(description, indent=2) + "\n")
     workers = min(len(ARMS), os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # torch must not be forked
@@ -88,17 +105,15 @@ def run_quickstart(
         jobs = {arm.name: pool.submit(run_arm, arm, output, seed, total, held_out, threads) for arm in ARMS}
         jobs[START.name] = pool.submit(run_start, output, held_out, threads)
         _follow(output, jobs, total)
-        seconds = {name: job.result() for name, job in jobs.items()}
-    description = {
-        "seed": seed,
-        "task": "rings",
-        "machine": machine_class(),
-        "arms": [{"name": arm.name, "label": arm.label, "path": arm.name} for arm in (START, *ARMS)],
-        "commands": [_command(output, seed, steps, held_out)],
-        "seconds": seconds,
-    }
-    atomic_write_text(output / "quickstart.json", json.dumps(description, indent=2) + "\n")
+        description["seconds"] = {name: job.result() for name, job in jobs.items()}
+    atomic_write_text(output / INDEX, json.dumps(description, indent=2) + "\n")
     return write_report(output)
+
+
+def _finished(output: Path) -> bool:
+    """Whether the folder holds a quickstart that came to its end: only then its times are known."""
+    index = output / INDEX
+    return index.exists() and json.loads(index.read_text(encoding="utf-8"))["seconds"] is not None
 
 
 def arm_settings(arm: Arm, seed: int, steps: int) -> dict[str, Any]:
@@ -111,6 +126,7 @@ def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, thread
     from transformers import PrinterCallback
 
     from ral.config import RALConfig
+    from ral.evaluate.along import LookRecorder
     from ral.runs import prepare_run
     from ral.testbed import load_start
     from ral.testbed.rings import ring_records
@@ -124,7 +140,11 @@ def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, thread
     model, processor = load_start()
     prompts = args.prompts_per_batch * -(-steps // args.num_iterations)
     trainer = RALTrainer(
-        model, args, train_dataset=ring_records(prompts, seed=TRAINING_DATA_SEED), processing_class=processor
+        model,
+        args,
+        train_dataset=ring_records(prompts, seed=TRAINING_DATA_SEED),
+        processing_class=processor,
+        callbacks=[LookRecorder(ring_records(LOOK_ITEMS, seed=LOOKS_DATA_SEED), LOOK_STEPS)],
     )
     trainer.remove_callback(PrinterCallback)  # the parent shows the progress of all arms
     begin = time.perf_counter()
@@ -175,10 +195,13 @@ def _evaluate(checkpoint: Path, name: str, output: Path, held_out: int) -> None:
 
 
 def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None:
-    """Show every arm's progress, reward and time left, from the metrics it writes, until all are done.
+    """Show every arm's progress, reward and time left, from the metrics it writes, until all are done; and write the page
+    of what there is now and then.
 
     Raises whatever an arm raised; the others are not waited for.
     """
+    from ral.report import write_report
+
     columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description:14}"),
         BarColumn(),
@@ -189,6 +212,7 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
     )
     with Progress(*columns) as progress:
         bars = {arm.name: progress.add_task(arm.label, total=steps, reward="–") for arm in ARMS}
+        due = time.monotonic() + PAGE_SECONDS / 2
         while not all(job.done() for job in jobs.values()):
             for name, bar in bars.items():
                 step, reward = _last_step(output / name / METRICS)
@@ -196,6 +220,9 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
             for job in jobs.values():
                 if job.done():
                     job.result()
+            if time.monotonic() > due:
+                write_report(output, running=True)
+                due = time.monotonic() + PAGE_SECONDS
             time.sleep(0.5)
         for name, bar in bars.items():
             step, reward = _last_step(output / name / METRICS)

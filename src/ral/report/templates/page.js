@@ -3,16 +3,43 @@
   const root = document.documentElement;
   root.classList.add("js");
 
+  // What lasts while a page follows a run and reloads itself; a browser may forbid it to files.
+  const kept = {
+    get: (name) => { try { return sessionStorage.getItem(`ral-${name}`); } catch { return null; } },
+    set: (name, value) => { try { sessionStorage.setItem(`ral-${name}`, value); } catch { /* it lasts until the next load */ } },
+  };
+
   const theme = document.getElementById("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
   const showTheme = () => theme.setAttribute("aria-pressed", String(dark()));
+  if (kept.get("theme")) root.dataset.theme = kept.get("theme");
   theme.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
+    kept.set("theme", root.dataset.theme);
     showTheme();
   });
   system.addEventListener("change", showTheme);
   showTheme();
+
+  // A page that follows a run loads again until one without this mark has taken its place, or no news has come for long.
+  const live = document.getElementById("live");
+  if (live) {
+    const [every, longest] = [15, 3600];
+    const pause = document.getElementById("pause");
+    const showPause = () => pause.setAttribute("aria-pressed", String(kept.get("paused") === "yes"));
+    pause.addEventListener("click", () => {
+      kept.set("paused", kept.get("paused") === "yes" ? "no" : "yes");
+      showPause();
+    });
+    showPause();
+    setInterval(() => {
+      const age = Date.now() / 1000 - Number(live.dataset.written);
+      if (age > longest) {
+        live.querySelector("[role=status]").textContent = "No news for an hour: the run may have been stopped.";
+      } else if (kept.get("paused") !== "yes" && !document.hidden) location.reload();
+    }, every * 1000);
+  }
 
   for (const radio of document.querySelectorAll("input[name=overlay]")) {
     radio.addEventListener("change", () => { root.dataset.overlay = radio.value; });
@@ -37,6 +64,7 @@
   // Reading values off a chart: the nearest point of each line, by pointer or by arrow keys.
   const store = document.getElementById("chart-data");
   const charts = store ? JSON.parse(store.textContent) : {};
+  const readers = new Map();
   const nearest = (xs, x) => xs.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), 0);
   for (const plot of document.querySelectorAll(".plot")) {
     const { range: [low, high], area: [left, right], lines } = charts[plot.dataset.chart];
@@ -53,6 +81,7 @@
       cursor.setAttribute("visibility", "visible");
       lines.forEach((line, i) => { outputs[i].textContent = line.y[nearest(line.x, steps[at])]; });
     };
+    readers.set(plot.dataset.chart, read);
     const clear = () => {
       cursor.setAttribute("visibility", "hidden");
       for (const output of outputs) output.textContent = "";
@@ -70,6 +99,46 @@
       event.preventDefault();
       read(steps[Math.min(Math.max(at + move, 0), steps.length - 1)]);
     });
+  }
+
+  // A slider over training: one frame of the stepper is shown, and the chart beneath reads its values at the same step.
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  for (const stepper of document.querySelectorAll(".stepper")) {
+    const slider = stepper.querySelector(".steps input");
+    const said = stepper.querySelector(".steps output");
+    const play = stepper.querySelector(".play");
+    const steps = slider.dataset.steps.split(" ");
+    const films = [...stepper.querySelectorAll(".watched")];
+    const frames = (films.length ? films : [stepper]).map((film) => [...film.querySelectorAll(".frame")]);
+    const show = () => {
+      for (const film of frames) film.forEach((frame, i) => frame.classList.toggle("current", i === Number(slider.value)));
+      said.textContent = `step ${steps[slider.value]}`;
+      slider.setAttribute("aria-valuetext", said.textContent);
+      const read = readers.get(slider.dataset.chart);
+      if (read) read(Number(steps[slider.value]));
+    };
+    let timer = 0;
+    const stop = () => {
+      clearInterval(timer);
+      timer = 0;
+      play.textContent = "Play";
+    };
+    play.addEventListener("click", () => {
+      if (timer) return stop();
+      if (slider.value === slider.max) slider.value = 0;
+      show();
+      play.textContent = "Pause";
+      timer = setInterval(() => {
+        slider.value = Number(slider.value) + 1;
+        show();
+        if (slider.value === slider.max) stop();
+      }, still.matches ? 1500 : 600);
+    });
+    slider.addEventListener("input", () => { stop(); show(); });
+    for (const radio of stepper.querySelectorAll("input[name=watched]")) {
+      radio.addEventListener("change", () => films.forEach((film, i) => film.classList.toggle("first", i === Number(radio.value))));
+    }
+    show();
   }
 
   // The table of an evaluation's items: what is shown follows from the filter, the search and the page.
@@ -99,24 +168,26 @@
       }
       const asked = node("td", "", "text");
       asked.append(node("span", item.question, "", "auto"), node("b", item.solution, "", "auto"));
-      const given = node("td", "", "text");
-      const colour = { right: " good", wrong: " bad" }[item.state] || "";
-      given.append(node("span", item.score === null ? item.state : `${item.state} ${item.score}`, "badge" + colour));
-      if (item.truncated) given.append(node("span", "truncated", "badge bad"));
-      given.append(node("span", item.prediction ?? "", "", "auto"));
-      const said = node("td", "", "text");
-      said.append(node("span", item.completion, "", "auto"));
-      if (item.tokens !== null) said.append(node("span", `${item.tokens} tokens`, "fine"));
-      line.append(head, asked, given, said);
+      line.append(head, asked, ...item.answers.map((answer) => {
+        const given = node("td", "", "text");
+        const colour = { right: " good", wrong: " bad" }[answer.state] || "";
+        const state = answer.score === null ? answer.state : `${answer.state} ${answer.score}`;
+        given.append(node("span", state, "badge" + colour));
+        if (answer.truncated) given.append(node("span", "truncated", "badge bad"));
+        given.append(node("b", answer.prediction ?? "", "", "auto"), node("span", answer.completion, "wrote", "auto"));
+        if (answer.tokens !== null) given.append(node("span", `${answer.tokens} tokens`, "fine"));
+        return given;
+      }));
       return line;
     };
     let page = 0;
     const show = (wanted) => {
       const state = document.querySelector("input[name=state]:checked").value;
       const words = find.value.toLowerCase();
-      const texts = (item) => [item.id, item.question, item.solution, item.prediction, item.completion].join("\n");
+      const said = (item) => item.answers.flatMap((answer) => [answer.prediction, answer.completion]);
+      const texts = (item) => [item.id, item.question, item.solution, ...said(item)].join("\n");
       const chosen = items.filter((item) =>
-        (state === "all" || item.state === state || (state === "truncated" && item.truncated)) &&
+        (state === "all" || item.tags.includes(state)) &&
         (!words || texts(item).toLowerCase().includes(words)));
       page = Math.min(Math.max(wanted, 0), Math.max(Math.ceil(chosen.length / size) - 1, 0));
       const shown = chosen.slice(page * size, (page + 1) * size);
@@ -149,6 +220,6 @@
   }
 
   addEventListener("beforeprint", () => {
-    for (const detail of document.querySelectorAll("details:not(.rollouts)")) detail.open = true;
+    for (const detail of document.querySelectorAll("details")) detail.open = true;
   });
 })();
