@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ral.attention.models import make_capturable, resolve_layers
-from ral.config import RALConfig
 from ral.data.record import Record
 from ral.rollout import evaluating
 from ral.runs import append_jsonl, truncate_after
@@ -47,27 +46,25 @@ class LookRecorder(TrainerCallback):
         self._taken: int | None = None
 
     def on_train_begin(
-        self, args: RALConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:  # fmt: skip
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             truncate_after(_folder(args) / ITEMS, state.global_step - 1)
         self._take(args, state, **kwargs)
 
-    def on_step_end(
-        self, args: RALConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:  # fmt: skip
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
             self._take(args, state, **kwargs)
 
     def on_train_end(
-        self, args: RALConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:  # fmt: skip
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._taken != state.global_step:
             self._take(args, state, **kwargs)
 
     def _take(
-        self, args: RALConfig, state: TrainerState, model: nn.Module, processing_class: Any, **kwargs: Any
-    ) -> None:  # fmt: skip
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, processing_class: Any, **kwargs: Any
+    ) -> None:
         settings = EvalSettings.of_config(vars(args))
         settings = replace(settings, layer=resolve_layers(make_capturable(model), [settings.layer])[0])
         folder = _folder(args) if state.is_world_process_zero else None
@@ -81,5 +78,5 @@ class LookRecorder(TrainerCallback):
         self._taken = state.global_step
 
 
-def _folder(args: RALConfig) -> Path:
+def _folder(args: TrainingArguments) -> Path:
     return Path(str(args.output_dir)) / LOOKS

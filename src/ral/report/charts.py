@@ -225,7 +225,7 @@ def line_chart(
 
     lines = []
     for line, (mean, half) in zip(series, averaged, strict=True):
-        x, raw, smooth, spread = (_bucket(values) for values in (line.x, line.values[0], mean, half))
+        x, raw, smooth, reach = (_bucket(values) for values in (line.x, line.values[0], mean, half))
         several = len(line.values) > 1
         points = list(zip(place_x(x).round(1).tolist(), place_y(smooth).round(1).tolist(), strict=True))
         lines.append(
@@ -233,7 +233,7 @@ def line_chart(
                 arm=line.arm, label=line.label, dashed=line.dashed,
                 raw=_path(place_x(x), place_y(raw)) if window > 1 and not several else "",
                 smooth=_path(place_x(x), place_y(smooth)),
-                band=_area(place_x(x), place_y(smooth - spread), place_y(smooth + spread)) if several else "",
+                band=_area(place_x(x), place_y(smooth - reach), place_y(smooth + reach)) if several else "",
                 x=x.round(2).tolist(), y=[float(f"{value:.4g}") for value in smooth], dots=points if dots else [],
             )
         )  # fmt: skip

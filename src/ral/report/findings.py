@@ -207,7 +207,8 @@ def _by_item(found: Comparison, after: Evaluation, before: Evaluation) -> Compar
     if any(outcome is None for side in outcomes for outcome in side):
         return found
     try:
-        result = compare_items(*([one for one in side if one is not None] for side in outcomes))
+        before_items, after_items = ([one for one in side if one is not None] for side in outcomes)
+        result = compare_items(before_items, after_items)
     except DataError:  # the two evaluations do not agree on which items share an image
         return found
     if not math.isfinite(result.difference.low):
@@ -279,7 +280,7 @@ def _progress(experiment: Experiment) -> Headline:
 def _learned(before: Row | None, trained: Sequence[Row], found: Sequence[Comparison]) -> list[tuple[str, int | None]]:
     """Where training started and where it ended."""
     low, high = (pick(trained, key=lambda row: row.accuracy or 0.0) for pick in (min, max))
-    ends = [(percent(high.accuracy), high.arm)]
+    ends: list[tuple[str, int | None]] = [(percent(high.accuracy), high.arm)]
     if percent(low.accuracy) != percent(high.accuracy):
         ends = [(f"{100 * (low.accuracy or 0.0):.0f}", low.arm), ("–", None), *ends]
     if before is None:

@@ -67,7 +67,7 @@ def hidden(arms: Sequence[Arm], task: str) -> list[Hidden]:
     for index, arm, probes in _probes(arms, task):
         check = probes.get("masking")
         check = check if isinstance(check, dict) else {}
-        ends = check.get("ci") if isinstance(check.get("ci"), list) else []
+        ends = ends if isinstance(ends := check.get("ci"), list) else []
         values = [number(value) for value in (*(check.get(key) for key in ("n", "box", "random", "difference")), *ends)]
         if len(values) == 6 and None not in values:
             n, box, random, difference, low, high = (value for value in values if value is not None)

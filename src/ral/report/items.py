@@ -94,7 +94,7 @@ def _row(
     answers: list[dict[str, Any]],
     tags: list[str],
     longest: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What a table shows of one item; every value is text, a number, a list of texts, or None."""
     images = (_thumbnail(item, evaluation.folder) for evaluation in evaluations)
     return {

@@ -78,9 +78,7 @@ def _mass(row: Row) -> float:
 
 
 def _watched(key: str, steps: Sequence[int], recorded: Sequence[tuple[int, Arm, dict[str, dict[int, Row]]]]) -> Watched:
-    maps = {
-        (index, step): saved_map(row) for index, _, items in recorded for step, row in items[key].items()
-    }  # fmt: skip
+    maps = {(index, step): saved_map(row) for index, _, items in recorded for step, row in items[key].items()}
     peak = max((float(grid.max()) for grid in maps.values() if grid is not None), default=None)
     looks = []
     for step in steps:
