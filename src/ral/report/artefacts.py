@@ -176,7 +176,9 @@ def grouped(found: Sequence[Arm], notices: list[str]) -> list[Arm]:
     groups: dict[str, list[Arm]] = {}
     for arm in found:
         config = {key: value for key, value in arm.first.config.items() if key not in _OF_ONE_RUN}
-        groups.setdefault(json.dumps(config, sort_keys=True) if config else f"checkpoint {arm.label}", []).append(arm)
+        groups.setdefault(
+            json.dumps(config, sort_keys=True, default=str) if config else f"checkpoint {arm.label}", []
+        ).append(arm)
     arms = []
     for group in groups.values():
         runs: dict[int | None, Run] = {}
