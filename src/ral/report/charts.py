@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ral.evaluate.statistics import seed_band
-from ral.report.artefacts import Arm, number
+from ral.report.artefacts import Arm, Run, number
 from ral.report.templating import compact
 
 #: The drawing area, in units of the SVG's view box.
@@ -159,26 +159,29 @@ def _by_layer(layers: object) -> list[dict[str, Any]]:
 
 
 def looking_charts(arms: Sequence[Arm]) -> list[Chart]:
-    """The mass in box of the looks along training, mean over the looked-at items with boxes."""
-    series = []
-    for index, arm in enumerate(arms):
-        runs = []
-        for run in arm.runs:
-            steps = sorted({row["step"] for row in run.looks})
-            masses = {
-                step: [
-                    mass
-                    for row in run.looks
-                    if row["step"] == step and isinstance(row.get("grounding"), dict)
-                    and (mass := number(row["grounding"].get("mass"))) is not None
-                ]
-                for step in steps
-            }  # fmt: skip
-            runs.append([{"step": step, "mass": sum(found) / len(found)} for step, found in masses.items() if found])
-        if found := _series(index, arm.label, runs, "mass", False):
-            series.append(found)
-    note = "share of the visual attention in the true box, mean over the looked-at images"
-    return [line_chart("Mass in box along training", note, "step", series, smoothing=1)] if series else []
+    """The looks along training: mass in box and visual share, means over the looked-at items with boxes."""
+    names = (
+        ("mass", "Mass in box along training", "share of the visual attention in the true box, mean over these images"),
+        ("visual_share", "Visual share along training", "share of the attention that falls on the image, their mean"),
+    )
+    charts = []
+    for key, title, note in names:
+        found = [
+            _series(i, arm.label, [_mean_looks(run, key) for run in arm.runs], key, False) for i, arm in enumerate(arms)
+        ]
+        if series := [one for one in found if one is not None]:
+            charts.append(line_chart(title, note, "step", series, smoothing=1))
+    return charts
+
+
+def _mean_looks(run: Run, key: str) -> list[dict[str, Any]]:
+    """The mean of the grounding metric `key` at every step that a run was looked at."""
+    measured: dict[float, list[float]] = {}
+    for row in run.looks:
+        grounding = row.get("grounding")
+        if isinstance(grounding, dict) and (value := number(grounding.get(key))) is not None:
+            measured.setdefault(row["step"], []).append(value)
+    return [{"step": step, key: sum(values) / len(values)} for step, values in measured.items()]
 
 
 def line_chart(

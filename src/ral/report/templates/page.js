@@ -101,7 +101,7 @@
     });
   }
 
-  // A slider over training: one frame of the stepper is shown, and the chart beneath reads its values at the same step.
+  // A slider over training: one frame of the stepper is shown, and the charts beneath read their values at the same step.
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   for (const stepper of document.querySelectorAll(".stepper")) {
     const slider = stepper.querySelector(".steps input");
@@ -114,8 +114,7 @@
       for (const film of frames) film.forEach((frame, i) => frame.classList.toggle("current", i === Number(slider.value)));
       said.textContent = `step ${steps[slider.value]}`;
       slider.setAttribute("aria-valuetext", said.textContent);
-      const read = readers.get(slider.dataset.chart);
-      if (read) read(Number(steps[slider.value]));
+      for (const chart of slider.dataset.charts.split(" ")) readers.get(chart)?.(Number(steps[slider.value]));
     };
     let timer = 0;
     const stop = () => {
