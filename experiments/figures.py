@@ -71,8 +71,12 @@ def with_figures(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{FIGURES[match[2]]()}{match[3]}", text)
 
 
-#: Pictures of a report by file: what is shown, or None for the first screen.
-PICTURES = {"report.png": None, "report-looks.png": "#looks .stepper", "report-completions.png": "#training .stepper"}
+#: Pictures of a report by file: what is shown (None: the first screen), and where its slider stands.
+PICTURES = {
+    "report.png": (None, None),
+    "report-looks.png": ("#looks .stepper", "End"),
+    "report-completions.png": ("#training .stepper", "Home"),
+}
 
 
 def pictures(report: Path, folder: Path = ROOT / "docs/assets") -> None:
@@ -83,7 +87,9 @@ def pictures(report: Path, folder: Path = ROOT / "docs/assets") -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 930})
         page.goto(report.resolve().as_uri())
-        for name, part in PICTURES.items():
+        for name, (part, key) in PICTURES.items():
+            if part is not None and key is not None:
+                page.locator(f"{part} input[type=range]").press(key)
             shot = page.screenshot() if part is None else page.locator(part).screenshot()
             Image.open(io.BytesIO(shot)).convert("RGB").quantize(64).save(folder / name, optimize=True)
         browser.close()
