@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ral.testbed.quickstart import ARMS, SETTINGS, START, run_quickstart
+from ral.testbed.quickstart import ARMS, LOOK_ITEMS, SETTINGS, START, run_quickstart
 
 
 def test_every_arm_is_trained_from_the_start_evaluated_and_reported(tmp_path: Path) -> None:
@@ -31,7 +31,11 @@ def test_every_arm_is_trained_from_the_start_evaluated_and_reported(tmp_path: Pa
         assert [row["step"] for row in metrics] == [1, 2]
         samples = (tmp_path / arm.name / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         first.append(json.loads(samples[0])["question"])
+        looks = [json.loads(line) for line in (tmp_path / arm.name / "looks/items.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in looks] == [0] * LOOK_ITEMS + [2] * LOOK_ITEMS
         assert (tmp_path / arm.name / "final/model.safetensors").exists()
+    assert "Learning to look" in html
+    assert 'id="live"' not in html, "it is over"
     assert len(set(first)) == 1, "all arms see the same prompts in the same order"
     with pytest.raises(ValueError, match="--overwrite"):
         run_quickstart(tmp_path, steps=2, held_out=6)

@@ -63,7 +63,7 @@ START = Arm("start", "Start")
 #: Seeds of the images; training and held-out images never share one.
 TRAINING_DATA_SEED, LOOKS_DATA_SEED = 1, -1
 #: Held-out images that are looked at along training, and the optimiser steps between two looks.
-LOOK_ITEMS, LOOK_STEPS = 6, 10
+LOOK_ITEMS, LOOK_STEPS = 6, 16
 #: Seconds between two writings of the page while the arms are trained.
 PAGE_SECONDS = 20.0
 
