@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 from experiments.figures import README, with_figures
+from experiments.packed_figure import ASSETS, THEMES, figure
 from typer.main import get_group
 from typer.testing import CliRunner
 
@@ -83,6 +84,12 @@ def test_ral_commands_exist_with_their_options(words: list[str]) -> None:
 def test_make_targets_exist(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_figure_of_the_packed_group_is_what_the_code_draws(theme: str) -> None:
+    drawn = (ASSETS / f"packed-{theme}.svg").read_text(encoding="utf-8")
+    assert drawn == figure(THEMES[theme]), "run python -m experiments.packed_figure"
 
 
 def test_the_navigation_lists_every_page() -> None:
