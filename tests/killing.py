@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -78,6 +77,7 @@ class Attempt:
 
     def __init__(self, recipe: Path, output: Path, processes: int = 1, largest_file: int | None = None):
         self.log = output.with_suffix(".log")
+        self.log.unlink(missing_ok=True)
         port = _free_port()
         self.started = time.monotonic()
         self.processes = [
@@ -96,7 +96,7 @@ class Attempt:
         end = time.monotonic() + seconds
         while self.running and time.monotonic() < end:
             if any(process.exitcode for process in self.processes):
-                break
+                return self._end()
             time.sleep(0.05)
         return self._end()
 
@@ -106,10 +106,10 @@ class Attempt:
         self.processes[victim].join()
         return self._end()
 
-    def interrupt(self, number: signal.Signals) -> None:
-        for process in self.processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+    def interrupt(self, victim: int) -> list[int | None]:
+        """SIGTERM to one process, which all of them are to follow."""
+        self.processes[victim].terminate()
+        return self.wait()
 
     def _end(self) -> list[int | None]:
         for process in self.processes:
@@ -156,6 +156,13 @@ def broken_files(output: Path) -> list[str]:
     if (output / "config.yaml").exists() and "model" not in yaml.safe_load((output / "config.yaml").read_text()):
         found.append("config.yaml")
     return found
+
+
+def flip_bit(path: Path, place: int | None = None) -> None:
+    """What a failing disk does: one bit of the byte at `place`, in the middle if not given."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
 
 
 def result(output: Path) -> dict[str, Any]:

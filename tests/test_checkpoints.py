@@ -15,6 +15,7 @@ from ral.checkpoints import (
     newest_good_checkpoint,
     seal,
 )
+from tests.killing import flip_bit
 
 
 def saved(folder: Path, step: int, *, sealed: bool = True) -> Path:
@@ -36,17 +37,11 @@ def test_a_manifest_names_every_file_with_its_hash(tmp_path: Path) -> None:
     assert fault(tmp_path / "checkpoint-4") is None
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_missing_damaged_and_unfinished_are_told_apart(tmp_path: Path) -> None:
     assert "missing: there is no such folder" in str(fault(tmp_path / "checkpoint-1"))
     assert "unfinished" in str(fault(saved(tmp_path, 1, sealed=False)))
     flipped, cut, gone, unreadable = (saved(tmp_path, step) for step in (2, 3, 4, 5))
-    flip(flipped / "model.safetensors")
+    flip_bit(flipped / "model.safetensors")
     (cut / "model.safetensors").write_bytes(b"half")
     (gone / "shards" / "rank_1.bin").unlink()
     (unreadable / MANIFEST).write_text("{")
@@ -63,7 +58,7 @@ def test_missing_damaged_and_unfinished_are_told_apart(tmp_path: Path) -> None:
 
 def test_the_newest_good_one_is_taken_and_others_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = saved(tmp_path, 9)
-    flip(saved(tmp_path, 10) / "model.safetensors")
+    flip_bit(saved(tmp_path, 10) / "model.safetensors")
     saved(tmp_path, 100, sealed=False)
     (tmp_path / "checkpoint-notes").mkdir()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
@@ -78,7 +73,7 @@ def test_the_newest_good_one_is_taken_and_others_are_named(tmp_path: Path, caplo
 def test_without_a_good_one_all_are_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint to resume from, as it has none"):
         newest_good_checkpoint(tmp_path)
-    flip(saved(tmp_path, 2) / "model.safetensors")
+    flip_bit(saved(tmp_path, 2) / "model.safetensors")
     saved(tmp_path, 4, sealed=False)
     with pytest.raises(CheckpointError, match=r"checkpoint-4 .*unfinished.*checkpoint-2 .*damaged"):
         newest_good_checkpoint(tmp_path)

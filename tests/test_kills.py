@@ -26,13 +26,29 @@ def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     recipe = CASE.write(tmp_path)
     assert Attempt(recipe, tmp_path / "whole", CASE.processes).wait() == [0, 0], (tmp_path / "whole.log").read_text()
     whole, run = result(tmp_path / "whole"), tmp_path / "run"
-    for victim, moment in ((0, saving(2)), (1, in_step(5)), (0, saving(6))):
+
+    def until(moment: Callable[[Path], bool]) -> Attempt:
         attempt = Attempt(recipe, run, CASE.processes)
         while attempt.running and not moment(run):
             time.sleep(0.002)
-        codes = attempt.kill(victim)
-        assert codes[victim] == -9, "the moment was missed"
-        assert broken_files(run) == []
+        return attempt
+
+    assert until(saving(2)).kill(0)[0] == -9, "the moment was missed"
+    assert until(in_step(3)).interrupt(1) == [143, 143], "all processes follow the one that got the signal"
+    assert until(in_step(5)).kill(1)[1] == -9
+    assert until(saving(6)).kill(0)[0] == -9
+    assert broken_files(run) == []
     assert Attempt(recipe, run, CASE.processes).wait() == [0, 0], run.with_suffix(".log").read_text()
     assert [row["step"] for row in whole["metrics"]] == list(range(1, 9))
     assert result(run) == whole
+
+
+def test_all_processes_stop_where_a_gradient_overflows_and_leave_their_batches(tmp_path: Path) -> None:
+    overflow = {"attention_anchor": "explore", "attention_coef": 1e38, "beta": 0.0, "gradient_norm_steps": 0}
+    recipe, run = Case("overflow", 2, overflow).write(tmp_path), tmp_path / "run"
+    assert Attempt(recipe, run, 2).wait() == [1, 1]
+    assert "NonFiniteError: step 1: the gradient's norm is inf" in run.with_suffix(".log").read_text()
+    assert {path.name for path in (run / "nonfinite-1").iterdir()} == {
+        *(f"batch-{process}.{kind}" for process in range(2) for kind in ("json", "safetensors")),
+        "model",
+    }

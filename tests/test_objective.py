@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -239,3 +240,18 @@ def test_signals_on_one_context_cancel_as_their_advantages_do() -> None:
     apart = [torch.tensor([g, 0]) for g in range(3)]
     assert cancelled_share(signal, apart, sees_itself=True).total.item() == pytest.approx(0, abs=1e-6)
     assert cancelled_share(torch.zeros(3, 2, 5), [a, b, c], sees_itself=True).weight == 0
+
+
+def test_the_kl_is_bounded_where_its_exponential_overflows() -> None:
+    """As it was up to a log-ratio of 20; beyond it the loss and its gradient stay numbers (NeMo-RL #874)."""
+    advantages, weights = torch.zeros(1), torch.ones(1, 3)
+    reference = torch.tensor([[-1.0, -1.0, -1.0]])
+    logps = torch.tensor([[-0.5, -20.0, -300.0]], requires_grad=True)
+
+    term = grpo_loss(logps, logps.detach(), advantages, weights, epsilon=0.2, ref_logps=reference, beta=1.0)
+    (gradient,) = torch.autograd.grad(term.loss, logps)
+    gap = (reference - logps).detach()
+    expected = gap.exp() - gap - 1
+    assert term.loss.item() == pytest.approx(expected[0, :2].sum().item() + math.exp(20) - 21, rel=1e-6)
+    assert torch.equal(gradient[0, :2], (1 - gap.exp())[0, :2])
+    assert gradient[0, 2] == 0

@@ -12,15 +12,10 @@ import pytest
 from transformers import TrainerCallback
 
 from ral.checkpoints import MANIFEST, CheckpointError, checkpoints, fault
+from tests.killing import TIMES, flip_bit
 from tests.test_trainer import RECORDS, lines, same, trained, trainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "attention_anchor": "explore"}
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def parameters(run: Any) -> dict[str, Any]:
@@ -31,7 +26,7 @@ def test_a_resume_passes_over_a_damaged_checkpoint_and_ends_the_same(tmp_path: P
     whole, _ = trained(tmp_path, max_steps=6, **SAVING)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert [fault(path) for path in checkpoints(tmp_path)] == [None] * 3
-    flip(tmp_path / "checkpoint-6" / "optimizer.pt")
+    flip_bit(tmp_path / "checkpoint-6" / "optimizer.pt")
     (tmp_path / "checkpoint-4" / MANIFEST).unlink()
     run = trainer(tmp_path, max_steps=6, **SAVING)
     with pytest.raises(CheckpointError, match=r"checkpoint-6 cannot be used\. damaged: optimizer\.pt"):
@@ -127,7 +122,6 @@ def test_the_log_of_a_resumed_run_is_that_of_the_whole_one(tmp_path: Path) -> No
     assert [row["step"] for row in whole] == [2, 3, 4, 6]
     run = trainer(tmp_path, max_steps=6, logging_steps=3, num_iterations=1, **SAVING)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    times = {"step_seconds", "tokens_per_second", "memory_peak_gib"}
-    found = [{k: v for k, v in row.items() if k not in times} for row in lines(tmp_path / "metrics.jsonl")]
-    assert found == [{k: v for k, v in row.items() if k not in times} for row in whole]
+    found = [{k: v for k, v in row.items() if k not in TIMES} for row in lines(tmp_path / "metrics.jsonl")]
+    assert found == [{k: v for k, v in row.items() if k not in TIMES} for row in whole]
     assert json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())["processes"] == 1

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
+import signal
 import sys
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,15 +191,35 @@ def test_a_failing_function_cannot_take_the_run_down(fn: Any, said: str) -> None
         run_reward(fn, "mine", PROMPTS, COMPLETIONS, COLUMNS)
 
 
-def test_an_endless_function_is_stopped() -> None:
-    def endless(**columns: Any) -> list[float]:
-        while True:
-            time.sleep(0.01)
+def _sleep() -> None:
+    while True:
+        with suppress(Exception):
+            time.sleep(60)
 
-    with pytest.raises(RewardError, match=r"reward 'mine' took more than 0\.2 s"):
+
+def _backtrack() -> None:
+    re.match(r"(a+)+$", "a" * 40 + "b")  # for years, without giving up the interpreter
+
+
+@pytest.mark.parametrize("hang", [_sleep, _backtrack])
+def test_an_endless_function_is_stopped(hang: Any) -> None:
+    def endless(**columns: Any) -> list[float]:
+        hang()
+        return []
+
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(RewardError, match=r"reward 'mine' took more than 0\.2 s.*reward_timeout"):
         run_reward(endless, "mine", PROMPTS, COMPLETIONS, COLUMNS, time_limit=0.2)
-    time.sleep(0.3)
-    assert not any(thread.name == "reward 'mine'" for thread in threading.enumerate())
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_ctrl_c_passes_through_a_function() -> None:
+    def interrupted(**columns: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_reward(interrupted, "mine", PROMPTS, COMPLETIONS, COLUMNS)
 
 
 def test_a_function_cannot_change_the_group_for_the_next_one() -> None:

@@ -30,11 +30,7 @@ class CheckpointError(ValueError):
 def checkpoints(folder: Path | str) -> list[Path]:
     """Every `checkpoint-N` of a run folder, whole or not, oldest first."""
     found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 def last_checkpoint(folder: Path | str) -> Path | None:

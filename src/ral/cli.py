@@ -319,6 +319,21 @@ def _evaluations(run: Path) -> dict[str, Path]:
 
 
 @app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(help="nonfinite-N of a run, as a guard left it.", show_default=False)],
+    process: Annotated[int, typer.Option(help="Whose batch, of several processes.")] = 0,
+) -> None:
+    """Run the batch again that stopped a run, and show where it becomes non-finite."""
+    from tempfile import TemporaryDirectory
+
+    from ral.replay import replay
+
+    with TemporaryDirectory() as scratch:
+        for finding in replay(dump, Path(scratch), process):
+            typer.echo(finding)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ral.anchors import ANCHORS
 from ral.answers import Mode
@@ -16,6 +17,7 @@ from ral.attention.rows import Query
 from ral.data.prompt import Template
 from ral.groups import BiasKeys
 from ral.objective import LossType, ScaleRewards
+from ral.rewards import TIME_LIMIT
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -111,6 +113,10 @@ class RALConfig(TrainingArguments):
     template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
     scorer: Mode = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
+    reward_timeout: float = _doc(
+        TIME_LIMIT, "Seconds that one call of one reward function may take for the completions of one prompt."
+    )
+
     # --- pixels and frames ----------------------------------------------------------------------------------------
     min_pixels: int | None = _doc(
         None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
@@ -155,6 +161,11 @@ class RALConfig(TrainingArguments):
             case _:
                 return 1.0
 
+    def replayed(self) -> dict[str, Any]:
+        """The settings that say how a batch is learnt from, as plain values that `RALConfig` takes back."""
+        own = {item.name for item in fields(self)} - {item.name for item in fields(TrainingArguments)}
+        return {name: getattr(self, name) for name in sorted(own | {"bf16", "per_device_train_batch_size", "use_cpu"})}
+
     @property
     def wants_teacher(self) -> bool:
         """Whether anything is learnt from a teacher."""
@@ -185,7 +196,7 @@ class RALConfig(TrainingArguments):
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "explore_sigma"):
+        for name in ("temperature", "explore_sigma", "reward_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.attention_share is not None and self.attention_share <= 0:
@@ -211,7 +222,7 @@ class RALConfig(TrainingArguments):
                 f"num_generations={self.num_generations}; use a multiple of it "
                 f"(it counts completions: {self.num_generations * 2} is two prompts)"
             )
-        every = {"steps": "save_steps", "best": "eval_steps"}.get(str(self.save_strategy.value))
+        every = {"steps": "save_steps", "best": "eval_steps"}.get(SaveStrategy(self.save_strategy).value)
         if every is not None and (steps := getattr(self, every) or 0) % self.num_iterations:
             raise ConfigError(
                 f"{every}={steps} would save between the inner updates of one rollout batch, from where a run "

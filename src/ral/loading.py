@@ -49,6 +49,14 @@ def load_model(
     return loader.from_pretrained(folder, dtype=dtype, **settings)
 
 
+def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
+    """What was being trained, from the folder it was saved to: an adapter stays one, on its base model."""
+    base = _adapted(str(folder))
+    if base is None:
+        return load_model(folder)
+    return PeftModel.from_pretrained(load_model(base), str(folder), is_trainable=True)
+
+
 def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
     """What a model is loaded in to be trained: float32 where its own weights are trained.
 

@@ -20,6 +20,11 @@ LossType = Literal["grpo", "dapo", "dr_grpo"]
 ScaleRewards = Literal["group", "none"]
 
 
+#: Bound on log(π_ref / π) in the KL estimate, whose exp overflows for a token that the policy has all but given up; the KL
+#: of one token is then 5e8, far outside of any useful training. verl bounds at 20, too.
+MAX_LOG_RATIO = 20.0
+
+
 class Mean(NamedTuple):
     """A metric on the way: `total / weight` once all groups and processes are added up."""
 
@@ -99,6 +104,7 @@ def grpo_loss(
     Args:
         logps, old_logps, ref_logps: `[G, R]`. advantages: `[G]`. weights: `[G, R]`, see `token_weights`.
         epsilon, epsilon_high: the ratio is clipped to [1 − ε, 1 + ε_high] (ε_high = ε where None).
+        beta: of the KL estimate, whose log-ratio is bounded by `MAX_LOG_RATIO`.
     """
     mask = weights > 0
     advantage = advantages[:, None]
@@ -108,7 +114,7 @@ def grpo_loss(
     clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
     metrics = {"clip_fraction": Mean.over(clipped.float(), mask), "ratio": Mean.over(ratio, mask)}
     if ref_logps is not None:
-        gap = ref_logps - logps
+        gap = (ref_logps - logps).clamp(max=MAX_LOG_RATIO)
         kl = gap.exp() - gap - 1
         metrics["kl"] = Mean.over(kl, mask)
         per_token = per_token + beta * kl

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ral.attention.models import pretrained
@@ -27,8 +28,8 @@ from ral.checkpoints import (
     newest_good_checkpoint,
     read_manifest,
     seal,
-    step_of,
 )
+from ral.interruption import Interrupted, Interruption
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ class ResumableTrainer(Trainer):
     def __init__(self, *arguments: Any, **named: Any):
         self._resumed_step: int | None = None
         super().__init__(*arguments, **named)
-        self.add_callback(LogBeforeSave())
+        self.interruption = Interruption(every=getattr(self.args, "num_iterations", 1))
+        for callback in (self.interruption, LogBeforeSave()):
+            self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
         """As Trainer's, but of a checkpoint every file is checked before one is read.
@@ -51,10 +54,23 @@ class ResumableTrainer(Trainer):
 
         Raises:
             CheckpointError: the checkpoint is unfinished, damaged or holds weights alone, or there is no good one.
+            Interrupted: SIGTERM or Ctrl-C ended the run before its last step; it is saved.
         """
         checkpoint = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._resumed_step = None if checkpoint is None else step_of(checkpoint)
-        return super().train(None if checkpoint is None else str(checkpoint), *arguments, **named)
+        self._resumed_step = None if checkpoint is None else _global_step(checkpoint)
+        try:
+            output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **named)
+        finally:
+            self.interruption.restore()
+        if self.interruption.received is not None and self.state.global_step < self.state.max_steps:
+            logger.warning(
+                "the run was interrupted after step %d of %d and is saved in %s; go on with --resume",
+                self.state.global_step,
+                self.state.max_steps,
+                last_checkpoint(self._folder),
+            )
+            raise Interrupted(self.interruption.received)
+        return output
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -145,6 +161,10 @@ class ResumableTrainer(Trainer):
         assert self.state.best_model_checkpoint is not None
         best = good_checkpoint(self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(best), self.model_wrapped)
+
+
+def _global_step(checkpoint: Path) -> int:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
 
 
 class LogBeforeSave(TrainerCallback):

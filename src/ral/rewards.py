@@ -12,18 +12,19 @@ something.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import math
 import numbers
 import re
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from .answers import SCORERS, Mode, judge
@@ -232,9 +233,8 @@ def run_reward(
 ) -> list[float | None]:
     """Call one reward function and hold it to its contract: one finite number or None per completion, in time.
 
-    It runs in a thread of its own, so that `sys.exit`, an endless Python loop or an exception in a user's
-    function ends in a `RewardError` that names it, not in a dead run. Code that hangs inside C cannot be
-    stopped this way.
+    `sys.exit`, an endless loop or an exception in a user's function ends in a `RewardError` that names it, not in a dead
+    run; see `call_with_limit`.
     """
     values = call_with_limit(
         lambda: fn(prompts=list(prompts), completions=list(completions), **{k: list(v) for k, v in columns.items()}),
@@ -264,24 +264,38 @@ def _checked(value: Any, name: str, index: int) -> float | None:
     return float(value)
 
 
+class _TooSlow(BaseException):
+    """Not an Exception, which a function that catches those of its own would catch, too."""
+
+
 def call_with_limit(call: Callable[[], Any], what: str, seconds: float) -> Any:
-    """What `call()` returns; `RewardError`, naming `what`, if it raises anything or takes more than `seconds`."""
-    result: list[Any] = []
-    failure: list[BaseException] = []
+    """What `call()` returns; `RewardError`, naming `what`, if it raises anything or takes more than `seconds`.
 
-    def work() -> None:
+    An alarm ends Python code, sleeping and waiting, and regular expressions that backtrack without end; code of other
+    languages only once it comes back. Signals reach the main thread alone: in another one nothing is limited.
+    """
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TooSlow
+
+    limited = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, ring) if limited else None
+    try:
         try:
-            result.append(call())
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: a reward must not end the run
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name=what, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        # Without this the orphan would go on using the interpreter for the rest of the run.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise RewardError(f"{what} took more than {seconds:g} s for one call; make it faster or raise the limit")
-    if failure:
-        raise RewardError(f"{what} failed: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
-    return result[0]
+            if limited:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+            return call()
+        finally:
+            if limited:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        raise
+    except _TooSlow as error:
+        raise RewardError(
+            f"{what} took more than {seconds:g} s for one call; make it faster, or raise reward_timeout"
+        ) from error
+    except BaseException as error:  # SystemExit, too: a reward must not end the run
+        raise RewardError(f"{what} failed: {type(error).__name__}: {error}") from error
+    finally:
+        if limited:
+            signal.signal(signal.SIGALRM, before)

@@ -3,7 +3,7 @@
 config.yaml        every setting, as resolved; `ral train` takes it as a recipe
 environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
 metrics.jsonl      one object per logged step
-samples.jsonl, looks/, checkpoint-N/, final/, eval/, report.html    written by later stages
+samples.jsonl, looks/, checkpoint-N/, nonfinite-N/, final/, eval/, report.html    written by later stages
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: 
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
     if resume and last_checkpoint(folder) is None:
-        raise ValueError(f"{folder}: no finished checkpoint to resume from; start the run again, without --resume.")
+        raise ValueError(
+            f"{folder}: no finished checkpoint to resume from; start the run again, with --overwrite in place of --resume."
+        )
     held = _run_artefacts(folder)
     if held and not (resume or overwrite):
         raise ValueError(
@@ -206,7 +208,7 @@ def _output(args: TrainingArguments) -> Path:
 
 def _run_artefacts(folder: Path) -> list[Path]:
     named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
-    return named + checkpoints(folder)
+    return named + checkpoints(folder) + sorted(folder.glob("nonfinite-*"))
 
 
 def _version(package: str) -> str | None:

@@ -4,6 +4,7 @@ One optimiser step, in the order of the code below:
 
     get_batch_samples   records of the step → every `num_iterations` steps: rollouts → rewards → advantages → targets
     compute_loss        packed forward → token loss + λ · attention term
+    training_step       stops before the update where the gradient is not a number
     log                 the step's metrics, averaged over groups and processes
 
 Everything else (optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
@@ -37,7 +38,9 @@ from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
+from ral.dumps import MODEL, Dump
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
+from ral.guards import NonFiniteError, Watch, gradient_norm
 from ral.loading import (
     freeze_vision,
     frozen,
@@ -52,7 +55,7 @@ from ral.meters import Meters
 from ral.objective import Mean, StepTotals, Term, group_advantages, token_weights
 from ral.resources import memory_peak_gib
 from ral.resumable import ResumableTrainer
-from ral.rewards import RewardFunction, build_rewards, score_group
+from ral.rewards import RewardError, RewardFunction, build_rewards, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
 
@@ -128,7 +131,7 @@ class RALTrainer(ResumableTrainer):
             train_dataset=None if train_dataset is None else as_records(train_dataset, name="train_dataset"),
             eval_dataset=None if eval_dataset is None else as_records(eval_dataset, name="eval_dataset"),
             processing_class=processing_class,
-            callbacks=[MetricsWriter(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
+            callbacks=[MetricsWriter(), Watch(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
             **trainer_arguments,
         )
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
@@ -244,7 +247,12 @@ class RALTrainer(ResumableTrainer):
         """Total reward `[G]` and its parts by name `[G]` (NaN where a function did not apply)."""
         columns: dict[str, Sequence[Any]] = {name: [value] * len(texts) for name, value in record.columns().items()}
         columns["completion_ids"] = [completion.ids.tolist() for completion in completions]
-        scored = score_group(self.rewards, [record.problem] * len(texts), texts, columns)
+        try:
+            scored = score_group(
+                self.rewards, [record.problem] * len(texts), texts, columns, time_limit=self.args.reward_timeout
+            )
+        except RewardError as error:
+            raise RewardError(f"record {record.id} ({record.origin or 'in memory'}): {error}") from error
         parts = {
             name: torch.tensor([math.nan if value is None else value for value in values])
             for name, values in scored.parts.items()
@@ -257,14 +265,14 @@ class RALTrainer(ResumableTrainer):
         args, trained = self.args, self.args.attention_coef > 0
         if self.needs_reference:
             with self._reference_policy() as reference:
-                outputs = self._forward(reference, groups, capture=trained and self.anchor.target == "ref")
+                outputs = self.forward(reference, groups, capture=trained and self.anchor.target == "ref")
             for group, output in zip(groups, outputs, strict=True):
                 group.ref_logps = output.logps
                 if output.layers:
                     group.target_rows = self._rows(output)
         if self.anchor.target == "explore" and (trained or args.explore_ratio == "behaviour"):
             biases = [group.look_bias for group in groups]
-            outputs = self._forward(self.model, groups, capture=trained, look_bias=biases)
+            outputs = self.forward(self.model, groups, capture=trained, look_bias=biases)
             for group, output in zip(groups, outputs, strict=True):
                 group.biased_logps = output.logps
                 group.old_logps = output.logps if args.explore_ratio == "behaviour" else None
@@ -290,10 +298,10 @@ class RALTrainer(ResumableTrainer):
         groups: list[ScoredGroup] = inputs
         args, measure = self.args, self._measures_gradients()
         capture = args.attention_coef > 0 or args.attention_distill_coef > 0 or measure
-        outputs = self._forward(model, groups, capture=capture, token_statistics=self._token_divergence(groups))
+        outputs = self.forward(model, groups, capture=capture, token_statistics=self._token_divergence(groups))
         token = attention = teaching = torch.zeros((), device=args.device)
         for group, output in zip(groups, outputs, strict=True):
-            self._keep_old(group, output)
+            self.keep_old(group, output)
             token = token + self._observed(token_term(group, output, args))
             attention = attention + self._observed(attention_term(group, output, args, measure))
             teaching = teaching + self._observed(distillation_term(group, output, args))
@@ -302,7 +310,39 @@ class RALTrainer(ResumableTrainer):
             self._measure_gradients(token, coef * attention)
         loss = token + coef * self.balance.factor * attention if coef else token
         loss = loss + teaching if self.teacher is not None else loss
+        self.require_finite("the loss", loss, [groups])
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """As Trainer's; the gradient of the whole step is looked at before it is clipped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # A gradient scaler steps over what overflows in float16; DeepSpeed has made its update by now.
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None and not self.is_deepspeed_enabled:
+            self.require_finite("the gradient's norm", gradient_norm(model.parameters()), self.groups)
+        return loss
+
+    def require_finite(self, what: str, value: Tensor, micro_batches: list[list[ScoredGroup]]) -> None:
+        """Unless `value` is finite in every process: dump the batch, and stop all of them before the weights are touched."""
+        value = value.detach()
+        if not self.accelerator.reduce((~value.isfinite()).float(), reduction="sum"):
+            return
+        own = (
+            f"{what} is {float(value)}" if not value.isfinite() else f"{what} is finite here, but not in every process"
+        )
+        folder = Path(str(self.args.output_dir)) / f"nonfinite-{self._step + 1}"
+        teacher = None if self.teacher is None else str(pretrained(self.teacher).name_or_path)
+        facts = (self._step, self.state.max_steps, self.balance.factor, self.args.replayed(), teacher)
+        Dump(own, *facts, micro_batches).save(folder, self.args.process_index)
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.is_world_process_zero():
+            extract_model_from_parallel(self.model).save_pretrained(folder / MODEL, state_dict=weights)
+            processor: Any = self.processing_class
+            processor.save_pretrained(folder / MODEL)
+        raise NonFiniteError(
+            f"step {self._step + 1}: {own}. The weights are as they were before the step. `ral replay {folder}` runs its "
+            "batch again and shows where it becomes non-finite; the run can go on from its last checkpoint with other "
+            "settings (a lower learning_rate or attention_coef) as a new one."
+        )
 
     # --- parts of the step ------------------------------------------------------------------------------------------
 
@@ -325,14 +365,14 @@ class RALTrainer(ResumableTrainer):
     def _rows(self, output: GroupOutput) -> dict[int, Tensor]:
         return selected_rows(output, self.args.attention_keys, self.args.attention_skip)
 
-    def _keep_old(self, group: ScoredGroup, output: GroupOutput) -> None:
+    def keep_old(self, group: ScoredGroup, output: GroupOutput) -> None:
         """First inner update: the policy still is the one that made the rollouts, so this pass is the old pass."""
         if group.old_logps is None:
             group.old_logps = output.logps.detach()
         if not group.old_rows:
             group.old_rows = {layer: rows.detach() for layer, rows in self._rows(output).items()}
 
-    def _forward(
+    def forward(
         self,
         model: nn.Module,
         groups: list[ScoredGroup],

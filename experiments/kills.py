@@ -1,0 +1,130 @@
+"""Runs killed at random moments against runs left alone: `python -m experiments.kills`.
+
+Every case is trained once without disturbance. Then it is trained again and again while one of its processes gets SIGKILL
+after a random time, and resumed, until it was killed its share of times and has ended; every end must be the undisturbed one bit
+for bit. After every kill the run folder is read as a user would. The figures go to `experiments/results/kills.json` after
+each kill, and a further call goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.killing import LORA, Attempt, Case, broken_files, result
+
+from ral.checkpoints import MANIFEST, checkpoints
+from ral.files import atomic_write_text, read_jsonl
+from ral.runs import machine_class
+
+RESULTS = Path(__file__).parent / "results" / "kills.json"
+
+CASES = (
+    Case("one-full-old", 1, {"attention_anchor": "old", "max_steps": 16}),
+    Case("one-lora-explore-accumulated", 1, {
+        "attention_anchor": "explore", "max_steps": 16, "peft": LORA, "gradient_accumulation_steps": 2,
+    }),
+    Case("two-full-explore", 2, {"attention_anchor": "explore", "max_steps": 16, "attention_share": 0.5}),
+    Case("two-lora-old-accumulated", 2, {
+        "attention_anchor": "old", "max_steps": 16, "peft": LORA, "gradient_accumulation_steps": 2,
+    }),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=52, help="of all cases together")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--output", type=Path, default=Path("runs/kills"), help="where the runs are kept")
+    args = parser.parse_args()
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    found |= {"machine": machine_class(), "seed": args.seed}
+    cases = found.setdefault("cases", {})
+    for case in CASES:
+        record = cases.setdefault(case.name, {"processes": case.processes, "kills": [], "ends_identical": []})
+        folder = args.output / case.name
+        recipe, whole = case.write(folder), folder / "whole"
+        while not (whole / "final").exists():
+            ended(Attempt(recipe, whole, case.processes), case)
+        share = -(-args.kills // len(CASES))
+        while len(record["kills"]) < share or (folder / "run").exists():
+            disturb(case, recipe, folder, record, args.seed, to_its_end=len(record["kills"]) >= share)
+            save(found)
+    print(json.dumps(found["summary"], indent=1))
+
+
+def disturb(case: Case, recipe: Path, folder: Path, record: dict[str, Any], seed: int, *, to_its_end: bool) -> None:
+    """One more attempt: killed at a random moment, or ended before that, and then held against the undisturbed run.
+
+    A quarter of the moments is counted from the start of the processes, the others from the start of training, so that
+    loading the model, which takes longer than a step, does not get all of them.
+    """
+    run = folder / "run"
+    rng = random.Random(f"{seed}/{case.name}/{len(record['kills'])}/{len(record['ends_identical'])}")
+    from_start, victim = rng.random() < 0.25, rng.randrange(case.processes)
+    moment = rng.uniform(0, record.setdefault("start_s", 8.0) if from_start else record.setdefault("train_s", 8.0))
+    started, attempt = time.time(), Attempt(recipe, run, case.processes)
+    while attempt.running and not from_start and not training(run, started):
+        time.sleep(0.002)
+    began = started if from_start else time.time()
+    while attempt.running and (to_its_end or time.time() - began < moment):
+        time.sleep(0.002)
+    if attempt.running:
+        where = phase(run, started)
+        attempt.kill(victim)
+        record["kills"].append({"victim": victim, "phase": where, "broken": broken_files(run)})
+        return
+    ended(attempt, case)
+    record["ends_identical"].append(result(run) == result(folder / "whole"))
+    shutil.rmtree(run)
+
+
+def ended(attempt: Attempt, case: Case) -> None:
+    codes = attempt.wait()
+    if any(codes):
+        raise RuntimeError(f"{case.name} failed without being killed; see {attempt.log}")
+
+
+def phase(run: Path, started: float) -> str:
+    """What the attempt was doing, from what it had written since it was `started` (seconds since the epoch)."""
+    metrics, samples = run / "metrics.jsonl", run / "samples.jsonl"
+    if any(not (path / MANIFEST).exists() and path.stat().st_mtime > started for path in checkpoints(run)):
+        return "saving"
+    if (run / ".final").exists() and (run / ".final").stat().st_mtime > started:
+        return "saving the final model"
+    if not training(run, started):
+        return "starting"
+    rolled_out = max((row["step"] for row in read_jsonl(samples)), default=0)
+    trained = max((row["step"] for row in read_jsonl(metrics)), default=0) if metrics.exists() else 0
+    return "updates" if trained <= rolled_out else "rollouts"
+
+
+def training(run: Path, started: float) -> bool:
+    """Whether an attempt has begun to train: it cuts the samples of the run that it goes on with, or writes the first."""
+    samples = run / "samples.jsonl"
+    return samples.exists() and samples.stat().st_mtime > started
+
+
+def save(found: dict[str, Any]) -> None:
+    kills = [kill for record in found["cases"].values() for kill in record["kills"]]
+    ends = [end for record in found["cases"].values() for end in record["ends_identical"]]
+    found["summary"] = {
+        "kills": len(kills),
+        "by_phase": dict(Counter(kill["phase"] for kill in kills).most_common()),
+        "by_victim": dict(Counter(f"rank {kill['victim']}" for kill in kills).most_common()),
+        "broken_files": sum(len(kill["broken"]) for kill in kills),
+        "ends": len(ends),
+        "ends_identical": sum(ends),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    atomic_write_text(RESULTS, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Guards of a run: what stops it before the weights are touched, and what it is warned of while it goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+#: Logged rows that a warning looks back on.
+WINDOW = 20
+#: A mean reward below this share of the best one, over windows, is a collapse.
+COLLAPSED = 0.5
+#: Groups without signal above this share are a run that learns next to nothing.
+DEAD = 0.9
+#: An attention gradient above this multiple of the token gradient drowns it.
+EXPLODED = 10.0
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient that is not a number; the weights are as they were, and the message names the dump."""
+
+
+def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
+    """Norm of the gradients of all processes' shards, before they are clipped; 0 where there is none."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Any = get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+
+
+class Watch(TrainerCallback):
+    """Warns, with advice, of runs that go on but learn nothing or the wrong thing; once for every cause."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, deque[float]] = {}
+        self._best = 0.0
+        self._warned: set[str] = set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        for name in ("reward", "groups_without_signal", "grad/attention_norm", "grad/attention_to_token"):
+            if name in logs:
+                self._rows.setdefault(name, deque(maxlen=WINDOW)).append(logs[name])
+        for cause, advice in self._found(attends=getattr(args, "attention_coef", 0) > 0):
+            if cause not in self._warned:
+                self._warned.add(cause)
+                logger.warning("step %d: %s. %s", state.global_step, cause, advice)
+
+    def _found(self, attends: bool) -> Iterator[tuple[str, str]]:
+        """Causes, without numbers so that each is one, and what to do."""
+        if (rewards := self._full("reward")) is not None:
+            self._best = max(self._best, mean(rewards))
+            if mean(rewards) < COLLAPSED * self._best:
+                yield (
+                    "the reward has collapsed to less than half of its best",
+                    "Look at samples.jsonl; lower learning_rate or attention_coef, raise beta, and go back to a checkpoint "
+                    "before the fall.",
+                )
+        if (dead := self._full("groups_without_signal")) is not None and mean(dead) > DEAD:
+            yield (
+                "nearly all groups have equal rewards, and train nothing",
+                "Take prompts that are neither solved nor hopeless, raise temperature or num_generations, and check the "
+                "reward function on samples.jsonl.",
+            )
+        if attends and (norms := self._full("grad/attention_norm")) is not None and max(norms) == 0:
+            yield (
+                "the attention term has no gradient",
+                "Its rows cancel inside the groups (attention/cancelled near 1: one-token answers) or rewards are equal; "
+                "set think to true, attention_query to predictor, or choose attention_anchor explore.",
+            )
+        if (ratios := self._full("grad/attention_to_token")) is not None and mean(ratios) > EXPLODED:
+            yield (
+                "the attention gradient is more than ten times the token gradient",
+                "Lower attention_coef, or set attention_share, which keeps it at a share of the token gradient.",
+            )
+
+    def _full(self, name: str) -> deque[float] | None:
+        rows = self._rows.get(name)
+        return rows if rows is not None and len(rows) == WINDOW else None
