@@ -83,14 +83,12 @@ def disturb(recipe: Path, run: Path, rng: random.Random) -> dict[str, Any]:
         attempt.kill(0)
     elif kind == "full disk" and any(attempt.wait()):
         told = attempt.log.read_text(errors="replace").splitlines()
-        entry["told"] = next(
-            (line for line in reversed(told) if line.startswith("ral.checkpoints.CheckpointError")), None
-        )
+        entry["explained"] = any(line.startswith("ral.checkpoints.CheckpointError") for line in told)
     elif any(attempt.wait()):
         raise RuntimeError(f"the run failed without a fault; see {attempt.log}")
     else:
         entry["fault"] = "none, it ended"
-    entry |= {"to": _steps(run), "broken": sorted(set(broken_files(run)) - known), "usage": [s for s in usage if s]}
+    entry |= {"to": _steps(run), "broken": sorted(set(broken_files(run)) - known), "usage": digest(usage, before)}
     if entry["fault"] == "damage":
         good = [path for path in checkpoints(run) if fault(path) is None]
         if len(good) > 1:
@@ -100,19 +98,27 @@ def disturb(recipe: Path, run: Path, rng: random.Random) -> dict[str, Any]:
     return entry
 
 
+def digest(samples: list[dict[str, Any] | None], before: int) -> dict[str, Any] | None:
+    """Medians of the first and the last third of an attempt's samples; None for one too short to tell."""
+    warm = [sample for sample in samples if sample and sample["step"] >= before + WARM_UP]
+    third = len(warm) // 3
+    if third < 3:
+        return None
+    thirds = {
+        name: [statistics.median(sample[name] for sample in part) for part in (warm[:third], warm[-third:])]
+        for name in ("memory", "handles")
+    }
+    return {**thirds, "steps_per_second": round((warm[-1]["step"] - warm[0]["step"]) / len(warm), 3)}
+
+
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Hours, faults, and how much memory and handles grew inside the attempts that were long enough to tell."""
     attempts, ends = found["attempts"], found["ends"]
-    growth = {"memory": [], "handles": []}  # type: dict[str, list[float]]
-    rates = []
-    for attempt in attempts:
-        warm = [sample for sample in attempt["usage"] if sample["step"] >= attempt["from"] + WARM_UP]
-        third = len(warm) // 3
-        if third >= 3:
-            for name, values in growth.items():
-                first, last = (statistics.median(s[name] for s in part) for part in (warm[:third], warm[-third:]))
-                values.append(round(last / first - 1, 4))
-            rates.append((warm[-1]["step"] - warm[0]["step"]) / len(warm))
+    measured = [attempt["usage"] for attempt in attempts if attempt["usage"]]
+    growth = {
+        name: [round(last / first - 1, 4) for first, last in (usage[name] for usage in measured)]
+        for name in ("memory", "handles")
+    }
     return {
         "hours": round(sum(attempt["seconds"] for attempt in attempts) / 3600, 3),
         "faults": dict(
@@ -123,10 +129,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "lost_steps": sum(len(end["lost_steps"]) for end in ends),
         "repeated_steps": sum(end["repeated_steps"] for end in ends),
         "broken_files": sum(len(attempt["broken"]) for attempt in attempts),
-        "full_disks_explained": sum(attempt.get("told") is not None for attempt in attempts),
-        "attempts_measured": len(rates),
+        "full_disks_explained": sum(attempt.get("explained", False) for attempt in attempts),
+        "checkpoints_damaged": sum("damaged" in attempt for attempt in attempts),
+        "attempts_measured": len(measured),
         "growth": {name: {"median": statistics.median(v), "largest": max(v)} for name, v in growth.items() if v},
-        "steps_per_second": round(statistics.median(rates), 3) if rates else None,
+        "steps_per_second": (statistics.median(usage["steps_per_second"] for usage in measured) if measured else None),
     }
 
 
