@@ -346,9 +346,11 @@ def test_print_shows_the_first_and_the_last_step(browser: Browser, finished_quic
 
 @pytest.mark.browser
 def test_the_page_opens_in_under_a_second(browser: Browser, finished_quickstart: Path) -> None:
-    page, _ = opened(browser, write_report(finished_quickstart))
-    took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    assert took < 1000
+    report = write_report(finished_quickstart)
+    # The best of three, as what else the machine does is not the page's.
+    loads = [opened(browser, report)[0].evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+             for _ in range(3)]  # fmt: skip
+    assert min(loads) < 1000
 
 
 @pytest.mark.browser

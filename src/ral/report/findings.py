@@ -309,7 +309,8 @@ def _attention(experiment: Experiment, found: Sequence[Comparison]) -> list[tupl
     best = max(clear, key=lambda one: abs(one.difference))
     way = "ahead of" if best.difference > 0 else "behind"
     size = f"{abs(best.difference) * 100:.1f} points"
-    return [(f"{best.name} is ", None), (size, best.arm), (f" {way} {other}.", None)]
+    name = best.name.replace("-", "\u2011")  # large type must not break inside a name
+    return [(f"{name} is ", None), (size, best.arm), (f" {way} {other}.", None)]
 
 
 def _certainty(scored: Sequence[Row], found: Sequence[Comparison]) -> str:
