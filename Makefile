@@ -2,6 +2,7 @@
 # make test         the whole test suite
 # make lint         ruff and mypy
 # make docs         the documentation site, in site/
+# make audit        known vulnerabilities of the tested versions of all dependencies
 #
 # The first target that runs makes .venv and installs everything into it; PYTHON chooses the interpreter.
 
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.docs-installed
 
 .DEFAULT_GOAL := test
-.PHONY: quickstart test lint docs
+.PHONY: quickstart test lint docs audit
 
 quickstart: $(INSTALLED)
 	$(BIN)/ral quickstart --output $(OUTPUT)
@@ -29,6 +30,12 @@ lint: $(INSTALLED)
 
 docs: $(DOCS_INSTALLED)
 	$(BIN)/mkdocs build --strict
+
+# In an environment of its own, and by the pinned versions as they are, so that nothing has to be resolved or built.
+audit: $(INSTALLED)
+	test -x .venv/audit/bin/pip-audit || ($(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip --disable-pip-version-check install --quiet pip-audit)
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/installed.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/installed.txt
 
 # torch comes first: the packages after it then find it, and its large wheels are not downloaded again when they change.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ral"
 #: A part imports from itself and from parts before it.
 ORDER = [
     "files",
+    "redaction",
     "resources",
     "data",
     "mathematics",
@@ -47,6 +48,7 @@ ORDER = [
     "report",
     "live",
     "launch",
+    "plan",
     "sft",
     "cli",
 ]

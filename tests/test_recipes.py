@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from peft import get_peft_model
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ral.attention.models import decoder_layers, make_capturable, resolve_layers, vision_parameters
 from ral.attention.packed import NAME
 from ral.launch import lora_config
+from ral.plan.shapes import PUBLISHED, meta_model
 from ral.recipe import Recipe, Task, load_recipe
 from ral.sft import SFTTask
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("qwen*.yaml"))
-#: What the models' published config.json say where the sizes differ; `parameters` are those of their weight files.
-PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "qwen2_5_vl.json").read_text())
-VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "num_heads": 16,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-}
 NAMES = [path.stem for path in RECIPES]
 
 
@@ -49,21 +33,10 @@ def size(path: Path) -> str:
     return re.findall(r"\d+b", path.stem)[0].upper()
 
 
-@cache
 def model(name: str) -> Any:
     """The model of a size without weights."""
-    text = dict(PUBLISHED[name])
-    del text["parameters"]
-    intermediate = text.pop("vision_intermediate_size")
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    config = Qwen2_5_VLConfig(
-        text_config={**text, "max_position_embeddings": 128_000, "rope_parameters": rope, "use_sliding_window": False},
-        vision_config={**VISION, "intermediate_size": intermediate, "out_hidden_size": text["hidden_size"]},
-        tie_word_embeddings=text["tie_word_embeddings"],
-    )
-    with torch.device("meta"):
-        built = Qwen2_5_VLForConditionalGeneration(config)
-    built.tie_weights()
+    built, origin = meta_model(f"Qwen/Qwen2.5-VL-{name}-Instruct")
+    assert origin == f"the published shape of Qwen2.5-VL-{name}"
     return built
 
 

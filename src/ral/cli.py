@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -9,6 +10,8 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+from ral.redaction import redacted
 
 
 class _Commands(TyperGroup):
@@ -21,7 +24,8 @@ class _Commands(TyperGroup):
             if ctx.params["debug"]:
                 raise
             # Paths and data may hold anything: no markup, and no line breaks that the message does not have.
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            message = f"error: {redacted(str(error))}"
+            Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
 
 
@@ -81,6 +85,51 @@ def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, over
     folder = train(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
+
+
+@app.command(context_settings=_TAKES_OVERRIDES)
+def plan(
+    context: typer.Context,
+    recipe: _Recipe,
+    gpus: Annotated[int, typer.Option(help="GPUs in all.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of one GPU.")] = 80,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the longest prompt.", show_default="as pixels and frames allow")
+    ] = None,
+    completion_tokens: Annotated[
+        int | None, typer.Option(help="Of the average completion, for the time.", show_default="max_completion_length")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Records to train on.", show_default="of max_steps or the data")
+    ] = None,
+    sharding: Annotated[
+        str | None, typer.Option(help="ddp, fsdp2, zero2 or zero3.", show_default="as in the recipe")
+    ] = None,
+    tflops: Annotated[float, typer.Option(help="Peak of one GPU in matrix products.")] = 989,
+    bandwidth: Annotated[float, typer.Option(help="Of one GPU's memory, in TB/s.")] = 3.35,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that passes reach.")] = 0.4,
+    layer_ms: Annotated[float, typer.Option(help="Least milliseconds of a layer in a decoding step.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a recipe of `ral train` will need: memory per GPU, what to change if it does not fit, and about how long.
+
+    From the model's configuration alone. Every key of the recipe can be given as --key VALUE. Exit code 1: does not fit.
+    """
+    from ral.plan import Machine, render
+    from ral.plan import plan as make_plan
+    from ral.plan.setup import Sharding
+
+    found = make_plan(
+        recipe, context.args, gpus=gpus, gpu_memory=gpu_memory, prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens, examples=examples,
+        sharding=None if sharding is None else _choice(Sharding, sharding, "--sharding"),
+        machine=Machine(tflops, bandwidth, utilisation, layer_ms),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        Console(highlight=False, soft_wrap=True).print(render(found))
+    raise typer.Exit(0 if found.fits else 1)
 
 
 @app.command()
@@ -160,7 +209,7 @@ def check(
             clean=clean,
             progress=lambda rows: progress.update(bar, completed=rows),
         )  # fmt: skip
-    typer.echo(result.to_text(examples))
+    typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
 
 

@@ -48,6 +48,15 @@ def _doc(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def refuse_credentials(args: TrainingArguments) -> None:
+    """Raise ConfigError for a credential among the settings, which every checkpoint holds a copy of."""
+    if args.hub_token:
+        raise ConfigError(
+            "hub_token is a credential and would be copied into every checkpoint; leave it out, and log in with "
+            "`hf auth login` or set HF_TOKEN in the environment"
+        )
+
+
 @dataclass
 class RALConfig(TrainingArguments):
     """Settings of Reinforced Attention Learning, beside all of `transformers.TrainingArguments`.
@@ -144,6 +153,7 @@ class RALConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_credentials(self)
         self._check_choices()
         self._check_ranges()
         self._check_groups()

@@ -129,21 +129,22 @@ def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> Lora
 
 def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
     """The records that a task trains on, and those held out."""
-    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", task.data_root)
-    return load_data(task.data, "train", task.data_root), held_out
+    reading = {"root": task.data_root, "allow_outside": task.allow_outside}
+    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **reading)
+    return load_data(task.data, "train", **reading), held_out
 
 
-def load_data(source: str | Sequence[str], split: Literal["train", "test"], root: str | None = None) -> list[Record]:
+def load_data(source: str | Sequence[str], split: Literal["train", "test"], **reading: Any) -> list[Record]:
     """The records of one split of `rings`, `episodes`, `told`, `needles`, `easy-vqa`, or whatever `read_records` reads.
 
-    Of several sources, the records of all, one source after the other; training shuffles them. Raises DataError as
-    `read_records` does.
+    Of several sources, the records of all, one source after the other; training shuffles them. `reading` holds arguments of
+    `read_records`, and what that raises is raised.
     """
     if not isinstance(source, str):
-        return [record for one in source for record in load_data(one, split, root)]
+        return [record for one in source for record in load_data(one, split, **reading)]
     if source in DRAWN:
         draw, splits = DRAWN[source]
         return draw(*splits[split])
     if source == "easy-vqa":
         return easy_vqa_records(split)
-    return list(read_records(source, root=root, split=split))
+    return list(read_records(source, split=split, **reading))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,13 +44,14 @@ def load_model(
     if quantization is not None:
         _refuse_quantization(folder, adapted=base is not None)
     if base is not None:
+        _refuse_pickles(folder)
         # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
         model: Any = PeftModel.from_pretrained(load_model(base, dtype=dtype), folder).merge_and_unload()
         model.name_or_path = folder  # what an adapter that is trained on it is an adapter of
         return model
     loader: Any = AutoModelForImageTextToText if _has_vision(folder) else AutoModelForCausalLM
     settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
-    return loader.from_pretrained(folder, dtype=dtype, **settings)
+    return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)
 
 
 def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
@@ -68,12 +73,17 @@ def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
 
 def load_processor(name: str | Path) -> Any:
     """The processor (or, of a text model, the tokenizer) of what `load_model` loads."""
-    return AutoProcessor.from_pretrained(_final(name))
+    return AutoProcessor.from_pretrained(_final(name), trust_remote_code=False)
 
 
 def prompt_budget(name: str | Path) -> int | None:
     """Tokens that the model's positions reach, by its configuration; None if it does not say."""
-    return getattr(_config(_final(name)).get_text_config(), "max_position_embeddings", None)
+    return getattr(load_config(name).get_text_config(), "max_position_embeddings", None)
+
+
+def load_config(name: str | Path) -> Any:
+    """The configuration of what `load_model` loads; of an adapter, its base model's."""
+    return _config(_final(name))
 
 
 def export(name: str | Path, output: Path) -> None:
@@ -116,6 +126,28 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return frozen(copy.deepcopy(model))
 
 
+def prepare_frozen(accelerator: Accelerator, model: nn.Module, shard: bool = False) -> nn.Module:
+    """A frozen model on the policy's device and in its precision; sharded as the policy is under FSDP2, if `shard`.
+
+    What is sharded must be called by all processes at the same points, between `gathered`.
+    """
+    model = accelerator.prepare_model(
+        model, device_placement=not shard or not accelerator.is_fsdp2, evaluation_mode=True
+    )
+    return fsdp2_prepare_model(accelerator, model) if shard and accelerator.is_fsdp2 else model
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[nn.Module]:
+    """The model for as long as it is used; the weights that FSDP2 gathers for it are given back afterwards."""
+    try:
+        yield model
+    finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def _final(name: str | Path) -> str:
     final = Path(name) / "final"
     return str(final if final.is_dir() else name)
@@ -128,12 +160,29 @@ def _adapted(folder: str) -> str | None:
 
 
 def _config(folder: str) -> Any:
-    base = _adapted(folder)
-    return AutoConfig.from_pretrained(folder) if base is None else _config(base)
+    if (base := _adapted(folder)) is not None:
+        return _config(base)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise ValueError(
+            f"{folder}: the model comes with code of its own, which is never run; use a model type that transformers knows"
+        ) from error
 
 
 def _has_vision(folder: str) -> bool:
     return hasattr(_config(folder), "vision_config")
+
+
+def _refuse_pickles(folder: str) -> None:
+    """Other formats than safetensors run what their author wrote when they are read."""
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder}: holds an adapter without adapter_model.safetensors; other formats can run code and are not read. "
+            "Save the adapter again with a current peft."
+        )
 
 
 def _refuse_quantization(folder: str, adapted: bool) -> None:

@@ -43,6 +43,9 @@ class Task:
         default=None, metadata={"help": "Held-out data, in any form `data` takes."}
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
+    allow_outside: bool = field(
+        default=False, metadata={"help": "Accept media paths, and links, that leave that folder."}
+    )
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
     )
@@ -116,10 +119,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2, and no key twice.
+    """The safe loader with the scalars of YAML 1.2, no key twice, and no references.
 
-    YAML 1.1 reads `save_strategy: no` as False and `learning_rate: 1e-5` as a string.
+    YAML 1.1 reads `save_strategy: no` as False and `learning_rate: 1e-5` as a string. References to references can stand
+    for more values than any machine holds.
     """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "a reference (*name); write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -150,9 +160,15 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DataError(f"{path}{line}: not valid YAML ({error.problem}).") from error
+    except (yaml.YAMLError, RecursionError) as error:  # control characters; brackets without end
+        raise DataError(f"{path}: not valid YAML ({_first_line(error)}).") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f"{path}: a recipe is a flat mapping of `key: value` lines.")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -182,8 +198,8 @@ def _word(text: str) -> Any:
         return text
     try:
         return yaml.load(text, _Loader)  # a safe loader
-    except yaml.YAMLError as error:
-        raise DataError(f"command line: {text!r} is not valid YAML; check its brackets and quotes.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"command line: {text[:60]!r} is not valid YAML; check its brackets and quotes.") from error
 
 
 def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:

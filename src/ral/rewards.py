@@ -39,7 +39,7 @@ _FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
 
 
-class RewardError(RuntimeError):
+class RewardError(ValueError):
     """A reward function failed or returned something that is not a reward; the message names it and the index."""
 
 

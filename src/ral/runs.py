@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ral.checkpoints import checkpoints, last_checkpoint
 from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
+from ral.redaction import without_credentials
 from ral.resume import refuse_changes
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def prepare_run(
     the folder.
 
     Args:
-        config: plain YAML values; keys that end in `_token` are credentials and are left out.
+        config: plain YAML values; credentials in them are left out.
         data: fingerprint of the training data. processes: how many train.
 
     Raises:
@@ -80,9 +81,7 @@ def prepare_run(
     """
     folder = Path(output_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    public = yaml.safe_dump(
-        {key: value for key, value in config.items() if not key.endswith("_token")}, sort_keys=False, allow_unicode=True
-    )
+    public = yaml.safe_dump(without_credentials(config), sort_keys=False, allow_unicode=True)
     facts = {**environment(), "processes": processes, "data": data}
     if resume:
         _check_resumed(folder, yaml.safe_load(public), facts)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import pretrained
-from ral.config import ConfigError
+from ral.config import ConfigError, refuse_credentials
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
 from ral.launch import lora_config, run, start_model
@@ -78,6 +78,7 @@ class SFTSettings(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_credentials(self)
         for item in fields(self):
             if item.name in _PREPARATION and getattr(self, item.name) != _default(item):
                 raise ConfigError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ from ral.loading import (
     freeze_vision,
     frozen,
     frozen_copy,
+    gathered,
     load_model,
     load_processor,
+    prepare_frozen,
     refuse_adapter_of_frozen_vision,
     training_dtype,
 )
@@ -135,9 +137,11 @@ class RALTrainer(ResumableTrainer):
             **trainer_arguments,
         )
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
-        for other in (self.reference, self.teacher):
-            if other is not None:  # in the policy's mixed precision, or the reference would differ from the start
-                self.accelerator.prepare_model(other, evaluation_mode=True)
+        # In the policy's mixed precision, or the reference would differ from the start.
+        if self.reference is not None:
+            self.reference = prepare_frozen(self.accelerator, self.reference, shard=True)
+        if self.teacher is not None:  # whole: its vision tower runs where a process has an image, and nowhere else
+            self.teacher = prepare_frozen(self.accelerator, self.teacher)
 
     # --- prompts --------------------------------------------------------------------------------------------------
 
@@ -393,7 +397,7 @@ class RALTrainer(ResumableTrainer):
         )
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
-        return _adapter_off(self.model) if self.reference is None else nullcontext(self.reference)
+        return _adapter_off(self.model) if self.reference is None else gathered(self.reference)
 
     def _teacher_pass(self, groups: list[ScoredGroup]) -> list[tuple[GroupOutput, Tensor]]:
         """The teacher's rows and hidden states over these rollouts."""
@@ -443,6 +447,7 @@ class RALTrainer(ResumableTrainer):
         for loss in (token, attention):
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norms.append(torch.stack([g.float().norm() for g in grads if g is not None]).norm())
+            del grads  # or the next term's would come to stand beside them
         # The weights of a process count for all (`make_rollouts`), so its own gradient is W times too large.
         means = self.accelerator.reduce(torch.stack(norms), reduction="mean") / self.args.world_size
         of_token, of_attention = means.tolist()

@@ -183,6 +183,14 @@ def test_media_are_found_under_the_root_and_nowhere_else(tmp_path: Path, media: 
         outside = write_lines(tmp_path / "o.jsonl", [{"problem": "?", "solution": "x", "image": path}])
         with pytest.raises(DataError, match="line 1: field 'image'"):
             only(outside, root=tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "link").symlink_to(media)
+    linked = write_lines(tmp_path / "o.jsonl", [{"problem": "?", "solution": "x", "image": "link/a.png"}])
+    with pytest.raises(DataError, match="line 1: field 'image': expected a path inside"):
+        only(linked, root=tmp_path / "pictures")
+    assert only(linked, root=tmp_path / "pictures", allow_outside=True).images == (tmp_path / "pictures/link/a.png",)
+    # A root that is itself a link is where its link leads.
+    assert only(data, root=tmp_path / "pictures" / "link").images == (tmp_path / "pictures" / "link" / "a.png",)
     absolute = write_lines(tmp_path / "o.jsonl", [{"problem": "?", "solution": "x", "image": str(media / "a.png")}])
     assert only(absolute, root=media).images == only(absolute, allow_outside=True).images == (media / "a.png",)
 

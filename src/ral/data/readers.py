@@ -213,15 +213,17 @@ class _Reader:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise self.fail(field, f"a path, found {_short(value)}")
         value = value.removeprefix("file://")
-        if re.match(r"[a-z][a-z0-9+]*://", value):
+        if re.match(r"[a-z][a-z0-9+.-]*://|data:", value, re.IGNORECASE):
             raise self.fail(field, f"a local file, found {_short(value)}", "download it and give its path")
         root = os.path.abspath(self.base)
         path = os.path.normpath(os.path.join(root, value))
-        if not self.allow_outside and os.path.commonpath([root, path]) != root:
+        # Both as it is written and as links on the way lead: an archive may hold links of its own.
+        inside = _within(root, path) and _within(os.path.realpath(root), os.path.realpath(path))
+        if not self.allow_outside and not inside:
             raise self.fail(
                 field,
                 f"a path inside {self.base}, found {_short(value)}",
-                "set the media root to the folder that holds all media, or allow paths outside it",
+                "set the media root (data_root) to the folder that holds all media, or set allow_outside",
             )
         return Path(path)
 
@@ -355,6 +357,10 @@ def guess_type(solution: str, options: tuple[str, ...] = ()) -> ProblemType:
     if _NUMBER.fullmatch(solution):
         return "numerical"
     return "math" if re.search(r"\\[a-z]+|\$|\^", solution) else "free-form"
+
+
+def _within(root: str, path: str) -> bool:
+    return os.path.commonpath([root, path]) == root
 
 
 def _untag(tag: re.Pattern[str], text: str) -> str:

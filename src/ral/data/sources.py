@@ -146,13 +146,27 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_swollen(path, file.metadata)
             for batch in file.iter_batches(batch_size=32):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
+    except DataError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         where = f"{path}: row {number + 1}"
         yield where, DataError(f"{where}: the parquet file is damaged ({error}); write it again")
+
+
+def _refuse_swollen(path: Path, metadata: Any) -> None:
+    """A few kilobytes of parquet can stand for gigabytes: what the file says of itself is checked before it is read."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > MAX_ROW * max(1, group.num_rows):
+            raise DataError(
+                f"{path}: row group {number + 1} unpacks to {group.total_byte_size / 2**30:.1f} GiB for {group.num_rows} rows, "
+                f"more than {MAX_ROW >> 20} MiB a row; keep media in files of their own"
+            )
 
 
 def _datasets_rows(source: str | Path, split: str) -> Iterator[tuple[str, Row | DataError]]:

@@ -1,0 +1,229 @@
+"""What `ral plan` predicts against the measured peak of real training steps, in processes of their own.
+
+    python -m benchmarks.plan
+
+Every case trains a freshly initialised Qwen2.5-VL of the testbed for two steps with `RALTrainer`, rollouts and optimiser
+included, in float32 on the CPU. The peak is what the process gains over its size once everything is loaded and a first,
+tiny training has warmed it up. Completions are those that the random model samples, nearly all of full length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+from PIL import Image
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+from benchmarks.common import RESULTS, in_fresh_process, peak_over, write_result
+from ral import RALConfig, RALTrainer
+from ral.data.record import Record
+from ral.plan.memory import GIB, Memory, memory
+from ral.plan.setup import Setup
+from ral.plan.shapes import shape_of, weights_of
+from ral.testbed.model import build_model, build_processor
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one measurement: an image of `side`² pixels becomes `(side / 8)²` visual tokens."""
+
+    layers: int
+    hidden: int
+    side: int
+    completion: int
+    group: int = 8
+    prompts: int = 1
+    accumulation: int = 1
+    checkpointing: bool = False
+    rank: int = 0  # of an adapter; 0: all weights
+    vocabulary: int = 4096
+    attention: bool = True
+    reference: bool = True
+    norms: bool = False
+
+    def name(self) -> str:
+        extras = {
+            "ckpt": self.checkpointing, f"LoRA {self.rank}": self.rank, "λ = 0": not self.attention,
+            "β = 0": not self.reference, "norms": self.norms,
+            f"V {self.vocabulary}": self.vocabulary != 4096, f"{self.prompts} prompts": self.prompts > 1,
+            f"{self.accumulation} passes": self.accumulation > 1,
+        }  # fmt: skip
+        sizes = f"{self.layers}×{self.hidden}, side {self.side}, R {self.completion}, G {self.group}"
+        return ", ".join([sizes, *(name for name, given in extras.items() if given)])
+
+
+CASES = (
+    Case(4, 256, 240, 64),
+    Case(4, 256, 240, 64, checkpointing=True),
+    Case(4, 256, 240, 64, norms=True),
+    Case(4, 256, 240, 64, rank=16),
+    Case(4, 256, 240, 64, attention=False, reference=False),
+    Case(4, 256, 160, 64, prompts=2),
+    Case(4, 256, 160, 64, accumulation=2, checkpointing=True),
+    Case(4, 256, 160, 32, group=16),
+    Case(4, 256, 240, 192, group=4, checkpointing=True),
+    Case(4, 256, 480, 16, checkpointing=True),
+    Case(4, 256, 160, 64, vocabulary=65536, checkpointing=True),
+    Case(8, 384, 240, 64),
+    Case(8, 384, 160, 32, checkpointing=True),
+    Case(8, 384, 160, 32, rank=16, checkpointing=True),
+    Case(12, 640, 160, 16, group=4),
+    Case(12, 640, 160, 16, group=4, checkpointing=True),
+    Case(12, 640, 160, 16, group=4, rank=16, checkpointing=True),
+    Case(12, 640, 160, 16, group=4, checkpointing=True, accumulation=2, norms=True),
+    Case(2, 128, 240, 64),
+)
+
+
+def build(case: Case) -> Qwen2_5_VLForConditionalGeneration:
+    """The testbed's model in another size, with heads of the same width and a larger vocabulary."""
+    config = build_model(build_processor(), layers=case.layers).config
+    text, heads = config.text_config, case.hidden // 32
+    text.hidden_size, text.intermediate_size, text.vocab_size = case.hidden, 4 * case.hidden, case.vocabulary
+    text.num_attention_heads, text.num_key_value_heads = heads, heads // 2
+    config.vision_config.out_hidden_size = case.hidden
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def adapter(case: Case) -> LoraConfig | None:
+    if not case.rank:
+        return None
+    return LoraConfig(r=case.rank, target_modules="all-linear", exclude_modules=r".*\bvisual\b.*")
+
+
+def settings(case: Case, folder: str) -> RALConfig:
+    return RALConfig(
+        output_dir=folder,
+        max_steps=2,
+        num_generations=case.group,
+        per_device_train_batch_size=case.group * case.prompts,
+        gradient_accumulation_steps=case.accumulation,
+        max_completion_length=case.completion,
+        attention_coef=float(case.attention),
+        beta=0.04 * case.reference,
+        gradient_norm_steps=int(case.norms),
+        activation_checkpointing=case.checkpointing,
+        max_pixels=case.side**2,
+        template="plain",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+
+
+def train(case: Case) -> int:
+    """Two steps; returns the longest prompt's tokens."""
+    processor = build_processor()
+    model = build(case)
+    model.generation_config = GenerationConfig(eos_token_id=processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    noise = np.random.default_rng(0).integers(0, 256, (case.side, case.side, 3), dtype=np.uint8)
+    records = [Record(str(n), "what colour?", "blue", images=(Image.fromarray(noise),)) for n in range(64)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = RALTrainer(
+            model, settings(case, folder), records, processing_class=processor, peft_config=adapter(case)
+        )
+        trainer.train()
+        return len(trainer.groups[0][0].prompt.input_ids)
+
+
+def measured(case: Case) -> tuple[float, int]:
+    """GiB of the training's peak, and the prompt's tokens; to be run in a process of its own."""
+    torch.set_num_threads(1)
+    train(Case(1, 64, 32, 2, group=2, rank=case.rank))
+    tokens = 0
+
+    def step() -> None:
+        nonlocal tokens
+        tokens = train(case)
+
+    return peak_over(step), tokens
+
+
+def predicted(case: Case, prompt_tokens: int) -> tuple[Setup, Memory]:
+    """The plan of a case: of the same model on the meta device, with the same settings."""
+    with torch.device("meta"):
+        model = build(case)
+    model.tie_weights()
+    setup = Setup(
+        model=shape_of(model),
+        weights=weights_of(model, adapter(case), four_bits=False),
+        gpus=1,
+        sharding="ddp",
+        gathered=True,
+        mixed=False,
+        checkpointing=case.checkpointing,
+        prompt=prompt_tokens,
+        visual=(case.side // 8) ** 2,
+        completion=case.completion,
+        group=case.group,
+        prompts=case.prompts,
+        accumulation=case.accumulation,
+        iterations=2,
+        captured=int(case.attention or case.norms),
+        reference=case.reference and not case.rank,
+        reference_pass=case.reference,
+        target_pass=False,
+        norm_steps=int(case.norms),
+        optimiser=8,
+    )
+    return setup, memory(setup, libraries=False)
+
+
+def compare(case: Case, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A case's prediction against its peak, measured now unless it is among the `known` results."""
+    if found := known.get(case.name()):
+        peak, tokens = found["measured_gib"], found["prompt_tokens"]
+    else:
+        peak, tokens = in_fresh_process(measured, case)
+    setup, found = predicted(case, tokens)
+    return {
+        "case": asdict(case),
+        "name": case.name(),
+        "parameters": setup.model.parameters,
+        "prompt_tokens": tokens,
+        "measured_gib": peak,
+        "predicted_gib": found.peak / GIB,
+        "error": found.peak / GIB / peak - 1,
+        "phase": found.peak_phase,
+    }
+
+
+def row(result: dict[str, Any]) -> str:
+    return (
+        f"{result['name']:52} {result['parameters'] / 1e6:6.1f}M  P {result['prompt_tokens']:5}  measured "
+        f"{result['measured_gib']:6.3f}  predicted {result['predicted_gib']:6.3f}  {result['error']:+6.1%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS / "plan.json")
+    parser.add_argument("--measured", type=Path, help="an earlier result, whose measured peaks are kept")
+    args = parser.parse_args()
+    # Freed memory goes back at once, so that the peak counts what is in use and not what the C library keeps for later.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
+    results = []
+    known = (
+        {} if args.measured is None else {one["name"]: one for one in json.loads(args.measured.read_text())["cases"]}
+    )
+    for case in CASES:
+        results.append(compare(case, known))
+        print(row(results[-1]), flush=True)
+    errors = [abs(result["error"]) for result in results]
+    write_result(args.output, {"cases": results, "mean_error": float(np.mean(errors)), "largest_error": max(errors)})
+    print(f"mean error {np.mean(errors):.1%}, largest {max(errors):.1%}; written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

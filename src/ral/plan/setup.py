@@ -1,0 +1,183 @@
+"""From a recipe to the numbers that memory and time follow from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.training_args import OptimizerNames
+
+from ral.anchors import ANCHORS
+from ral.attention.layout import GroupLayout
+from ral.config import RALConfig
+from ral.data.media import DEFAULT_FRAMES
+from ral.launch import DRAWN, load_data, lora_config
+from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
+from ral.recipe import Recipe
+from ral.testbed import model_name
+
+Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
+
+#: Tokens of a prompt that are text: the question, its options and the instruction.
+TEXT_TOKENS = 256
+#: Bytes of an optimiser's states per trained parameter, by what its name holds; the first that fits counts.
+_OPTIMISER_STATES = (("4bit", 1), ("8bit", 2), ("paged", 8), ("adafactor", 0), ("sgd", 0), ("lion", 4), ("adagrad", 4))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one GPU holds and does.
+
+    Attributes:
+        gathered: (fsdp2) the weights stay gathered between a pass's layers.
+        mixed: computes in 16 bits. checkpointing: of every layer but the captured ones.
+        prompt, visual: tokens of a prompt, and those of them that are visual. completion: tokens of a completion.
+        group, prompts: completions of a prompt, prompts in one pass.
+        accumulation, iterations: passes of an optimiser step, optimiser steps of a rollout batch.
+        captured: layers whose attention rows are formed.
+        reference: a copy of the start model is held. target_pass: the anchor asks for one more pass.
+        norm_steps: the two terms' gradients are measured in every n-th rollout batch; 0: never.
+        optimiser: bytes of states per trained parameter.
+    """
+
+    model: ModelShape
+    weights: Weights
+    gpus: int
+    sharding: Sharding
+    gathered: bool
+    mixed: bool
+    checkpointing: bool
+    prompt: int
+    visual: int
+    completion: int
+    group: int
+    prompts: int
+    accumulation: int
+    iterations: int
+    captured: int
+    reference: bool
+    reference_pass: bool
+    target_pass: bool
+    norm_steps: int
+    optimiser: float
+    teacher: ModelShape | None = None
+
+    @property
+    def shards(self) -> int:
+        """GPUs that the optimiser's states are spread over."""
+        return 1 if self.sharding == "ddp" else self.gpus
+
+    @property
+    def compute(self) -> int:
+        """Bytes of an activation that a matrix is multiplied with."""
+        return 2 if self.mixed else self.weights.weight_bytes
+
+    @property
+    def residual(self) -> int:
+        """Bytes of an activation between the blocks: under autocast those of the weights, which the embedding gives."""
+        return self.compute if self.sharding != "ddp" else self.weights.weight_bytes
+
+    @property
+    def layout(self) -> GroupLayout:
+        """One packed group with completions of full length."""
+        return GroupLayout(self.prompt, (self.completion,) * self.group)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Completion tokens of one group that attend in one call, call by call."""
+        return [sum(self.layout.lengths[block]) for block in self.layout.blocks]
+
+    @property
+    def tokens(self) -> int:
+        """Of the packed row of one pass."""
+        return self.prompts * self.layout.total
+
+
+def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sharding: Sharding | None = None) -> Setup:
+    """The numbers of a recipe on so many GPUs.
+
+    Raises ValueError for a prompt whose tokens the recipe does not bound, and what reading the model's configuration
+    and its adapter's raises.
+    """
+    args = recipe.args
+    model, origin = meta_model(model_name(recipe.model))
+    shape = shape_of(model, origin)
+    four_bits = bool(recipe.quantization and recipe.quantization.get("load_in_4bit"))
+    adapter = lora_config(recipe, model, args.freeze_vision)
+    visual = 0 if not shape.reads_images else visual_tokens(shape, args)
+    if prompt_tokens is None:
+        if visual is None or not shape.reads_images:
+            raise ValueError(
+                f"{recipe.model}: the recipe does not say how long a prompt gets (max_pixels, or num_frames with "
+                "video_pixels); give --prompt-tokens. `ral check DATA --model MODEL` counts those of your data."
+            )
+        prompt_tokens = visual + TEXT_TOKENS
+    visual = max(0, prompt_tokens - TEXT_TOKENS) if visual is None else min(visual, prompt_tokens)
+    engine = sharding or _sharding(args)
+    fsdp: Any = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
+    anchor = ANCHORS[args.attention_anchor] if args.attention_coef > 0 else None
+    measured = args.gradient_norm_steps > 0
+    captures = anchor is not None or args.attention_distill_coef > 0 or measured
+    reference = args.beta > 0 or (anchor is not None and anchor.target == "ref")
+    return Setup(
+        model=shape,
+        weights=weights_of(model, adapter, four_bits, args.freeze_vision),
+        gpus=gpus,
+        sharding=engine,
+        gathered=str(fsdp.get("reshard_after_forward", False)).lower() == "false",
+        mixed=args.bf16 or args.fp16,
+        checkpointing=bool(args.activation_checkpointing or fsdp.get("activation_checkpointing")),
+        prompt=prompt_tokens,
+        visual=visual,
+        completion=args.max_completion_length,
+        group=args.num_generations,
+        prompts=args.prompts_per_batch,
+        accumulation=args.gradient_accumulation_steps,
+        iterations=args.num_iterations,
+        captured=len(args.attention_layers) if captures else 0,
+        reference=reference and adapter is None,
+        reference_pass=reference,
+        target_pass=anchor is not None and anchor.target == "explore",
+        norm_steps=args.gradient_norm_steps,
+        optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
+        teacher=None if recipe.teacher is None else _teacher(recipe.teacher),
+    )
+
+
+def visual_tokens(shape: ModelShape, args: RALConfig) -> int | None:
+    """The most visual tokens of a prompt with one image or, where the recipe speaks of frames, one video; None: unbounded."""
+    found = []
+    if args.max_pixels:
+        found.append(args.max_pixels // shape.visual_pixels)
+    if args.num_frames or args.fps:
+        frames = args.num_frames or DEFAULT_FRAMES
+        bounds = [bound for bound in (args.max_pixels, args.video_pixels and args.video_pixels // frames) if bound]
+        if bounds:
+            found.append(-(-frames // shape.visual_frames) * (min(bounds) // shape.visual_pixels))
+    return max(found, default=None)
+
+
+def examples_of(recipe: Recipe) -> int | None:
+    """Records to train on, where that can be known without loading anything from elsewhere."""
+    sources = [recipe.data] if isinstance(recipe.data, str) else recipe.data
+    counts = []
+    for source in sources:
+        if source in DRAWN:
+            counts.append(DRAWN[source][1]["train"][0])
+        elif Path(source).exists():
+            reading = {"root": recipe.data_root, "allow_outside": recipe.allow_outside}
+            counts.append(len(load_data(source, "train", **reading)))
+        else:
+            return None
+    return sum(counts)
+
+
+def _sharding(args: RALConfig) -> Sharding:
+    if args.deepspeed:
+        return "zero3" if args.hf_deepspeed_config.is_zero3() else "zero2"
+    return "fsdp2" if args.fsdp else "ddp"
+
+
+def _teacher(name: str) -> ModelShape:
+    return shape_of(*meta_model(model_name(name)))

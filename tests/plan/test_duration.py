@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ral.attention import forward_groups, prepare_prompt
+from ral.plan.duration import Machine, decoding_seconds, duration, forward_flops
+from ral.plan.shapes import weights_of
+from tests.plan.test_memory import G, P, R, published, setup_for
+from tests.tiny import completions, tiny_model
+
+
+def test_a_forward_has_the_operations_that_are_counted() -> None:
+    model = tiny_model("llama")
+    known = prepare_prompt(model, {"input_ids": torch.randint(0, 90, (1, P))})
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward_groups(model, [known], [completions((R,) * G)], layers=())
+    setup = setup_for(model, weights_of(model, None, four_bits=False))
+    stack = setup.model.decoder
+    # The counter does not know the CPU's attention kernel: four operations for a pair of query and key and a channel.
+    attention = stack.layers * 4 * stack.query_width * (P**2 / 2 + G * R * (P + G * R))
+    assert forward_flops(setup, setup.model) - attention == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_the_published_run_takes_days_not_weeks() -> None:
+    """51.2k prompts, one epoch, two updates a rollout batch of 128 prompts on 8 GPUs; the paper says about 120 hours."""
+    found = duration(published(), Machine(), steps=800)
+    assert found.prompts == 128
+    assert found.hours == pytest.approx(800 * found.step / 3600)
+    assert 30 < found.hours < 240
+
+
+def test_halving_the_utilisation_doubles_the_updates() -> None:
+    fast, slow = (duration(published(), Machine(utilisation=share), None) for share in (0.5, 0.25))
+    assert slow.updates == pytest.approx(2 * fast.updates)
+    assert slow.hours is None
+
+
+def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
+    setup, instant = published(), Machine(layer_ms=1e-9)
+    assert decoding_seconds(setup, Machine()) == pytest.approx(28e-3)
+    read = 2 * (setup.model.decoder.layers * setup.model.decoder.matrices + setup.model.vocabulary * 3584)
+    assert decoding_seconds(setup, instant) == pytest.approx(read / 3.35e12, rel=0.1)
+    # Without shards autocast casts all weights in every decoding step.
+    assert decoding_seconds(replace(setup, sharding="ddp"), instant) > 3.5 * decoding_seconds(setup, instant)
+
+
+@pytest.mark.parametrize("wrong", [{"tflops": 0}, {"utilisation": 1.5}, {"bandwidth": -1}])
+def test_a_machine_that_cannot_be_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Machine(**wrong)

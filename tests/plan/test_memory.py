@@ -1,0 +1,129 @@
+"""What the formulas count is what autograd saves, and what the settings are there to save."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from ral.attention import forward_groups, prepare_prompt
+from ral.plan.memory import GIB, Item, Memory, block_bytes, memory
+from ral.plan.setup import Setup
+from ral.plan.shapes import Weights, meta_model, shape_of, weights_of
+from tests.tiny import TEXT_KINDS, VISION_KINDS, completions, tiny_model
+
+G, R, P = 4, 8, 300
+
+
+def setup_for(model: nn.Module, weights: Weights, **changes: object) -> Setup:
+    settings: dict = {
+        "model": shape_of(model), "weights": weights, "gpus": 1, "sharding": "ddp", "gathered": True, "mixed": False,
+        "checkpointing": False, "prompt": P, "visual": 0, "completion": R, "group": G, "prompts": 1, "accumulation": 1,
+        "iterations": 2, "captured": 0, "reference": False, "reference_pass": False, "target_pass": False, "norm_steps": 0,
+        "optimiser": 8,
+    }  # fmt: skip
+    return Setup(**settings | changes)
+
+
+def saved(model: nn.Module, mixed: bool = False) -> float:
+    """Bytes that a packed forward saves for the backward, weights and their copies left out."""
+    known = prepare_prompt(model, {"input_ids": torch.randint(0, 90, (1, P))})
+    kept: dict[int, torch.Tensor] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.T.shape) for p in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        copied = mixed and tuple(tensor.shape) in shapes
+        if tensor.untyped_storage().data_ptr() not in weights and not copied:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    amp = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), amp:
+        forward_groups(model, [known], [completions((R,) * G)], layers=())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def per_block(kind: str, mixed: bool = False, adapter: LoraConfig | None = None) -> tuple[float, Setup]:
+    """Measured bytes of one block, as the difference that one more layer makes; and the setup of that model."""
+    found = []
+    for layers in (2, 3):
+        model: nn.Module = tiny_model(kind, num_hidden_layers=layers).train()
+        weights = weights_of(model, adapter, four_bits=False, frozen_vision=False)  # type: ignore[arg-type]
+        built = model if adapter is None else get_peft_model(model, adapter)  # type: ignore[arg-type]
+        found.append(saved(built, mixed))
+    return found[1] - found[0], setup_for(tiny_model(kind), weights, mixed=mixed)
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS + TEXT_KINDS)
+def test_a_block_saves_what_is_counted(kind: str) -> None:
+    measured, setup = per_block(kind)
+    assert block_bytes(setup) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3"])
+def test_a_block_in_mixed_precision_saves_what_is_counted(kind: str) -> None:
+    measured, setup = per_block(kind, mixed=True)
+    assert block_bytes(setup) == pytest.approx(measured, rel=0.05)
+
+
+def published(size: str = "7B", **changes: object) -> Setup:
+    """The paper's setting: all weights, 8 GPUs, 8 completions, in 16 bits, sharded, with checkpoints and a reference."""
+    model, _ = meta_model(f"Qwen/Qwen2.5-VL-{size}-Instruct")
+    paper = {
+        "gpus": 8, "sharding": "fsdp2", "mixed": True, "checkpointing": True, "prompt": 1280, "visual": 1024,
+        "completion": 1024, "group": 8, "accumulation": 16, "captured": 1, "reference": True, "reference_pass": True,
+    }  # fmt: skip
+    return setup_for(model, weights_of(model, None, four_bits=False), **paper | changes)
+
+
+def sizes(found: Memory) -> dict[str, float]:
+    return {item.name: item.size for item in found.items if "update" in item.phases}
+
+
+def test_the_published_setting_fits_when_sharded_and_not_otherwise() -> None:
+    for sharding in ("fsdp2", "zero3"):
+        assert memory(published(sharding=sharding)).peak < 80 * GIB
+    assert memory(published(sharding="ddp")).peak > 80 * GIB
+    # By hand: 8.29 billion weights of four bytes and 7.62 billion trained ones with eight bytes of states, over 8 GPUs.
+    items = sizes(memory(published()))
+    assert items["weights (shard)"] == pytest.approx(8.292e9 * 4 / 8, rel=1e-3)
+    assert items["optimiser states (shard)"] == pytest.approx(7.616e9 * 8 / 8, rel=1e-3)
+    assert items["weights to compute with"] == pytest.approx(8.292e9 * 2, rel=1e-3)
+
+
+def test_zero_spreads_what_its_stage_says() -> None:
+    two, three = (sizes(memory(published(sharding=f"zero{stage}"))) for stage in (2, 3))
+    assert two["weights, 16 bits"] == pytest.approx(2 * 8.292e9, rel=1e-3)
+    assert three["weights, 16 bits (shard)"] == two["weights, 16 bits"] / 8
+    assert two["trained weights, 32 bits (shard)"] == pytest.approx(4 * 7.616e9 / 8, rel=1e-3)
+
+
+def test_four_bits_are_what_an_adapter_needs_least() -> None:
+    model, _ = meta_model("Qwen/Qwen2.5-VL-72B-Instruct")
+    adapter = LoraConfig(r=64, target_modules="all-linear", exclude_modules=".*visual.*")
+    half, quarter = (weights_of(model, adapter, four_bits=bits) for bits in (False, True))
+    assert half.stored - 4 * half.trained == pytest.approx(2 * 73.41e9, rel=1e-3)
+    assert quarter.stored - 4 * quarter.trained == pytest.approx(0.5625 * 71e9 + 2 * 2.4e9, rel=0.03)
+    assert quarter.trained == half.trained == pytest.approx(0.842e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "effect"),
+    [
+        ({"checkpointing": False}, 1), ({"prompts": 2}, 1), ({"completion": 2048}, 1), ({"norm_steps": 10}, 1),
+        ({"group": 4}, -1), ({"prompt": 700, "visual": 400}, -1), ({"reference": False}, -1), ({"gpus": 16}, -1),
+    ],
+)  # fmt: skip
+def test_every_setting_goes_its_way(change: dict, effect: int) -> None:
+    base = published()
+    assert (memory(replace(base, **change)).peak > memory(base).peak) == (effect > 0)
+
+
+def test_the_peak_is_that_of_the_largest_phase() -> None:
+    found = Memory((Item("a", 2.0, ("rollouts", "update")), Item("b", 3.0, ("rollouts",)), Item("c", 4.0, ("update",))))
+    assert (found.peak_phase, found.peak) == ("update", 6.0)

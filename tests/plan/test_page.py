@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ral.cli import app
+from ral.plan import plan
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = RECIPES / "qwen2.5-vl-7b-ral.yaml"
+
+
+def invoked(*words: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["plan", *words])
+    return found.exit_code, found.output
+
+
+def test_the_recipe_of_the_paper_fits_on_its_gpus_and_takes_no_network() -> None:
+    found = plan(PAPER, gpus=8, gpu_memory=80, prompt_tokens=1280)
+    assert found.fits
+    assert found.setup.sharding == "fsdp2"
+    assert found.setup.model.origin == "the published shape of Qwen2.5-VL-7B"
+    assert found.duration.steps == 800
+    assert found.advice == ()
+
+
+def test_a_video_is_as_many_tokens_as_frames_and_pixels_allow() -> None:
+    assert plan(PAPER, gpus=8, gpu_memory=80).setup.visual == 8 * 1024
+    capped = plan(PAPER, ["--video_pixels", str(16 * 401408)], gpus=8, gpu_memory=80)
+    assert (capped.setup.visual, capped.setup.prompt) == (8 * 512, 8 * 512 + 256)
+    image = plan(PAPER, ["--num_frames", "null"], gpus=8, gpu_memory=80)
+    assert image.setup.visual == 1024
+
+
+def test_what_does_not_fit_is_told_what_to_change_until_it_does() -> None:
+    code, text = invoked(
+        str(PAPER), "--gpus", "1", "--gpu-memory", "40", "--activation_checkpointing", "false", "--fsdp", "null"
+    )
+    assert code == 1
+    assert "does not fit" in text
+    found = plan(PAPER, ["--activation_checkpointing", "false", "--fsdp", "null"], gpus=1, gpu_memory=40)
+    assert found.advice[0].change == "activation_checkpointing: true"
+    assert any(one.change.startswith("peft:") for one in found.advice)
+    assert found.advice[-1].peak <= 40
+    peaks = [one.peak for one in found.advice]
+    assert peaks == sorted(peaks, reverse=True)
+    assert all(f"{n}. {one.change}" in text for n, one in enumerate(found.advice, 1))
+
+
+def test_json_holds_every_item_and_adds_up() -> None:
+    code, text = invoked(
+        str(RECIPES / "qwen2.5-vl-7b-lora.yaml"),
+        "--gpus",
+        "8",
+        "--prompt-tokens",
+        "1280",
+        "--examples",
+        "51200",
+        "--json",
+    )
+    assert code == 0
+    found = json.loads(text[text.index("{") :])
+    update = sum(item["gib"] for item in found["items"] if "update" in item["phases"])
+    assert found["phases_gib"]["update"] == pytest.approx(update)
+    assert found["peak_gib"] == max(found["phases_gib"].values())
+    assert found["duration"]["steps"] == 2 * 51200 // (32 * 8)
+
+
+def test_the_testbed_is_planned_from_its_folder_and_its_data() -> None:
+    found = plan(RECIPES / "testbed" / "ral.yaml", ["--max_steps", "-1"], gpus=1, gpu_memory=8, prompt_tokens=100)
+    assert found.fits
+    assert found.setup.model.parameters < 2e6
+    assert found.duration.steps == 2 * 4096 // 16
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["testbed/ral.yaml"], "give --prompt-tokens"),
+        (["qwen2.5-vl-7b-ral.yaml", "--gpus", "0"], "--gpus must be positive"),
+        (["qwen2.5-vl-7b-ral.yaml", "--sharding", "magic"], "choose one of ddp, fsdp2, zero2, zero3"),
+        (["qwen2.5-vl-7b-ral.yaml", "--utilisation", "2"], "utilisation is a share"),
+        (["qwen2.5-vl-7b-ral.yaml", "--num_generation", "4"], "did you mean 'num_generations'?"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(words: list[str], said: str) -> None:
+    code, text = invoked(str(RECIPES / words[0]), *words[1:])
+    assert code == 2
+    assert said in " ".join(text.split())
