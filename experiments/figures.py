@@ -13,13 +13,14 @@ import re
 import shutil
 from pathlib import Path
 
+from benchmarks.common import RESULTS as BENCHMARKS
+from benchmarks.page import Results, conditions, targets_table
 from experiments.seeds import RESULTS as SEEDS
 from experiments.seeds import table as seeds_table
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-UPDATE_STEPS = ("P1050-R16-G8-L2", "P1050-R64-G8-L12", "P1050-R256-G8-L2")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", flags=re.DOTALL)
 
 
@@ -33,37 +34,16 @@ def seeds() -> str:
     )
 
 
-def update_step() -> str:
-    """How many times more than ours an update step takes elsewhere."""
-    lines = [
-        "| prompt, completion tokens, layers | TRL / ours | TRL / ours with the attention term "
-        "| eager attention / ours with it | the term's cost | limit |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in UPDATE_STEPS:
-        result = json.loads((ROOT / f"benchmarks/results/update_step-{name}.json").read_text(encoding="utf-8"))
-        setting, plain, attention = (
-            result["setting"],
-            result["time_ratio"]["ours"],
-            result["time_ratio"]["ours+attention"],
-        )
-        eager = f"{attention['eager+attention']:.1f}×" if "eager+attention" in attention else "–"
-        lines.append(
-            f"| {setting['prompt_tokens']}, {setting['completion_tokens']}, {setting['layers']} | {plain['trl']:.1f}× "
-            f"| {attention['trl']:.1f}× | {eager} | {100 * (plain['ours+attention'] - 1):+.0f} % "
-            f"| {result['token_ratio_limit']:.1f}× |"
-        )
-    machine = result["environment"]["machine"]
-    lines.append(
-        f"\nForward and backward of one group of G = 8 in float32 on {setting['threads']} threads of a "
-        f"{machine['cpu_count']}-core CPU, medians of paired rounds, seed 0; *limit* is the ratio of tokens, "
-        "G(P+R)/(P+GR), and what lies above it is the frozen vision tower, which runs once per prompt. "
-        "`python -m benchmarks.update_step --help`.\n"
+def performance() -> str:
+    """What was promised of speed and memory, and what was measured."""
+    results = Results(BENCHMARKS)
+    return (
+        f"{targets_table(results)}\n\n{conditions(results)} Ratios above that of the tokens come from the frozen vision tower, "
+        "which runs once per prompt. `python -m benchmarks.suite`; all of it: [docs/performance.md](docs/performance.md).\n"
     )
-    return "\n".join(lines)
 
 
-FIGURES = {"seeds": seeds, "update_step": update_step}
+FIGURES = {"seeds": seeds, "performance": performance}
 
 
 def with_figures(text: str) -> str:

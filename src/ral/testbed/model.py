@@ -107,13 +107,14 @@ def build_processor() -> Qwen2_5_VLProcessor:
 def build_model(
     processor: Qwen2_5_VLProcessor, *, layers: int = 2, hidden: int = 128, seed: int = 0
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A freshly initialised model in float32 with `layers` decoder layers of width `hidden`."""
+    """A freshly initialised model in float32 with `layers` decoder layers of width `hidden`, a multiple of 64."""
     token_id = processor.tokenizer.convert_tokens_to_ids
     decoder = _decoder(processor.tokenizer, layers, hidden)
     vision_hidden = hidden // 2
+    pairs = hidden // decoder["num_attention_heads"] // 2  # of a head's channels, for time, height and width
+    sections = [pairs // 4, pairs * 3 // 8, pairs * 3 // 8]
     config = Qwen2_5_VLConfig(
-        # Sections are in pairs of a head's channels: time, height, width.
-        text_config=decoder | {"rope_parameters": decoder["rope_parameters"] | {"mrope_section": [4, 6, 6]}},
+        text_config=decoder | {"rope_parameters": decoder["rope_parameters"] | {"mrope_section": sections}},
         vision_config={
             "depth": 2,
             "hidden_size": vision_hidden,
@@ -151,7 +152,7 @@ def _decoder(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int) -> di
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": max(4, hidden // 128),
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT,
         # transformers' default of 0.02 is made for widths in the thousands: at 128 such a model stays at chance.
