@@ -50,7 +50,8 @@ class Results:
     """What was measured, by benchmark and sizes."""
 
     def __init__(self, folder: Path):
-        self.all = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        self.all = [result for result in found if "benchmark" in result]  # others have pages of their own
 
     def of(self, benchmark: str, **sizes: Any) -> Iterator[Result]:
         for result in self.all:
