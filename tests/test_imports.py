@@ -36,6 +36,8 @@ ORDER = [
     "resume",
     "runs",
     "config",
+    "sharding",
+    "vllm",
     "loading",
     "resumable",
     "losses",

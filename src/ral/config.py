@@ -22,6 +22,7 @@ from ral.rewards import TIME_LIMIT
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 Schedule = Literal["constant", "linear", "cosine"]
 TokenRatio = Literal["policy", "behaviour"]
+Engine = Literal["transformers", "vllm"]
 
 #: Values of the fields with a set of choices; the message of a refusal lists them. Anchors may be added at any time.
 CHOICES: dict[str, Collection[str]] = {
@@ -37,6 +38,7 @@ CHOICES: dict[str, Collection[str]] = {
     "scale_rewards": get_args(ScaleRewards),
     "template": get_args(Template),
     "scorer": get_args(Mode),
+    "rollout_engine": get_args(Engine),
 }
 
 
@@ -120,6 +122,12 @@ class RALConfig(TrainingArguments):
     max_completion_length: int = _doc(1024, "Longest completion in tokens; longer ones are cut and counted.")
     think: bool = _doc(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
     template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    rollout_engine: Engine = _doc("transformers", "Who samples: the policy itself (transformers) or a server (vllm).")
+    vllm_url: str = _doc("http://127.0.0.1:8000", "Address of the vLLM server.")
+    vllm_weights: str | None = _doc(
+        None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
+    )
+    importance_cap: float = _doc(2.0, "Tokens that another engine drew at μ count min(π/μ, cap) times.")
     scorer: Mode = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
     reward_timeout: float = _doc(
@@ -150,6 +158,7 @@ class RALConfig(TrainingArguments):
     logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
     remove_unused_columns: bool = _doc(False, "Records keep their columns; reward functions get them.")
     report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
+    ddp_find_unused_parameters: bool | None = _doc(False, "DDP need not look for them: every pass uses all weights.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +169,7 @@ class RALConfig(TrainingArguments):
         self._check_attention_term()
         self._check_gradient_norms()
         self._check_sharding()
+        self._check_engine()
 
     def scheduled(self, schedule: Schedule, progress: float) -> float:
         """Factor in [0, 1] of a decaying quantity after `progress` (0 to 1) of the run."""
@@ -206,7 +216,7 @@ class RALConfig(TrainingArguments):
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "explore_sigma", "reward_timeout"):
+        for name in ("temperature", "explore_sigma", "reward_timeout", "importance_cap"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.attention_share is not None and self.attention_share <= 0:
@@ -256,6 +266,17 @@ class RALConfig(TrainingArguments):
                 "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot "
                 "wait for each other in each of their steps; set fsdp_config: {version: 2, reshard_after_forward: false}"
             )
+
+    def _check_engine(self) -> None:
+        if self.rollout_engine != "vllm":
+            return
+        if ANCHORS[self.attention_anchor].target == "explore":
+            raise ConfigError(
+                "attention_anchor='explore' samples under a bias on attention, which vLLM cannot add; set "
+                "rollout_engine=transformers, or choose another attention_anchor"
+            )
+        if not self.vllm_url.startswith(("http://", "https://")):
+            raise ConfigError(f"vllm_url={self.vllm_url!r} is no address; write it as http://host:port")
 
     def _check_gradient_norms(self) -> None:
         if self.attention_share is not None and not (self.gradient_norm_steps and self.attention_coef):

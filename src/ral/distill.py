@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.models import has_vision, make_capturable
+from ral.attention.models import has_vision, make_capturable, patch_values
 from ral.attention.rows import Query
 from ral.divergence import generalised_jensen_shannon
 
@@ -102,9 +102,7 @@ def _check_patches(teacher: nn.Module, prompt: Prompt) -> None:
             raise TeacherError(
                 "the student sees images or videos, the teacher reads text only; choose one that sees them"
             )
-        vision = base.config.vision_config
-        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        if patches.shape[-1] != values:
+        if patches.shape[-1] != (values := patch_values(base)):
             raise TeacherError(
                 f"teacher and student see different visual tokens: the student's patches have {patches.shape[-1]} values "
                 f"({name}), the teacher's {values}. {_SAME_TOKENS}"

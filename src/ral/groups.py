@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ral.attention import GroupOutput, Prompt
 from ral.attention.keys import Keys, select_keys
@@ -55,6 +56,12 @@ class ScoredGroup:
     @property
     def ids(self) -> list[Tensor]:
         return [completion.ids for completion in self.completions]
+
+    @property
+    def drawn_at(self) -> Tensor | None:
+        """`[G, R]` log-probabilities another engine drew the tokens at, 0 on padding; None where the policy drew them."""
+        logps = [completion.logps for completion in self.completions if completion.logps is not None]
+        return pad_sequence(logps, batch_first=True) if logps else None
 
     @property
     def lengths(self) -> Tensor:

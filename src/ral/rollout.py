@@ -63,10 +63,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: `ids [R]` (R ≥ 1) with its end-of-sequence token, unless it was `truncated` at the limit."""
+    """One sampled completion: `ids [R]` (R ≥ 1) with its end-of-sequence token, unless it was `truncated` at the limit.
+
+    `logps [R]` are what another engine drew it at; None where the policy itself did.
+    """
 
     ids: Tensor
     truncated: bool
+    logps: Tensor | None = None
 
     def text(self, processor: Any) -> str:
         """What was written, without the end-of-sequence token but with tags that are tokens."""

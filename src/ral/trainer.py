@@ -25,11 +25,11 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.attention.models import make_capturable, pretrained, resolve_layers, vision_parameters
 from ral.balance import GradientBalance
 from ral.checkpoints import CheckpointError
 from ral.config import ConfigError, RALConfig
@@ -54,12 +54,14 @@ from ral.loading import (
 )
 from ral.losses import attention_term, distillation_term, token_term
 from ral.meters import Meters
-from ral.objective import Mean, StepTotals, Term, group_advantages, token_weights
+from ral.objective import Mean, StepTotals, Term, group_advantages, importance, token_weights
 from ral.resources import memory_peak_gib
 from ral.resumable import ResumableTrainer
 from ral.rewards import RewardError, RewardFunction, build_rewards, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
+from ral.sharding import another_backward, gather_weights, idle_vision, refuse_sharding
+from ral.vllm import VLLMServer
 
 #: What holds training data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
 Rows = str | Path | Iterable[Mapping[str, Any] | Record]
@@ -111,12 +113,14 @@ class RALTrainer(ResumableTrainer):
         if args.freeze_vision:
             freeze_vision(base)
         if peft_config is not None:
+            set_seed(args.seed)  # an adapter starts from random weights
             policy = get_peft_model(base, peft_config)
             refuse_adapter_of_frozen_vision(base, args.freeze_vision)
         if args.disable_dropout:
             _disable_dropout(policy)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
+        self.trains_vision = any(parameter.requires_grad for parameter in vision_parameters(base))
         self.rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think)
         self.anchor = ANCHORS[args.attention_anchor]
         self.needs_reference = args.beta > 0 or (args.attention_coef > 0 and self.anchor.target == "ref")
@@ -136,6 +140,11 @@ class RALTrainer(ResumableTrainer):
             callbacks=[MetricsWriter(), Watch(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
             **trainer_arguments,
         )
+        refuse_sharding(self.accelerator, args)
+        self.server = None
+        if args.rollout_engine == "vllm":
+            folder = Path(args.vllm_weights or f"{args.output_dir}/vllm-weights")
+            self.server = VLLMServer(args.vllm_url, policy, folder)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         # In the policy's mixed precision, or the reference would differ from the start.
         if self.reference is not None:
@@ -178,6 +187,9 @@ class RALTrainer(ResumableTrainer):
         if not batches:
             return [], None
         if self._step % self.args.num_iterations == 0:
+            if self.server is not None:
+                self.server.follow(self.model_wrapped, self.accelerator)
+            gather_weights(self.model)
             self.groups = self.make_rollouts(batches)
         elif not self.groups:
             raise CheckpointError(
@@ -223,9 +235,12 @@ class RALTrainer(ResumableTrainer):
                 draw_look_bias(prompt, args.num_generations, sigma, generator, args.explore_keys)
                 for prompt, generator in zip(prompts, looks, strict=True)
             ]
-        completions = sample(
-            self.model, prompts, args.num_generations, self._sampling(), tokens, biases, args.explore_layers
-        )
+        if self.server is not None:
+            completions = self.server.sample(records, prompts, args.num_generations, self._sampling(), tokens)
+        else:
+            completions = sample(
+                self.model, prompts, args.num_generations, self._sampling(), tokens, biases, args.explore_layers
+            )
         groups = [self.score(*one) for one in zip(records, prompts, completions, shuffles, strict=True)]
         for group, bias in zip(groups, biases or (), strict=biases is not None):
             group.look_bias = bias
@@ -302,8 +317,10 @@ class RALTrainer(ResumableTrainer):
         groups: list[ScoredGroup] = inputs
         args, measure = self.args, self._measures_gradients()
         capture = args.attention_coef > 0 or args.attention_distill_coef > 0 or measure
+        blind = self.trains_vision and not any(bool(group.prompt.visual.any()) for group in groups)
+        nothing = idle_vision(self.model) if blind else torch.zeros((), device=args.device)
         outputs = self.forward(model, groups, capture=capture, token_statistics=self._token_divergence(groups))
-        token = attention = teaching = torch.zeros((), device=args.device)
+        token = attention = teaching = nothing
         for group, output in zip(groups, outputs, strict=True):
             self.keep_old(group, output)
             token = token + self._observed(token_term(group, output, args))
@@ -373,8 +390,21 @@ class RALTrainer(ResumableTrainer):
         """First inner update: the policy still is the one that made the rollouts, so this pass is the old pass."""
         if group.old_logps is None:
             group.old_logps = output.logps.detach()
+            self._correct(group, output)
         if not group.old_rows:
             group.old_rows = {layer: rows.detach() for layer, rows in self._rows(output).items()}
+
+    def _correct(self, group: ScoredGroup, output: GroupOutput) -> None:
+        """Tokens that another engine drew count by how much likelier the policy finds them than that engine did."""
+        if (drawn_at := group.drawn_at) is None:
+            return
+        drawn_at = drawn_at.to(self.args.device)
+        ratio = importance(output.logps, drawn_at, self.args.importance_cap)
+        gap = (output.logps - drawn_at).abs()
+        group.weights = group.weights * ratio
+        self._meters.add(
+            {"rollout/importance": Mean.over(ratio, output.mask), "rollout/logp_gap": Mean.over(gap, output.mask)}
+        )
 
     def forward(
         self,
@@ -445,7 +475,8 @@ class RALTrainer(ResumableTrainer):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norms = []
         for loss in (token, attention):
-            grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            with another_backward(self.model):
+                grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norms.append(torch.stack([g.float().norm() for g in grads if g is not None]).norm())
             del grads  # or the next term's would come to stand beside them
         # The weights of a process count for all (`make_rollouts`), so its own gradient is W times too large.
@@ -475,6 +506,7 @@ class RALTrainer(ResumableTrainer):
         greedy = replace(self._sampling(), temperature=0)
         meters = Meters()
         mine = records[self.args.process_index :: self.args.world_size]
+        gather_weights(self.model)
         for start in range(0, len(mine), self.args.per_device_eval_batch_size):
             batch = mine[start : start + self.args.per_device_eval_batch_size]
             completions = sample(self.model, [self.prepare(record) for record in batch], 1, greedy)

@@ -37,6 +37,12 @@ def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
     return model.base_model.visual.parameters() if has_vision(model) else iter(())
 
 
+def patch_values(model: PreTrainedModel) -> int:
+    """Numbers in one patch of an image or video, as the vision tower of the model takes it."""
+    vision = model.config.vision_config
+    return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+
 def make_capturable(model: nn.Module) -> PreTrainedModel:
     """Switch the text decoder to the packed attention; idempotent. Without a layout it goes on as plain SDPA.
 

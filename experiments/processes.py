@@ -1,0 +1,233 @@
+"""One run on 1, 2 and 4 processes, under DDP and FSDP2: `python experiments/processes.py`.
+
+Every run trains the embedded model on the same global batches on CPU (gloo) from one seed. The loss curve of one process is
+the reference. Written is how far the others are from it at most: relative to the loss of the same step, and to the largest
+of the curve. GRPO's loss is a difference of large terms and passes through zero, where the first is as large as rounding is;
+so runs in float64 stand beside those in float32. Complete runs are not repeated. The figures go to
+`experiments/results/processes.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ral.config import RALConfig
+from ral.data.record import Record
+from ral.files import atomic_write_text, read_jsonl
+from ral.runs import machine_class, source_commit
+from ral.sharding import whole_state
+from ral.testbed import load_start
+from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.rings import ring_records
+from ral.trainer import RALTrainer
+
+RESULTS = Path(__file__).parent / "results" / "processes.json"
+ENGINES = ("ddp", "fsdp2")
+PROCESSES = (2, 4)
+#: What a recipe says for an engine.
+SHARDING: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": False}},
+    "zero2": {
+        "deepspeed": {
+            "zero_optimization": {"stage": 2},
+            "zero_allow_untested_optimizer": True,
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+        }
+    },
+}
+#: Prompts in a step, whatever the number of processes, and the completions of each.
+PROMPTS, GROUP = 4, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, whatever it runs on.
+
+    Attributes:
+        data: `think` (images, with thinking) or `mixed` (images, videos and text).
+        adapter: train LoRA on all linear layers of the decoder instead of the weights themselves.
+        accumulation: micro-batches of one optimiser step on one process.
+        double: compute in float64.
+        prompts: of an optimiser step, on all processes together.
+        pinned: every process stays on the core of its number.
+    """
+
+    data: Literal["think", "mixed"] = "think"
+    steps: int = 20
+    adapter: bool = False
+    freeze_vision: bool = True
+    attention_anchor: str = "old"
+    accumulation: int = 1
+    double: bool = False
+    prompts: int = PROMPTS
+    pinned: bool = False
+
+    def records(self) -> list[Record]:
+        """Not a multiple of the prompts of a step, so that an epoch ends with an uneven batch."""
+        if self.data == "think":
+            return ring_records(5 * self.prompts + 3, seed=0)
+        kinds = (ring_records(7, seed=0), episode_records(7, 0, picks=[2]), told_records(9, 0))
+        return [record for kind in kinds for record in kind]
+
+    def config(self, folder: Path, processes: int, engine: str) -> RALConfig:
+        return RALConfig(
+            output_dir=str(folder),
+            use_cpu=True,
+            template="plain",
+            fps=1.0,
+            num_frames=6,
+            max_pixels=32 * 32 if self.data == "mixed" else None,
+            num_generations=GROUP,
+            per_device_train_batch_size=self.prompts * GROUP // processes // self.accumulation,
+            gradient_accumulation_steps=self.accumulation,
+            max_steps=self.steps,
+            max_completion_length=16,
+            temperature=1.3,
+            learning_rate=1e-3 if self.adapter else 1e-4,
+            attention_anchor=self.attention_anchor,
+            attention_coef=5.0,
+            beta=0.04,
+            freeze_vision=self.freeze_vision,
+            gradient_norm_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            **SHARDING[engine],
+        )
+
+
+class OnCPU(RALTrainer):
+    """accelerate shards on accelerators only; its FSDP2 code and torch's run over gloo all the same."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+
+def lengths(completions: list[str], **columns: object) -> list[float]:
+    """A reward with signal in nearly every group."""
+    return [float(sum(map(ord, text)) % 7) for text in completions]
+
+
+def train(case: Case, engine: str, folder: Path) -> None:
+    """One process of a run; the first one leaves the parameters at the end in `end.safetensors`."""
+    torch.set_num_threads(1)
+    if case.pinned:
+        os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
+    model, processor = load_start()
+    if case.double:
+        model = model.double()
+    adapter = LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*") if case.adapter else None
+    run = OnCPU(
+        model,
+        case.config(folder, int(os.environ["WORLD_SIZE"]), engine),
+        train_dataset=case.records(),
+        processing_class=processor,
+        reward_funcs=lengths,
+        peft_config=adapter,
+    )
+    run.train()
+    weights = whole_state(run.model_wrapped, run.accelerator)  # whole, on the first process
+    if run.is_world_process_zero():
+        end = {name: weights[name].contiguous() for name, p in run.model.named_parameters() if p.requires_grad}
+        save_file(end, folder / "end.safetensors")
+
+
+def run(case: Case, engine: str, processes: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Metrics by step and trained parameters at the end of a run on so many processes, each on one thread."""
+    folder.mkdir(parents=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    asked = ["--case", json.dumps(asdict(case)), "--engine", engine, "--output", str(folder)]
+    found = subprocess.run(
+        [sys.executable, *launcher, __file__, *asked],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=900,
+    )
+    if found.returncode:
+        raise RuntimeError(f"{case} on {processes} processes under {engine}:\n{found.stderr[-3000:]}")
+    return list(read_jsonl(folder / "metrics.jsonl")), load_file(folder / "end.safetensors")
+
+
+def differences(curve: list[float], reference: list[float]) -> dict[str, float]:
+    """The largest difference between two loss curves, relative to the loss of its step and to the largest loss."""
+    gaps = [abs(loss - expected) for loss, expected in zip(curve, reference, strict=True)]
+    return {
+        "of_the_step": max(gap / abs(expected) for gap, expected in zip(gaps, reference, strict=True)),
+        "of_the_largest": max(gaps) / max(map(abs, reference)),
+    }
+
+
+def measure(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """One process against several, under every engine: one row per run."""
+
+    def curve(engine: str, processes: int) -> list[float]:
+        kept = folder / f"{case.data}-{'float64' if case.double else 'float32'}-{engine}-{processes}"
+        if not (kept / "end.safetensors").exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            run(case, engine, processes, kept)
+        return [row["loss"] for row in read_jsonl(kept / "metrics.jsonl")]
+
+    reference = curve("ddp", 1)
+    return [
+        {
+            "data": case.data,
+            "dtype": "float64" if case.double else "float32",
+            "engine": engine,
+            "processes": processes,
+            **differences(curve(engine, processes), reference),
+        }
+        for engine in ENGINES
+        for processes in PROCESSES
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=json.loads, help="One process of a run, started by torchrun.")
+    parser.add_argument("--engine", choices=SHARDING)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("runs/processes"), help="Where the runs are kept.")
+    args = parser.parse_args()
+    if args.case:
+        train(Case(**args.case), args.engine, args.output)
+        return
+    cases = [Case(data, args.steps, double=double) for double in (False, True) for data in ("think", "mixed")]
+    results = {
+        "command": f"python experiments/processes.py --steps {args.steps}",
+        "machine": machine_class(),
+        "commit": source_commit(),
+        "prompts": PROMPTS,
+        "group": GROUP,
+        "runs": [row for case in cases for row in measure(case, args.output)],
+    }
+    atomic_write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    for row in results["runs"]:
+        print(*row.values())
+
+
+if __name__ == "__main__":
+    main()

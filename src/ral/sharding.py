@@ -1,0 +1,104 @@
+"""What sharded weights (FSDP2) ask of a loop whose processes do different work between two updates.
+
+A sharded layer gathers its weights from all processes when it is called, so all have to call it at the same point. Rollouts
+are as many steps as their longest completion, and not every process has an image: whole weights are gathered before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from ral.attention.models import patch_values, pretrained, vision_features
+from ral.config import ConfigError, RALConfig
+
+
+def refuse_sharding(accelerator: Accelerator, args: RALConfig) -> None:
+    """Raise ConfigError for sharding under which processes would wait for each other, or weights be out of reach.
+
+    It may come from the recipe or from `accelerate launch`, so it is looked up where both have met.
+    """
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    zero = getattr(accelerator.state, "deepspeed_plugin", None)
+    if args.fsdp and fsdp is None and args.world_size > 1:
+        raise ConfigError("fsdp is set, but accelerate shards on accelerators only; leave it out on CPU")
+    if fsdp is not None and (fsdp.fsdp_version != 2 or fsdp.reshard_after_forward):
+        raise ConfigError(
+            "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot "
+            "wait for each other in each of their steps; set version 2 and reshard_after_forward: false"
+        )
+    if fsdp is not None and not args.freeze_vision:
+        raise ConfigError(
+            "freeze_vision=False under fsdp: processes with other images would reduce the vision tower's gradients at "
+            "other points and wait for each other for ever; train it under DDP or ZeRO-2, or freeze it"
+        )
+    if zero is not None and zero.zero_stage == 3:
+        raise ConfigError(
+            "ZeRO-3 does not follow a prompt that is packed with its completions through the backward pass; use FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml), which shards the same, or ZeRO-2"
+        )
+
+
+def gather_weights(model: nn.Module) -> None:
+    """Let each process call any part of the model as often as it needs, until the next backward pass; all must call this.
+
+    Weights that are not sharded are whole already. FSDP2 keeps what is gathered (`reshard_after_forward: false`).
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+
+
+def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+    """The state dict of a model as accelerate has prepared it, whole on the main process; all must call this."""
+    if not isinstance(model, FSDPModule):
+        return accelerator.get_state_dict(model)
+    weights = {}
+    for name, value in model.state_dict().items():  # one weight at a time is whole on every process
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if accelerator.is_main_process:
+            weights[name] = whole.contiguous().cpu()
+    return weights
+
+
+@contextmanager
+def another_backward(model: nn.Module) -> Iterator[None]:
+    """Gradients may be taken in it with `torch.autograd.grad` before the backward pass that trains.
+
+    FSDP2 would otherwise take them for that pass, and give back the weights that it needs.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    _last_backward(model, False)
+    try:
+        yield
+    finally:
+        _last_backward(model, True)
+
+
+def _last_backward(model: FSDPModule, last: bool) -> None:
+    model.set_is_last_backward(last)
+    model.set_reshard_after_backward(last)
+
+
+def idle_vision(model: nn.Module) -> Tensor:
+    """0, as the vision tower makes it of a blank image: for a pass without images through a tower that is trained.
+
+    Its gradient is 0 as well, but there is one: DDP waits until every process has a gradient for every weight.
+    """
+    base = pretrained(model)
+    side = base.config.vision_config.spatial_merge_size
+    blank = {
+        "pixel_values": torch.zeros(side**2, patch_values(base), device=base.device),
+        "image_grid_thw": torch.tensor([[1, side, side]], device=base.device),
+    }
+    features = vision_features(model, blank)["image"]
+    levels = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
+    return 0 * torch.stack([tensor.sum() for level in levels for tensor in level]).sum()

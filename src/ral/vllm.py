@@ -1,0 +1,193 @@
+"""Rollouts from a vLLM server, which lives in an environment, and usually on GPUs, of its own.
+
+The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their images beside them,
+completions come back as token ids with the log-probabilities they were drawn at. New weights are written to a folder that
+both see, and the server reads them in place. It is started on the model that training starts from:
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from ral.attention import Prompt
+from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
+from ral.config import ConfigError
+from ral.data.media import load_image
+from ral.data.prompt import build_messages
+from ral.data.record import DataError, Record
+from ral.rollout import Completion, Sampling
+from ral.sharding import whole_state
+
+#: How long one request may take, in seconds: a batch of long completions, or the reading of new weights.
+TIMEOUT = 1800
+#: Added to the logits of tokens that must not be drawn; the lowest that the API takes.
+BANNED = -100.0
+
+
+class ServerError(RuntimeError):
+    """The vLLM server cannot be reached, was started without what is needed, or refuses a request."""
+
+
+class VLLMServer:
+    """A running server, as a sampler of completions.
+
+    Args:
+        url: its address, such as `http://127.0.0.1:8000`.
+        model: the policy that it is to follow.
+        folder: where new weights are written to, and read from by the server.
+
+    Raises ServerError when nothing answers there, ConfigError for an adapter.
+    """
+
+    def __init__(self, url: str, model: nn.Module, folder: Path):
+        if isinstance(model, PeftModel):
+            raise ConfigError(
+                "rollout_engine='vllm' sends whole weights and cannot send an adapter; train without peft, or set "
+                "rollout_engine=transformers"
+            )
+        self.url, self.folder = url.rstrip("/"), folder.resolve()
+        base = pretrained(model)
+        self.placeholders = set(visual_token_ids(base))
+        self.banned = {str(token): BANNED for token in special_visual_token_ids(base)}
+        self.name = self._request("GET", "/v1/models")["data"][0]["id"]
+
+    def follow(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Take up the policy's weights, and forget what was computed with the old ones. All processes must call it.
+
+        Args:
+            model: as accelerate has prepared it; sharded weights are gathered on the main process.
+        """
+        weights = whole_state(model, accelerator)
+        if accelerator.is_main_process:
+            pretrained(model).save_pretrained(self.folder, state_dict=weights)
+            path = {"weights_path": str(self.folder)}
+            self._request("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
+            self._request("POST", "/reset_prefix_cache", {})
+        accelerator.wait_for_everyone()
+
+    def sample(
+        self,
+        records: Sequence[Record],
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator],
+    ) -> list[list[Completion]]:
+        """`num_generations` completions for every prompt, all prompts at once; `records` are where their images are.
+
+        The generators give each prompt's seed, so that it is drawn the same whatever it is batched with, as far as the
+        server computes the same.
+
+        Raises ServerError when the server makes another prompt of an image than the policy's processor does.
+        """
+        with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
+            return list(
+                pool.map(
+                    lambda one: self._complete(*one, num_generations, sampling),
+                    zip(records, prompts, generators, strict=True),
+                )
+            )
+
+    def _complete(
+        self, record: Record, prompt: Prompt, generator: torch.Generator, num_generations: int, sampling: Sampling
+    ) -> list[Completion]:
+        ids = prompt.input_ids.tolist()
+        answer = self._request(
+            "POST",
+            "/inference/v1/generate",
+            {
+                "model": self.name,
+                "token_ids": self._without_repeats(ids),
+                "content_parts": _images(record) or None,
+                "return_token_ids": True,
+                "sampling_params": {
+                    "n": num_generations,
+                    "seed": generator.initial_seed() % 2**63,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "top_k": sampling.top_k,
+                    "max_tokens": sampling.max_completion_length,
+                    "stop_token_ids": list(sampling.eos_token_ids),
+                    "logit_bias": self.banned,
+                    "logprobs": 0,
+                    "output_kind": 2,  # whole completions only, or all but the last to finish are lost
+                },
+            },
+        )
+        if answer["prompt_token_ids"] != ids:
+            raise ServerError(
+                f"{record.origin}: the vLLM server makes {len(answer['prompt_token_ids'])} tokens of this prompt, the policy's "
+                f"processor {len(ids)}. Start the server on the same model, with the pixel limits of the run "
+                "(--mm-processor-kwargs)."
+            )
+        return [_completion(choice) for choice in answer["choices"]]
+
+    def _without_repeats(self, ids: list[int]) -> list[int]:
+        """One placeholder for every image: the server repeats it for each of the image's visual tokens."""
+        before = [None, *ids]
+        return [
+            token for token, last in zip(ids, before, strict=False) if token not in self.placeholders or token != last
+        ]
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                raise ServerError(
+                    f"the vLLM server at {self.url} does not serve {path}; start it with VLLM_SERVER_DEV_MODE=1 in its "
+                    "environment and --enable-scale-out (vLLM 0.32 or newer)"
+                ) from error
+            said = error.read(500).decode(errors="replace")
+            raise ServerError(f"the vLLM server at {self.url} refuses {path}: {said}") from error
+        except OSError as error:  # refused, unknown host, timed out
+            raise ServerError(
+                f"no vLLM server answers at {self.url} ({error}); start one, and set vllm_url to its address: "
+                "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
+            ) from error
+
+
+def _images(record: Record) -> list[dict[str, str]]:
+    """The images in the order of their places in the prompt, without loss."""
+    parts = [part for message in build_messages(record, think=False) for part in message["content"]]
+    if record.videos:
+        raise DataError(
+            f"{record.origin}: has a video, whose frames and times a vLLM server chooses by settings of its own; "
+            "set rollout_engine to transformers for data with videos"
+        )
+    return [
+        {"type": "image_url", "url": _data_url(load_image(part["image"], record.origin))}
+        for part in parts
+        if part["type"] == "image"
+    ]
+
+
+def _data_url(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _completion(choice: dict[str, Any]) -> Completion:
+    """A choice of the server's answer, whose ids hold the end-of-sequence token already."""
+    logps = torch.tensor([token["logprob"] for token in choice["logprobs"]["content"]])
+    return Completion(torch.tensor(choice["token_ids"]), choice["finish_reason"] == "length", logps)

@@ -1,0 +1,103 @@
+"""Rollouts from a real vLLM server, where one is at hand.
+
+RAL_VLLM is the address of a server on `src/ral/testbed/assets/start` in float32, started as `docs/scaling.md` says.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+
+from ral.config import ConfigError, RALConfig
+from ral.data.record import DataError, Record
+from ral.files import read_jsonl
+from ral.objective import importance
+from ral.testbed import load_start
+from ral.testbed.rings import ring_records
+from ral.trainer import RALTrainer
+from ral.vllm import ServerError
+
+URL = os.environ.get("RAL_VLLM", "")
+with_server = pytest.mark.skipif(not URL, reason="RAL_VLLM names no vLLM server")
+TEXT = Record("text", "what colour is the grass?", "green", origin="text")
+
+
+def lengths(completions: list[str], **columns: object) -> list[float]:
+    return [float(sum(map(ord, text)) % 7) for text in completions]
+
+
+def trainer(folder: Path, url: str = URL, records: list[Record] | None = None, **changes: Any) -> RALTrainer:
+    model, processor = load_start()
+    settings: dict[str, Any] = {
+        "rollout_engine": "vllm", "vllm_url": url, "use_cpu": True, "template": "plain", "num_generations": 4,
+        "per_device_train_batch_size": 16, "max_steps": 6, "max_completion_length": 16, "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant", "save_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
+    peft = changes.pop("peft_config", None)
+    args = RALConfig(output_dir=str(folder), **settings | changes)
+    data = records or [*ring_records(6, 0), TEXT, TEXT]
+    return RALTrainer(model, args, data, reward_funcs=lengths, processing_class=processor, peft_config=peft)
+
+
+@with_server
+def test_a_policy_trains_on_rollouts_of_a_server_that_follows_it(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    start = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train()
+    rows = list(read_jsonl(tmp_path / "metrics.jsonl"))
+    first_updates = [row for row in rows if "rollout/logp_gap" in row]
+    assert [row["step"] for row in first_updates] == [1, 3, 5]
+    moved = max(float((value - start[name]).abs().max()) for name, value in run.model.state_dict().items())
+    assert moved > 3e-3  # far enough for a server with old weights to show
+    for row in first_updates:
+        assert row["rollout/logp_gap"] < 1e-3
+        assert row["rollout/importance"] == pytest.approx(1, abs=1e-3)
+    groups = [group for micro_batch in run.groups for group in micro_batch]
+    banned = {505, 506, 503, 504}
+    assert not banned & {int(token) for group in groups for ids in group.ids for token in ids}
+    assert all(ids[-1] == 500 or len(ids) == 16 for group in groups for ids in group.ids)
+
+
+@with_server
+def test_an_image_that_the_server_resizes_otherwise_is_refused(tmp_path: Path) -> None:
+    large = Record("large", "<image> what is this?", "red", images=(Image.new("RGB", (96, 96)),), origin="row 3")
+    with pytest.raises(ServerError, match=r"row 3: the vLLM server makes .* tokens .* processor"):
+        trainer(tmp_path, records=[large] * 4, max_pixels=32 * 32).train()
+
+
+@with_server
+def test_videos_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("minigrid")
+    from ral.testbed.episodes import episode_records
+
+    with pytest.raises(DataError, match=r"video.*rollout_engine to transformers"):
+        trainer(tmp_path, records=episode_records(4, 0, cache=tmp_path), fps=1.0, max_pixels=32 * 32).train()
+
+
+def test_no_server_is_said_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"no vLLM server answers at http://127.0.0.1:9.*vllm serve"):
+        trainer(tmp_path, "http://127.0.0.1:9")
+
+
+def test_what_vllm_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"explore.*rollout_engine=transformers"):
+        trainer(tmp_path, attention_anchor="explore")
+    with pytest.raises(ConfigError, match="adapter"):
+        trainer(tmp_path, "http://127.0.0.1:9", peft_config=LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="vllm_url='localhost' is no address"):
+        trainer(tmp_path, "localhost")
+
+
+def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:
+    logps = torch.tensor([[-1.0, -1.0, -3.0]], requires_grad=True)
+    drawn_at = torch.tensor([[-1.0, -3.0, -1.0]])
+    found = importance(logps, drawn_at, cap=2.0)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, math.exp(-2)]]))
+    assert not found.requires_grad
