@@ -156,7 +156,8 @@ def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tup
     position = torch.tensor([p.next_position for p in prompts], device=device)
     owner = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
     dtype = torch.promote_types(outputs.logits.dtype, torch.float32)
-    layers = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
+    held: Any = cache.layers  # of a dynamic cache: each with its keys and values
+    layers = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in held]
     return SharedPrefix(layers, mask.bool(), owner), outputs.logits[owner, -1], position[owner]
 
 

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,9 @@ class VLLMServer:
 
         Raises ServerError when the server makes another prompt of an image than the policy's processor does.
         """
+        complete = partial(self._complete, num_generations=num_generations, sampling=sampling)
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
-            return list(
-                pool.map(
-                    lambda one: self._complete(*one, num_generations, sampling),
-                    zip(records, prompts, generators, strict=True),
-                )
-            )
+            return list(pool.map(complete, records, prompts, generators))
 
     def _complete(
         self, record: Record, prompt: Prompt, generator: torch.Generator, num_generations: int, sampling: Sampling

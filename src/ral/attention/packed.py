@@ -46,7 +46,8 @@ def packed_attention(
 
     layer: int = module.layer_idx  # type: ignore[assignment]
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if prefix is not None:
+    if packed is None:
+        assert prefix is not None
         return prefix.attend(layer, query, key, value, scaling), None
     if layer in packed.capture_layers:
         packed.captured[layer] = (query[0], key[0], scaling)

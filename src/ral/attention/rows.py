@@ -74,7 +74,7 @@ class _Rows(torch.autograd.Function):
         for at in _chunks(*grad_rows.shape, heads=q.shape[0] * q.shape[1]):
             inputs = [x.detach().requires_grad_() for x in (q[:, :, *at], k_prompt, k_own[:, at[0]])]
             with torch.enable_grad():
-                rows, _ = _chunk_rows(*inputs, mask, at, ctx.query, bias)
+                rows, _ = _chunk_rows(inputs[0], inputs[1], inputs[2], mask, at, ctx.query, bias)
             grads = torch.autograd.grad(rows, inputs, grad_rows[at])
             for total, part in zip((grad_q[:, :, *at], grad_prompt, grad_own[:, at[0]]), grads, strict=True):
                 total += part
