@@ -1,4 +1,4 @@
-"""Does attention distillation bring a student nearer to its teacher? `python experiments/distillation.py --seeds 0 1 2`.
+"""Does attention distillation bring a student nearer to its teacher? `python -m experiments.distillation --seeds 0 1 2`.
 
 Students of `recipes/testbed/distill-gkd.yaml` (tokens) and `distill-both.yaml` (tokens and attention), shortened, and the start
 they have in common, against the shipped teacher on held-out rings: accuracy of the most likely completions, and over the
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from experiments.common import RECIPES, RESULTS, trained
 
 from ral.answers import extract_answer, same_text
 from ral.attention import forward_groups
@@ -26,13 +26,11 @@ from ral.evaluate.settings import EvalSettings
 from ral.evaluate.statistics import seed_interval
 from ral.evaluate.tasks.testbed import rings_task
 from ral.files import atomic_write_text
-from ral.launch import train
 from ral.recipe import load_recipe
 from ral.runs import machine_class, source_commit
 from ral.testbed import start_checkpoint, teacher_checkpoint
 
-RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
-RESULTS = Path(__file__).parent / "results" / "distillation.json"
+FILE = RESULTS / "distillation.json"
 ARMS = {"tokens": "distill-gkd", "tokens + attention": "distill-both"}
 FIGURES = ("accuracy", "attention_jsd", "token_jsd")
 ASKED = EvalSettings(template="plain", max_completion_length=24)
@@ -49,14 +47,12 @@ def main() -> None:
     runs = []
     for seed in args.seeds:
         for arm, recipe in ARMS.items():
-            folder = args.output / f"{recipe}-{seed}"
-            if not (folder / "final").exists():
-                shutil.rmtree(folder, ignore_errors=True)  # cut off
-                words = {"seed": seed, "max_steps": args.steps, "output_dir": folder}
-                train(load_recipe(RECIPES / f"{recipe}.yaml", [f"--{key}={value}" for key, value in words.items()]))
+            words = {"seed": seed, "max_steps": args.steps, "output_dir": args.output / f"{recipe}-{seed}"}
+            overrides = [f"--{key}={value}" for key, value in words.items()]
+            folder = trained(load_recipe(RECIPES / f"{recipe}.yaml", overrides))
             runs.append({"seed": seed, "arm": arm, **nearness(folder / "final", args.held_out, folder)})
     results = {
-        "command": f"python experiments/distillation.py --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}",
+        "command": f"python -m experiments.distillation --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}",
         "machine": machine_class(),
         "commit": source_commit(),
         "held_out": args.held_out,
@@ -64,8 +60,7 @@ def main() -> None:
         "teacher": nearness(teacher_checkpoint(), args.held_out, args.output / "teacher"),
         "runs": runs,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    atomic_write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+    atomic_write_text(FILE, json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 

@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import re
 import shutil
 from pathlib import Path
 
 from benchmarks.common import RESULTS as BENCHMARKS
 from benchmarks.page import Results, conditions, targets_table
-from experiments.seeds import RESULTS as SEEDS
-from experiments.seeds import table as seeds_table
+from experiments.results import Table, summary_table
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PRIMARY = ("grpo", "old", "explore", "explore-bias")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", flags=re.DOTALL)
 
 
-def seeds() -> str:
-    """Accuracy and looking over seeds."""
-    results = json.loads(SEEDS.read_text(encoding="utf-8"))
-    seeds = sorted({run["seed"] for run in results["runs"]})
+def study() -> str:
+    """The primary comparison over seeds."""
+    table = Table("rings")
+    seeds = table.seeds(table.study.baseline)
+    cell = table.cells[table.study.baseline, seeds[0]]
+    arms = " ".join(PRIMARY)
     return (
-        f"{seeds_table(results)}\n\nMeans over seeds {', '.join(map(str, seeds))} with 95 % t-intervals; "
-        f"{results['machine']}; `{results['command']}`.\n"
+        f"{summary_table(table, PRIMARY)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]} with Student's 95 % intervals, differences "
+        f"paired by seed; {cell.machine}; `python -m experiments.study rings --arms {arms}`. All arms, controls and what these "
+        "seeds could have shown: [experiments/results.md](experiments/results.md).\n"
     )
 
 
@@ -43,7 +45,7 @@ def performance() -> str:
     )
 
 
-FIGURES = {"seeds": seeds, "performance": performance}
+FIGURES = {"study": study, "performance": performance}
 
 
 def with_figures(text: str) -> str:

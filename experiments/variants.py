@@ -1,4 +1,4 @@
-"""Every recipe of the testbed, trained and evaluated: `python experiments/variants.py [RECIPE …]`.
+"""Every recipe of the testbed, trained and evaluated: `python -m experiments.variants [RECIPE …]`.
 
 One run after the other in one process. A run that has its final model is not repeated, nor is a finished evaluation. Start
 and result answer the same held-out records of the recipe's own data (`eval_data`, else `data`), asked as in training. The
@@ -10,23 +10,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from ral.evaluate.answering import load_for_answering
-from ral.evaluate.runner import evaluate
+from experiments.common import RECIPES, RESULTS, evaluated, trained
+
 from ral.evaluate.settings import EvalSettings
-from ral.evaluate.tasks.selection import find_task
 from ral.files import atomic_write_text, read_jsonl
-from ral.launch import train
 from ral.recipe import Recipe, load_recipe
 from ral.report import write_report
 from ral.runs import machine_class
 from ral.testbed import model_name
 
-RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
-RESULTS = Path(__file__).parent / "results" / "variants.json"
+FILE = RESULTS / "variants.json"
 
 
 def main() -> None:
@@ -35,24 +31,20 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, help="records per task; default: the task's own number")
     parser.add_argument("--output", type=Path, default=Path("runs/variants"), help="where the runs are kept")
     args = parser.parse_args()
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     for path in args.recipes:
         recipe = load_recipe(path, ["--output_dir", str(args.output / path.stem)])
         if not Path(model_name(recipe.model)).exists():
             print(f"{path.name}: left out, as {recipe.model} does not exist; the recipe says how it is made.")
             continue
         found[path.stem] = variant(recipe, args.output, args.held_out)
-        RESULTS.parent.mkdir(exist_ok=True)
-        atomic_write_text(RESULTS, json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        atomic_write_text(FILE, json.dumps(dict(sorted(found.items())), indent=1) + "\n")
     print(table(found))
 
 
 def variant(recipe: Recipe, output: Path, held_out: int | None) -> dict[str, Any]:
     """Train `recipe` unless that was done; its figures before and after."""
-    folder = Path(str(recipe.args.output_dir))
-    if not (folder / "final").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # cut off
-        train(recipe)
+    folder = trained(recipe)
     settings = EvalSettings.of_model(folder)
     data = recipe.eval_data or recipe.data
     tasks = {}
@@ -67,8 +59,8 @@ def variant(recipe: Recipe, output: Path, held_out: int | None) -> dict[str, Any
     rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "step_seconds" in row]
     steps = [0, *(row["step"] for row in rows)]
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    trained = recipe.args.attention_coef > 0
-    cancelled = [row["attention/cancelled"] for row in rows if trained and "attention/cancelled" in row]
+    with_term = recipe.args.attention_coef > 0
+    cancelled = [row["attention/cancelled"] for row in rows if with_term and "attention/cancelled" in row]
     return {
         "seed": recipe.args.seed,
         "steps": steps[-1],
@@ -83,10 +75,7 @@ def variant(recipe: Recipe, output: Path, held_out: int | None) -> dict[str, Any
 
 def accuracy(model: str, name: str, held_out: int | None, output: Path, settings: EvalSettings) -> dict[str, Any]:
     """Accuracy with its interval, and how often the target is where the row that predicts the answer looks most."""
-    summary = output / "summary.json"
-    if not summary.exists():
-        evaluate(*load_for_answering(model), find_task(name, n=held_out), output, settings=settings, name=model)
-    found = json.loads(summary.read_text(encoding="utf-8"))
+    found = evaluated(model, name, held_out, output, settings)
     looking = found["grounding"]
     return {**{key: found[key] for key in ("accuracy", "ci", "n")}, "pointing": looking and looking["pointing"]}
 

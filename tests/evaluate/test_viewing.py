@@ -18,7 +18,7 @@ from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.testbed import named
 from ral.evaluate.viewing import View, sheet, sheet_map, view
 from ral.files import read_jsonl
-from ral.report.artefacts import Arm, Evaluation
+from ral.report.artefacts import Arm, Evaluation, Run
 from ral.report.gallery import build_gallery
 from ral.testbed import load_start
 from ral.testbed.episodes import LEG, episode_records, make_episode
@@ -109,7 +109,8 @@ def test_the_gallery_says_when_the_frames_of_a_video_are(record: Record, tmp_pat
     evaluate(model, processor, task, tmp_path, settings=SETTINGS)
     items = {row["id"]: row for row in read_jsonl(tmp_path / "items.jsonl")}
     evaluation = Evaluation("episodes", tmp_path, {}, items)
-    [exhibit] = build_gallery([Arm("one", "One", tmp_path, evaluations={"episodes": evaluation})], "episodes").exhibits
+    arm = Arm("one", "One", [Run(tmp_path, evaluations={"episodes": evaluation})])
+    [exhibit] = build_gallery([arm], "episodes").exhibits
     assert exhibit.frames == "0.0, 2.0, 4.0"
     [look] = exhibit.looks
     assert look.tile is not None

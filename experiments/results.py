@@ -1,0 +1,234 @@
+"""The page of results: `python -m experiments.results` writes experiments/results.md and its figures from the result files.
+
+Over seeds, as in rliable (Agarwal et al., arXiv 2108.13264): interquartile means with bootstrap intervals, the probability
+that a run of an arm beats one of the baseline. Differences are paired by seed, with Student's t interval. The detectable
+effect is what a paired t-test at 5 % would find with 80 % power, given the spread that was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from experiments.common import RESULTS
+from experiments.studies import STUDIES
+from experiments.study import read_cells, result_file
+from numpy.typing import NDArray
+from statsmodels.stats.power import TTestPower
+
+from ral.evaluate.statistics import interquartile_mean_interval, probability_of_improvement, seed_interval
+from ral.files import atomic_write_text
+
+PAGE = RESULTS.parent / "results.md"
+FIGURES = RESULTS.parents[1] / "docs" / "assets"
+_HEAD = """# Does training the attention help?
+
+Written by `python -m experiments.results` from the files in `experiments/results/`; do not edit. The endpoint of every study
+was fixed before its runs: held-out accuracy of greedy answers at equal numbers of prompts, rollouts and updates. Where the model
+looks comes second.
+
+- *accuracy*: mean over seeds with Student's 95 % interval; *IQM*: interquartile mean with a stratified bootstrap interval.
+- *difference*: to the first arm, paired by seed, with Student's 95 % interval. *detectable*: the smallest mean difference that a
+  paired t-test at 5 % would find with 80 % power, given this spread and number of seeds. An interval that holds 0 beside a
+  detectable effect of several points is no evidence of no effect.
+- *P(better)*: probability that a run of the arm beats a run of the first one, with a bootstrap interval.
+- *time*: training time against the first arm's, median over seeds; the machine was shared, so only large differences mean anything.
+- Looking is measured at the row that predicts the answer, in the trained layer.
+
+One cell is repeated by the two commands that `python -m experiments.study STUDY --seeds N --arms ARM --show` prints; on a CPU, at
+the commit that stands in the cell, it gives the same figures."""
+
+
+class Table:
+    """The cells of one study, by arm and seed."""
+
+    def __init__(self, name: str):
+        self.study = STUDIES[name]
+        self.cells = {(cell.arm, cell.seed): cell for cell in read_cells(name)}
+        self.start = json.loads(result_file(name).read_text(encoding="utf-8"))["start"]
+        self.arms = [arm for arm in self.study.arms if self.seeds(arm)]
+
+    def seeds(self, arm: str) -> list[int]:
+        return sorted(seed for other, seed in self.cells if other == arm)
+
+    def values(self, arm: str, figure: str = "accuracy") -> NDArray[np.float64]:
+        """`[seeds]` of one figure; accuracies in per cent."""
+        scale = 100.0 if figure == "accuracy" else 1.0
+        return np.array([scale * getattr(self.cells[arm, seed], figure) for seed in self.seeds(arm)])
+
+    def difference(self, arm: str, other: str, figure: str = "accuracy") -> NDArray[np.float64]:
+        """`[seeds]` of arm − other on the seeds that both have."""
+        scale = 100.0 if figure == "accuracy" else 1.0
+        both = [seed for seed in self.seeds(arm) if (other, seed) in self.cells]
+        return np.array(
+            [scale * (getattr(self.cells[arm, s], figure) - getattr(self.cells[other, s], figure)) for s in both]
+        )
+
+
+def detectable(differences: NDArray[np.float64]) -> float:
+    """The smallest mean difference that a paired t-test at 5 % finds with 80 % power, for this spread and number."""
+    effect = TTestPower().solve_power(nobs=len(differences), alpha=0.05, power=0.8, alternative="two-sided")
+    return float(effect * differences.std(ddof=1))
+
+
+def accuracy_table(table: Table) -> str:
+    """Accuracy of every arm, and what it differs from the baseline by."""
+    base = table.study.baseline
+    lines = [
+        "| arm | seeds | accuracy % | IQM % | difference | detectable | P(better) | time |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| start | | {100 * table.start['accuracy']:.1f} | | | | | |",
+    ]
+    for arm in table.arms:
+        values, label = table.values(arm), table.study.arms[arm].label
+        cells = [str(len(values)), f"{seed_interval(values):.1f}", f"{interquartile_mean_interval(values):.1f}"]
+        difference = table.difference(arm, base)
+        if arm == base or len(difference) < 2:
+            cells += ["", "", "", ""]
+        else:
+            better = probability_of_improvement(table.values(base), values)
+            cells += [f"{seed_interval(difference):+.1f}", f"{detectable(difference):.1f}", f"{better:.2f}"]
+            cells.append(f"×{_time_ratio(table, arm):.2f}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary_table(table: Table, arms: Sequence[str]) -> str:
+    """Accuracy and looking of a few arms, for a reader in a hurry."""
+    base = table.study.baseline
+    lines = ["| arm | accuracy % | difference | pointing game | mass in box |", "|---|---|---|---|---|"]
+    start = table.start
+    lines.append(f"| start | {100 * start['accuracy']:.1f} | | {start['pointing']:.2f} | {start['mass']:.2f} |")
+    for arm in arms:
+        difference = "" if arm == base else f"{seed_interval(table.difference(arm, base)):+.1f}"
+        looking = " | ".join(f"{table.values(arm, name).mean():.2f}" for name in ("pointing", "mass"))
+        label = table.study.arms[arm].label
+        lines.append(f"| {label} | {seed_interval(table.values(arm)):.1f} | {difference} | {looking} |")
+    return "\n".join(lines)
+
+
+def looking_table(table: Table) -> str:
+    """Where the row that predicts the answer looks."""
+    figures, base = ("pointing", "mass", "visual_share"), table.study.baseline
+    lines = [
+        "| arm | pointing game | difference | mass in box | difference | visual share |",
+        "|---|---|---|---|---|---|",
+    ]
+    start = [f"{table.start[name]:.2f}" for name in figures]
+    lines.append(f"| start | {start[0]} | | {start[1]} | | {start[2]} |")
+    for arm in table.arms:
+        cells = []
+        for name in figures:
+            cells.append(f"{table.values(arm, name).mean():.3f}")
+            if name != "visual_share":
+                difference = table.difference(arm, base, name)
+                cells.append("" if arm == base or len(difference) < 2 else f"{seed_interval(difference):+.3f}")
+        lines.append(f"| {table.study.arms[arm].label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def contrasts(table: Table) -> str:
+    """Arms against their controls, in a sentence each."""
+    found = []
+    for arm, control in table.study.contrasts:
+        accuracy = table.difference(arm, control)
+        if len(accuracy) > 1:
+            labels, mass = table.study.arms, ""
+            if table.start["mass"] is not None:
+                mass = f"; mass in box {seed_interval(table.difference(arm, control, 'mass')):+.3f}"
+            found.append(
+                f"{labels[arm].label}, against {labels[control].label}: {seed_interval(accuracy):+.1f} points "
+                f"({len(accuracy)} seeds, detectable {detectable(accuracy):.1f}){mass}."
+            )
+    return "\n\n".join(found)
+
+
+def _time_ratio(table: Table, arm: str) -> float:
+    """Median over seeds of the training time against the baseline's, which ran beside it."""
+    base = table.study.baseline
+    both = [seed for seed in table.seeds(arm) if (base, seed) in table.cells]
+    return float(np.median([table.cells[arm, s].seconds / table.cells[base, s].seconds for s in both]))
+
+
+def signal_table(table: Table) -> str:
+    """How strong the attention term's gradient is beside the tokens' (λ included)."""
+    lines = ["| arm | attention gradient / token gradient |", "|---|---|"]
+    for arm in table.arms:
+        signals = [s for s in (table.cells[arm, seed].signal for seed in table.seeds(arm)) if s is not None]
+        if signals and max(signals) > 0:
+            lines.append(f"| {table.study.arms[arm].label} | {np.mean(signals):.1e} |")
+    return "\n".join(lines)
+
+
+def draw(name: str, table: Table) -> Path:
+    """Every seed's accuracy by arm, with the mean's interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = name  # the same file from the same figures
+    plt.rcParams["font.family"] = "DejaVu Sans"
+    height = 0.5 * len(table.arms) + 1.1
+    figure, axes = plt.subplots(figsize=(7.5, height), constrained_layout=True)
+    for y, arm in enumerate(table.arms):
+        values = table.values(arm)
+        interval = seed_interval(values)
+        colour = "#0072b2" if arm == table.study.baseline else "#d55e00"
+        axes.plot(values, np.full(len(values), y), "o", color=colour, alpha=0.35, markersize=5, markeredgewidth=0)
+        axes.plot([interval.low, interval.high], [y, y], "-", color=colour, linewidth=2)
+        axes.plot(interval.value, y, "|", color=colour, markersize=16, markeredgewidth=2.5)
+    axes.axvline(table.values(table.study.baseline).mean(), color="#0072b2", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(table.arms)), [table.study.arms[arm].label for arm in table.arms])
+    axes.invert_yaxis()
+    axes.set_xlabel("held-out accuracy %, one dot a seed, mean with 95 % interval")
+    axes.set_title(table.study.title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = FIGURES / f"study-{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def section(name: str) -> str:
+    table = Table(name)
+    study, cells = table.study, list(table.cells.values())
+    seeds = sorted({cell.seed for cell in cells})
+    changes = ", ".join(f"`{key}: {value}`" for key, value in study.common.items())
+    return "\n\n".join(
+        [
+            f"## {study.title}",
+            study.note,
+            f"`python -m experiments.study {name} --seeds {' '.join(map(str, seeds))} --arms {' '.join(table.arms)}` "
+            f"({changes}; {study.held_out} held-out items; {cells[0].machine}; "
+            f"[study/{name}.json](results/study/{name}.json)).",
+            f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
+            accuracy_table(table),
+            contrasts(table),
+            *([looking_table(table)] if table.start["pointing"] is not None else []),
+            signal_table(table),
+        ]
+    )
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for name in known():
+        draw(name, Table(name))
+    atomic_write_text(PAGE, page(known()))
+
+
+def known() -> list[str]:
+    """The studies that have a result file."""
+    return [name for name in STUDIES if result_file(name).exists()]
+
+
+def page(names: list[str]) -> str:
+    return "\n\n".join([_HEAD, *(section(name) for name in names)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The studies: their arms are recipes that load, and their page is made of the result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from experiments.results import PAGE, detectable, known, page
+from experiments.studies import STUDIES
+from experiments.study import _bits, commands, read_cells, recipe_of
+from scipy import stats
+
+ARMS = [(name, arm) for name, study in STUDIES.items() for arm in study.arms]
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS)
+def test_every_arm_is_a_recipe(name: str, arm: str) -> None:
+    study = STUDIES[name]
+    recipe = recipe_of(study, arm, 7, Path("runs"))
+    assert recipe.args.seed == 7
+    assert recipe.args.output_dir == f"runs/{arm}/seed-7"
+    for key, value in {**study.common, **study.arms[arm].changes}.items():
+        assert getattr(recipe.args, key) == value
+    baseline = recipe_of(study, study.baseline, 7, Path("runs"))
+    for same in ("max_steps", "learning_rate", "num_generations", "per_device_train_batch_size", "temperature"):
+        assert getattr(recipe.args, same) == getattr(baseline.args, same)
+    assert (recipe.model, recipe.data, recipe.args.think) == (baseline.model, baseline.data, baseline.args.think)
+
+
+def test_a_cell_is_repeated_by_two_commands() -> None:
+    train, evaluate = commands(STUDIES["rings"], "old-5", 3, Path("runs"))
+    assert train == (
+        "ral train recipes/testbed/ral.yaml --max_steps=160 --attention_coef=5 --seed=3 --output_dir=runs/old-5/seed-3"
+    )
+    assert evaluate == "ral eval runs/old-5/seed-3 --tasks rings --n 512"
+
+
+def test_correct_items_as_bits() -> None:
+    assert _bits(iter([True, False, False, False, True])) == "11"
+    assert _bits(iter([False] * 7 + [True])) == "01"
+
+
+@pytest.mark.parametrize("name", known())
+def test_cells_agree_with_their_items(name: str) -> None:
+    for cell in read_cells(name):
+        right = int(cell.correct, 16).bit_count()
+        assert right / STUDIES[name].held_out == pytest.approx(cell.accuracy)
+
+
+def test_the_page_is_that_of_the_result_files() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(known()), "run python -m experiments.results"
+
+
+def test_a_detectable_effect_is_found_four_times_in_five() -> None:
+    differences = np.random.default_rng(0).normal(0, 3, 12)
+    n, sd = len(differences), differences.std(ddof=1)
+    shift = detectable(differences) / (sd / np.sqrt(n))
+    critical = stats.t.ppf(0.975, n - 1)
+    power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+    assert power == pytest.approx(0.8, abs=1e-3)
