@@ -60,7 +60,11 @@ class EvalSettings:
     def of_model(cls, model: str | Path, **changes: Any) -> EvalSettings:
         """The settings of the run whose folder `model` is or lies in, if it lies in one; `changes` that are not None win."""
         run = run_folder(model)
-        config = {} if run is None else _read_config(run / CONFIG)
+        return cls.of_run({} if run is None else _read_config(run / CONFIG), **changes)
+
+    @classmethod
+    def of_run(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
+        """The settings of a run by its `config` (see `Task.settings`); `changes` that are not None win."""
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         if config.get("attention_layers"):
             values["layer"] = config["attention_layers"][-1]
