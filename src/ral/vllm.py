@@ -53,7 +53,7 @@ class VLLMServer:
         model: the policy that it is to follow.
         folder: where new weights are written to, and read from by the server.
 
-    Raises ServerError when nothing answers there, ConfigError for an adapter.
+    Raises ServerError when nothing answers there, ConfigError for an adapter and for tied embeddings.
     """
 
     def __init__(self, url: str, model: nn.Module, folder: Path):
@@ -63,7 +63,12 @@ class VLLMServer:
                 "rollout_engine=transformers"
             )
         self.url, self.folder = url.rstrip("/"), folder.resolve()
-        base = pretrained(model)
+        base: Any = pretrained(model)
+        if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
+            raise ConfigError(
+                "rollout_engine='vllm' needs an output embedding of its own: vLLM (0.32) keeps its old one where a model ties it to "
+                "the input's. Save the model with tie_word_embeddings=False, or set rollout_engine=transformers"
+            )
         self.placeholders = set(visual_token_ids(base))
         self.banned = {str(token): BANNED for token in special_visual_token_ids(base)}
         self.name = self._request("GET", "/v1/models")["data"][0]["id"]
@@ -79,7 +84,9 @@ class VLLMServer:
             pretrained(model).save_pretrained(self.folder, state_dict=weights)
             path = {"weights_path": str(self.folder)}
             self._request("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": path})
-            self._request("POST", "/reset_prefix_cache", {})
+            # Its worker forgets image features with the old weights, and its scheduler has to be told so.
+            for cache in ("prefix", "encoder"):
+                self._request("POST", f"/reset_{cache}_cache", {})
         accelerator.wait_for_everyone()
 
     def sample(
@@ -147,7 +154,7 @@ class VLLMServer:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                return json.load(response)
+                return json.loads(response.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code == HTTPStatus.NOT_FOUND:
                 raise ServerError(
