@@ -56,16 +56,20 @@ class Table:
 
     def values(self, arm: str, figure: str = "accuracy") -> NDArray[np.float64]:
         """`[seeds]` of one figure; accuracies in per cent."""
-        scale = 100.0 if figure == "accuracy" else 1.0
-        return np.array([scale * getattr(self.cells[arm, seed], figure) for seed in self.seeds(arm)])
+        return np.array([self._figure(arm, seed, figure) for seed in self.seeds(arm)])
 
     def difference(self, arm: str, other: str, figure: str = "accuracy") -> NDArray[np.float64]:
         """`[seeds]` of arm − other on the seeds that both have."""
-        scale = 100.0 if figure == "accuracy" else 1.0
-        both = [seed for seed in self.seeds(arm) if (other, seed) in self.cells]
         return np.array(
-            [scale * (getattr(self.cells[arm, s], figure) - getattr(self.cells[other, s], figure)) for s in both]
+            [self._figure(arm, s, figure) - self._figure(other, s, figure) for s in self.common(arm, other)]
         )
+
+    def common(self, arm: str, other: str) -> list[int]:
+        """The seeds that both arms have."""
+        return [seed for seed in self.seeds(arm) if (other, seed) in self.cells]
+
+    def _figure(self, arm: str, seed: int, figure: str) -> float:
+        return (100.0 if figure == "accuracy" else 1.0) * getattr(self.cells[arm, seed], figure)
 
 
 def detectable(differences: NDArray[np.float64]) -> float:
@@ -149,8 +153,8 @@ def contrasts(table: Table) -> str:
 def _time_ratio(table: Table, arm: str) -> float:
     """Median over seeds of the training time against the baseline's, which ran beside it."""
     base = table.study.baseline
-    both = [seed for seed in table.seeds(arm) if (base, seed) in table.cells]
-    return float(np.median([table.cells[arm, s].seconds / table.cells[base, s].seconds for s in both]))
+    pairs = [(table.cells[arm, seed], table.cells[base, seed]) for seed in table.common(arm, base)]
+    return float(np.median([own.seconds / other.seconds for own, other in pairs]))
 
 
 def signal_table(table: Table) -> str:

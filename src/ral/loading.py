@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
 from peft import PeftModel
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -124,28 +120,6 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     return frozen(copy.deepcopy(model))
-
-
-def prepare_frozen(accelerator: Accelerator, model: nn.Module, shard: bool = False) -> nn.Module:
-    """A frozen model on the policy's device and in its precision; sharded as the policy is under FSDP2, if `shard`.
-
-    What is sharded must be called by all processes at the same points, between `gathered`.
-    """
-    model = accelerator.prepare_model(
-        model, device_placement=not shard or not accelerator.is_fsdp2, evaluation_mode=True
-    )
-    return fsdp2_prepare_model(accelerator, model) if shard and accelerator.is_fsdp2 else model
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[nn.Module]:
-    """The model for as long as it is used; the weights that FSDP2 gathers for it are given back afterwards."""
-    try:
-        yield model
-    finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
 
 def _final(name: str | Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ral.config import RALConfig
 from ral.dumps import MODEL, Dump, non_finite_fields
 from ral.groups import ScoredGroup
+from ral.guards import gradient_norm
 from ral.loading import load_policy, load_processor
 from ral.losses import attention_term, distillation_term, token_term
 from ral.trainer import RALTrainer
@@ -72,7 +73,7 @@ def _of_gradient(trainer: RALTrainer, policy: nn.Module, micro_batch: list[Any],
     loss.backward()
     gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-    norm = torch.nn.utils.get_total_norm(gradients.values())
+    norm = gradient_norm(trainer.model.parameters())
     yield f"{place}: loss {float(loss):.6g}, gradient norm {float(norm):.6g}"
     if not bad:
         return

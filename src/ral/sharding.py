@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -53,6 +54,28 @@ def gather_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.unshard()
+
+
+def prepare_frozen(accelerator: Accelerator, model: nn.Module, shard: bool = False) -> nn.Module:
+    """A frozen model on the policy's device and in its precision; sharded as the policy is under FSDP2, if `shard`.
+
+    What is sharded must be called by all processes at the same points, between `gathered`.
+    """
+    model = accelerator.prepare_model(
+        model, device_placement=not shard or not accelerator.is_fsdp2, evaluation_mode=True
+    )
+    return fsdp2_prepare_model(accelerator, model) if shard and accelerator.is_fsdp2 else model
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[nn.Module]:
+    """The model for as long as it is used; the weights that FSDP2 gathers for it are given back afterwards."""
+    try:
+        yield model
+    finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:

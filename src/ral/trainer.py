@@ -45,10 +45,8 @@ from ral.loading import (
     freeze_vision,
     frozen,
     frozen_copy,
-    gathered,
     load_model,
     load_processor,
-    prepare_frozen,
     refuse_adapter_of_frozen_vision,
     training_dtype,
 )
@@ -60,7 +58,15 @@ from ral.resumable import ResumableTrainer
 from ral.rewards import RewardError, RewardFunction, build_rewards, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
-from ral.sharding import another_backward, gather_weights, idle_vision, refuse_sharding
+from ral.sharding import (
+    another_backward,
+    gather_weights,
+    gathered,
+    idle_vision,
+    prepare_frozen,
+    refuse_sharding,
+    whole_state,
+)
 from ral.vllm import VLLMServer
 
 #: What holds training data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
@@ -354,7 +360,7 @@ class RALTrainer(ResumableTrainer):
         teacher = None if self.teacher is None else str(pretrained(self.teacher).name_or_path)
         facts = (self._step, self.state.max_steps, self.balance.factor, self.args.replayed(), teacher)
         Dump(own, *facts, micro_batches).save(folder, self.args.process_index)
-        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        weights = whole_state(self.model_wrapped, self.accelerator)
         if self.is_world_process_zero():
             extract_model_from_parallel(self.model).save_pretrained(folder / MODEL, state_dict=weights)
             processor: Any = self.processing_class
