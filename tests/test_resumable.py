@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
-from ral.checkpoints import MANIFEST, CheckpointError, checkpoints, fault
+from ral.checkpoints import MANIFEST, CheckpointError, checkpoints, fault, seal
+from ral.config import RALConfig
+from ral.resumable import SETTINGS
 from tests.killing import TIMES, flip_bit
-from tests.test_trainer import RECORDS, lines, same, trained, trainer
+from tests.test_trainer import LORA, RECORDS, lines, same, trained, trainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "attention_anchor": "explore"}
 
@@ -125,3 +129,46 @@ def test_the_log_of_a_resumed_run_is_that_of_the_whole_one(tmp_path: Path) -> No
     found = [{k: v for k, v in row.items() if k not in TIMES} for row in lines(tmp_path / "metrics.jsonl")]
     assert found == [{k: v for k, v in row.items() if k not in TIMES} for row in whole]
     assert json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())["processes"] == 1
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_what_is_saved_holds_settings_as_json_and_no_pickle_of_objects(tmp_path: Path, adapter: Any) -> None:
+    run = trainer(tmp_path, peft_config=adapter, vllm_url="https://me:hunter2@example.org", **SAVING)
+    run.train()
+    run.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):
+        settings = json.loads((folder / SETTINGS).read_text())
+        assert settings["attention_anchor"] == "explore"
+        assert "hunter2" not in json.dumps(settings)
+        RALConfig(**settings | {"output_dir": str(tmp_path / "another")})
+    tensors = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {name for name in files(tmp_path) if name.endswith((".bin", ".pt", ".pth", ".pkl"))} == tensors
+    for name in tensors - {"rng_state.pth"}:
+        torch.load(tmp_path / "checkpoint-2" / name, weights_only=True)
+
+
+class Program:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_program_in_a_checkpoint_is_not_run(tmp_path: Path, name: str) -> None:
+    trained(tmp_path, **SAVING)
+    checkpoint = tmp_path / "checkpoint-2"
+    torch.save({"state": Program(tmp_path / "run")}, checkpoint / name)
+    seal(checkpoint, processes=1)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        trainer(tmp_path, max_steps=4, **SAVING).train(resume_from_checkpoint=True)
+    assert not (tmp_path / "run").exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert (tmp_path / "run").exists(), "it would have been run"

@@ -6,6 +6,7 @@ Saving and loading have no public seam in Trainer; the private methods that are 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ral.attention.models import pretrained
@@ -29,9 +30,14 @@ from ral.checkpoints import (
     read_manifest,
     seal,
 )
+from ral.files import atomic_write_text
 from ral.interruption import Interrupted, Interruption
+from ral.redaction import without_credentials
 
 logger = logging.getLogger(__name__)
+
+#: The settings beside saved weights.
+SETTINGS = "training_args.json"
 
 
 class ResumableTrainer(Trainer):
@@ -103,6 +109,15 @@ class ResumableTrainer(Trainer):
     @property
     def _folder(self) -> Path:
         return Path(str(self.args.output_dir))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, with the settings as JSON, which everybody can read, in place of its pickle, which can run code."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            settings = without_credentials(self.args.to_dict())
+            atomic_write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's, sealed once every process has written its files; only then may older checkpoints go.

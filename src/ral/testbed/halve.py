@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 #: What of a run's last model is not a part of the model.
-_LEFT_OUT = shutil.ignore_patterns(WEIGHTS, "training_args.bin")
+_LEFT_OUT = shutil.ignore_patterns(WEIGHTS, "training_args.*")
 
 
 def halve(model: Path, output: Path) -> None:
