@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from experiments.processes import Case, run
+from benchmarks.common import in_fresh_process
+from experiments.processes import SHARDING, Case, run
+
+from ral.guards import NonFiniteError
+from tests.test_trainer import spread, trainer
 
 #: What the processes of a run measure together; the loss itself passes through zero.
 COMPARED = ("grad_norm", "reward", "kl", "entropy", "visual_share", "completion_length")
@@ -38,3 +43,32 @@ def test_several_processes_are_one_with_the_same_batches(name: str, tmp_path: Pa
     assert parameters.keys() == expected.keys()
     for parameter, value in expected.items():
         torch.testing.assert_close(parameters[parameter], value, atol=2e-5, rtol=0)
+
+
+def zero2_overflows(folder: Path) -> tuple[str, bool]:
+    """What stopped a run on DeepSpeed, and whether the weights are what they were."""
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+    }
+    one = trainer(
+        folder, reward_funcs=spread, attention_anchor="explore", attention_coef=1e38, gradient_norm_steps=0, beta=0.0,
+        **SHARDING["zero2"],
+    )  # fmt: skip
+    before = {name: parameter.detach().clone() for name, parameter in one.model.named_parameters()}
+    try:
+        one.train()
+    except NonFiniteError as error:
+        return str(error), all(torch.equal(value, before[name]) for name, value in one.model.named_parameters())
+    return "nothing", False
+
+
+def test_deepspeed_makes_no_update_of_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    told, untouched = in_fresh_process(zero2_overflows, tmp_path)
+    assert "step 1: the gradient's norm is inf" in told
+    assert untouched
+    assert (tmp_path / "nonfinite-1/model/model.safetensors").is_file()

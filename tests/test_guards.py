@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from ral.cli import app
 from ral.data.record import DataError, Record
-from ral.dumps import Dump
+from ral.dumps import load_dump
 from ral.files import read_jsonl
 from ral.guards import WINDOW, NonFiniteError, Watch
 from ral.loading import load_policy
 from ral.rewards import RewardError
+from ral.trainer import RALTrainer
 from tests.test_trainer import LORA, RECORDS, spread, trainer
 
 
@@ -35,8 +36,8 @@ class Break(TrainerCallback):
 NAME = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
-def replayed(dump: Path) -> list[str]:
-    found = CliRunner().invoke(app, ["replay", str(dump)])
+def replayed(dump: Path, *words: str) -> list[str]:
+    found = CliRunner().invoke(app, ["replay", str(dump), *words])
     assert found.exit_code == 0, found.output
     return found.stdout.splitlines()
 
@@ -72,17 +73,38 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path, adapt
     assert any("gradient norm inf" in line or "gradients are not finite" in line for line in told), told
 
 
+class Scaled(RALTrainer):
+    """With float16's gradient scaler, which accelerate makes on accelerators only."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+
+def test_a_gradient_scaler_steps_over_what_it_caused_and_over_nothing_else(tmp_path: Path) -> None:
+    """It goes from 4 to 2 and to 1 in two steps that change nothing; the third one overflows by itself."""
+    run = trainer(tmp_path, kind=Scaled, reward_funcs=spread, max_steps=6, gradient_norm_steps=0, beta=0.0)
+    dict(run.model.named_parameters())[NAME].register_hook(lambda gradient: gradient * torch.inf)
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match=r"step 3: the gradient's norm is (inf|nan)"):
+        run.train()
+    assert run.accelerator.scaler.get_scale() == 1
+    assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
+
+
 def test_a_dump_holds_the_batch_as_it_was(tmp_path: Path) -> None:
     run = trainer(tmp_path, reward_funcs=spread, attention_anchor="explore")
     [groups] = run.make_rollouts([list(RECORDS[:2])])
     expected = run.compute_loss(run.model, groups)
-    Dump("a test", 0, 2, 1.0, run.args.replayed(), micro_batches=[groups]).save(tmp_path / "dump", 3)
-    [read] = Dump.load(tmp_path / "dump", 3, run.model).micro_batches
+    run.groups = [groups]
+    run.state.max_steps = 2
+    run.dump("a test").save(tmp_path / "dump", 3)
+    [read] = load_dump(tmp_path / "dump", 3, run.model).micro_batches
     assert [group.texts for group in read] == [group.texts for group in groups]
     assert read[0].record.solution == groups[0].record.solution
     assert torch.equal(run.compute_loss(run.model, read), expected)
     with pytest.raises(ValueError, match=r"no dump of process 0; expected batch-0\.json"):
-        Dump.load(tmp_path / "dump", 0, run.model)
+        load_dump(tmp_path / "dump", 0, run.model)
 
 
 def test_a_record_that_cannot_be_decoded_stops_the_run_with_its_place(tmp_path: Path) -> None:
@@ -196,3 +218,34 @@ def test_a_reward_that_hangs_is_named_with_its_record(tmp_path: Path) -> None:
 
     with pytest.raises(RewardError, match=r"record .* reward 'asleep' took more than 0\.1 s"):
         trainer(tmp_path, reward_funcs=asleep, reward_timeout=0.1).train()
+
+
+PECULIAR = """
+def peculiar(prompts, completions, boxes, completion_ids, **columns):
+    assert all(box.x1 > box.x0 for boxes_of_one in boxes for box in boxes_of_one)
+    return [float("nan") if i == 2 else None for i in range(len(completions))]
+
+def mended(prompts, completions, **columns):
+    return [0.5, None, 1.0, 0.0]
+"""
+
+
+def test_a_reward_that_is_not_a_number_is_kept_and_replayed(tmp_path: Path) -> None:
+    """None says that a reward does not apply; NaN says nothing, and stops the run."""
+    functions = tmp_path / "rewards.py"
+    functions.write_text(PECULIAR)
+    run = trainer(tmp_path / "run", reward_funcs=["format", f"{functions}:peculiar"])
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    with pytest.raises(
+        RewardError, match=r"record .* 'peculiar' returned nan for completion 2.*ral replay .*failed-reward-1"
+    ):
+        run.train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
+    told = replayed(tmp_path / "run/failed-reward-1")
+    assert "stopped at step 1: record " in told[0]
+    assert [line.split(":")[0] for line in told[1:]] == [f"completion {i}" for i in range(4)]
+    again = replayed(tmp_path / "run/failed-reward-1", "--reward", f"{functions}:peculiar")
+    assert again[:-1] == told
+    assert "called again: reward 'peculiar' returned nan for completion 2" in again[-1]
+    again = replayed(tmp_path / "run/failed-reward-1", "--reward", f"{functions}:mended")
+    assert again[-1] == "called again: mended returned [0.5, None, 1.0, 0.0]"

@@ -40,11 +40,11 @@ ORDER = [
     "vllm",
     "loading",
     "resumable",
+    "guarded",
     "losses",
     "balance",
     "meters",
     "trainer",
-    "replay",
     "recipe",
     "evaluate",
     "report",
@@ -52,6 +52,7 @@ ORDER = [
     "launch",
     "plan",
     "sft",
+    "replay",
     "cli",
 ]
 #: What a part may import from the package where that is less than everything before it.

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
+from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from ral.cli import app
@@ -22,10 +24,20 @@ from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
 from ral.data.record import DataError, Record
 from ral.files import read_jsonl
+from ral.guards import NonFiniteError
 from ral.launch import train
 from ral.loading import load_model
 from ral.recipe import load_recipe
-from ral.sft import IGNORED, Examples, SFTSettings, SFTTask, build_trainer, fine_tune, worked_examples
+from ral.sft import (
+    IGNORED,
+    Examples,
+    SFTSettings,
+    SFTTask,
+    WorkedExamplesTrainer,
+    build_trainer,
+    fine_tune,
+    worked_examples,
+)
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 
@@ -252,6 +264,59 @@ def test_reinforcement_starts_from_what_was_taught(tmp_path: Path, peft: dict[st
         shift = (reinforced(**inputs).logits - taught(**inputs).logits).abs().max()
         learned = (taught(**inputs).logits - copy.deepcopy(MODEL)(**inputs).logits).abs().max()
     assert shift < 0.1 * learned
+
+
+class Break(TrainerCallback):
+    """Before step 2 one weight becomes `value`."""
+
+    def __init__(self, name: str, value: float):
+        self.name, self.value = name, value
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            with torch.no_grad():
+                dict(model.named_parameters())[self.name][0, 0] = self.value
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_loss_that_is_not_a_number_stops_before_the_update_and_is_replayed(tmp_path: Path, accumulated: int) -> None:
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    broken = task(
+        tmp_path, gradient_accumulation_steps=accumulated, per_device_train_batch_size=4 // accumulated, data="unused"
+    )
+    trainer = build_trainer(broken, [replace(record, trace="look") for record in RINGS], None)
+    trainer.add_callback(Break(name, float("nan")))
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss is nan.*ral replay .*nonfinite-2"):
+        trainer.train()
+    dump = tmp_path / "run/nonfinite-2"
+    saved = dict(load_model(dump / "model").named_parameters())
+    for key, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(7), saved[key].nan_to_num(7)), key
+    found = CliRunner().invoke(app, ["replay", str(dump)])
+    assert found.exit_code == 0, found.output
+    told = found.stdout.splitlines()
+    assert told[0].startswith(f"weights: {name} holds 1 NaN")
+    assert told[1] == "stopped at step 2 of 3: the loss is nan"
+    assert sum("layers.1.mlp.up_proj is the first that is not finite" in line for line in told) == accumulated
+
+
+def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> None:
+    """A loss of 10³⁸ tokens' worth is finite; the squares in the gradient's norm are not."""
+
+    class Steep(WorkedExamplesTrainer):
+        def compute_loss(self, *arguments: Any, **named: Any) -> Any:
+            return 1e37 * super().compute_loss(*arguments, **named)
+
+    args = task(tmp_path, data="unused").args
+    model = copy.deepcopy(MODEL)
+    rows = Dataset.from_dict({"number": range(4)})
+    collator = Examples(PROCESSOR, RINGS, args)
+    trainer = Steep(model, args, data_collator=collator, train_dataset=rows, processing_class=PROCESSOR)
+    with pytest.raises(NonFiniteError, match=r"step 1: the gradient's norm is inf"):
+        trainer.train()
+    assert all(torch.equal(value, MODEL.state_dict()[name]) for name, value in model.state_dict().items())
+    told = CliRunner().invoke(app, ["replay", str(tmp_path / "run/nonfinite-1")]).stdout
+    assert "micro-batch 0: loss " in told
 
 
 def test_a_quantised_model_is_taught_an_adapter(tmp_path: Path) -> None:

@@ -369,8 +369,14 @@ def _evaluations(run: Path) -> dict[str, Path]:
 
 @app.command()
 def replay(
-    dump: Annotated[Path, typer.Argument(help="nonfinite-N of a run, as a guard left it.", show_default=False)],
+    dump: Annotated[
+        Path, typer.Argument(help="nonfinite-N or failed-reward-N of a run, as a guard left it.", show_default=False)
+    ],
     process: Annotated[int, typer.Option(help="Whose batch, of several processes.")] = 0,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="The function to call again, as a recipe names it.", show_default="none is called"),
+    ] = None,
 ) -> None:
     """Run the batch again that stopped a run, and show where it becomes non-finite."""
     from tempfile import TemporaryDirectory
@@ -378,7 +384,7 @@ def replay(
     from ral.replay import replay
 
     with TemporaryDirectory() as scratch:
-        for finding in replay(dump, Path(scratch), process):
+        for finding in replay(dump, Path(scratch), process, reward):
             typer.echo(finding)
 
 

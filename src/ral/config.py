@@ -42,6 +42,14 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+#: Why sharding that gathers a layer's weights anew for every pass is refused, in a recipe or by a launcher.
+WEIGHTS_GIVEN_BACK = (
+    "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot wait for "
+    "each other in each of their steps; set version: 2 and reshard_after_forward: false (fsdp_config of the recipe or of the "
+    "launcher's file)"
+)
+
+
 class ConfigError(ValueError):
     """A setting that cannot work; the message names it and what to change."""
 
@@ -57,6 +65,12 @@ def refuse_credentials(args: TrainingArguments) -> None:
             "hub_token is a credential and would be copied into every checkpoint; leave it out, and log in with "
             "`hf auth login` or set HF_TOKEN in the environment"
         )
+
+
+def replayed(args: TrainingArguments) -> dict[str, Any]:
+    """The settings that say how a batch is learnt from, as plain values that the class of `args` takes back."""
+    own = {item.name for item in fields(args)} - {item.name for item in fields(TrainingArguments)}
+    return {name: getattr(args, name) for name in sorted(own | {"bf16", "per_device_train_batch_size", "use_cpu"})}
 
 
 @dataclass
@@ -181,11 +195,6 @@ class RALConfig(TrainingArguments):
             case _:
                 return 1.0
 
-    def replayed(self) -> dict[str, Any]:
-        """The settings that say how a batch is learnt from, as plain values that `RALConfig` takes back."""
-        own = {item.name for item in fields(self)} - {item.name for item in fields(TrainingArguments)}
-        return {name: getattr(self, name) for name in sorted(own | {"bf16", "per_device_train_batch_size", "use_cpu"})}
-
     @property
     def wants_teacher(self) -> bool:
         """Whether anything is learnt from a teacher."""
@@ -262,10 +271,7 @@ class RALConfig(TrainingArguments):
     def _check_sharding(self) -> None:
         sharding = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
         if self.fsdp and sharding.get("reshard_after_forward", True) not in (False, "false"):
-            raise ConfigError(
-                "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot "
-                "wait for each other in each of their steps; set fsdp_config: {version: 2, reshard_after_forward: false}"
-            )
+            raise ConfigError(WEIGHTS_GIVEN_BACK)
 
     def _check_engine(self) -> None:
         if self.rollout_engine != "vllm":

@@ -1,24 +1,27 @@
-"""The batch that a guard stopped at, on disk: safetensors and JSON, from which `ral replay` runs it again.
+"""What a guard leaves of the batch that a run stopped at: safetensors and JSON, from which `ral replay` runs it again.
 
-nonfinite-N/batch-R.safetensors    tensors of process R's groups, by micro-batch, group and field
+nonfinite-N/batch-R.safetensors    tensors of process R's micro-batches: by group and field, or by name
 nonfinite-N/batch-R.json           the rest of them, the step and the settings; written last
 nonfinite-N/model/                 the policy before the update that was not made
+failed-reward-N/call-R.json        the completions that a reward function failed on
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ral.answers import Mode
 from ral.attention import prepare_prompt
-from ral.data.record import Record
+from ral.data.record import Box, Record
 from ral.files import atomic_write_text
 from ral.groups import ScoredGroup
 from ral.rollout import Completion
@@ -32,63 +35,173 @@ _TENSORS = (
 )  # fmt: skip
 #: Fields that hold several tensors, by name, layer or place.
 _TABLES = ("rewards", "old_rows", "target_rows", "teacher_rows")
-_RECORD = ("id", "problem", "solution", "problem_type", "origin")
+#: Fields of `Record` that are kept: what reward functions and messages need, no media.
+_RECORD = ("id", "problem", "solution", "problem_type", "options", "extra", "origin")
 
 
-@dataclass
-class Dump:
+@dataclass(kw_only=True)
+class Dump(ABC):
     """What one process was about to learn from.
 
     Attributes:
         what: was not finite, in words. step: optimiser steps made before. max_steps: of the run.
-        factor: of the gradient balance. settings: of `RALConfig`, as JSON has them. teacher: the folder or hub id, if any.
-        micro_batches: the groups.
+        settings: of the run, as JSON has them. micro_batches: of the optimiser step.
+    """
+
+    stage: ClassVar[str]
+    what: str
+    step: int
+    max_steps: int
+    settings: dict[str, Any]
+    micro_batches: list[Any]
+
+    def save(self, folder: Path, process: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        rows = [self.packed(micro_batch, str(m), tensors) for m, micro_batch in enumerate(self.micro_batches)]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / f"batch-{process}.safetensors")
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        _write(folder / f"batch-{process}.json", {"stage": self.stage, **facts, "micro_batches": rows})
+
+    @staticmethod
+    @abstractmethod
+    def packed(micro_batch: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+        """The micro-batch's row of the JSON file; its tensors are added to `tensors` under `prefix`."""
+
+    @staticmethod
+    @abstractmethod
+    def unpacked(row: Any, prefix: str, tensors: Mapping[str, Tensor], model: nn.Module) -> Any:
+        """The micro-batch that `packed` made such a row of, on the model's device."""
+
+
+@dataclass(kw_only=True)
+class RolloutsDump(Dump):
+    """Of reinforcement: a micro-batch is a list of groups.
+
+    Attributes:
+        factor: of the gradient balance. teacher: the folder or hub id, if any.
+    """
+
+    stage = "reinforcement"
+    factor: float = 1.0
+    teacher: str | None = None
+
+    @staticmethod
+    def packed(micro_batch: list[ScoredGroup], prefix: str, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+        return [_group_to_json(group, f"{prefix}.{g}", tensors) for g, group in enumerate(micro_batch)]
+
+    @staticmethod
+    def unpacked(
+        row: list[dict[str, Any]], prefix: str, tensors: Mapping[str, Tensor], model: nn.Module
+    ) -> list[ScoredGroup]:
+        return [_group_from_json(group, f"{prefix}.{g}", tensors, model) for g, group in enumerate(row)]
+
+
+@dataclass(kw_only=True)
+class ExamplesDump(Dump):
+    """Of fine-tuning: a micro-batch is the model's input with its labels.
+
+    Attributes:
+        items: tokens that the loss of the step is divided by; None: those of the micro-batch.
+    """
+
+    stage = "fine-tuning"
+    items: int | None = None
+
+    @staticmethod
+    def packed(micro_batch: Mapping[str, Tensor], prefix: str, tensors: dict[str, Tensor]) -> list[str]:
+        tensors |= {f"{prefix}.{name}": _kept(value) for name, value in micro_batch.items()}
+        return list(micro_batch)
+
+    @staticmethod
+    def unpacked(row: list[str], prefix: str, tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        return {name: tensors[f"{prefix}.{name}"].to(_device(model)) for name in row}
+
+
+def load_dump(folder: Path, process: int, model: nn.Module) -> RolloutsDump | ExamplesDump:
+    """The dump of one process; prompts are prepared by `model`, which may be the policy's copy in the dump.
+
+    Raises ValueError where there is none.
+    """
+    path = folder / f"batch-{process}.json"
+    facts = _read(path, f"no dump of process {process}")
+    kind = next(kind for kind in (RolloutsDump, ExamplesDump) if kind.stage == facts["stage"])
+    del facts["stage"]
+    tensors = load_file(path.with_suffix(".safetensors"))
+    rows = facts.pop("micro_batches")
+    micro_batches = [kind.unpacked(row, str(m), tensors, model) for m, row in enumerate(rows)]
+    return kind(**facts, micro_batches=micro_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedReward:
+    """Completions of one record that a reward function failed on.
+
+    Attributes:
+        what: went wrong, in words. step: optimiser steps made before.
+        texts: the completions. ids: their tokens. think, scorer: settings of the rewards.
     """
 
     what: str
     step: int
-    max_steps: int
-    factor: float
-    settings: dict[str, Any]
-    teacher: str | None = None
-    micro_batches: list[list[ScoredGroup]] = field(default_factory=list)
+    record: Record
+    texts: list[str]
+    ids: list[list[int]]
+    think: bool
+    scorer: Mode
 
     def save(self, folder: Path, process: int) -> None:
-        tensors: dict[str, Tensor] = {}
-        groups = []
-        for m, micro_batch in enumerate(self.micro_batches):
-            groups.append([_group_to_json(group, f"{m}.{g}", tensors) for g, group in enumerate(micro_batch)])
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / f"batch-{process}.safetensors")
-        facts = {name: getattr(self, name) for name in ("what", "step", "max_steps", "factor", "settings", "teacher")}
-        atomic_write_text(
-            folder / f"batch-{process}.json",
-            json.dumps({**facts, "micro_batches": groups}, indent=1, default=str) + "\n",
-        )
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        _write(folder / _call(process), facts | {"record": _record_to_json(self.record)})
 
     @classmethod
-    def load(cls, folder: Path, process: int, model: nn.Module) -> Dump:
-        """The dump of one process; prompts are prepared by `model`, which may be the policy's copy in the dump.
+    def load(cls, folder: Path, process: int) -> FailedReward:
+        """Raises ValueError where there is none of this process."""
+        facts = _read(folder / _call(process), f"no call of a reward by process {process}")
+        return cls(**facts | {"record": _record_from_json(facts["record"])})
 
-        Raises ValueError where there is none.
-        """
-        path = folder / f"batch-{process}.json"
-        if not path.is_file():
-            raise ValueError(f"{folder}: no dump of process {process}; expected {path.name}, as a guard leaves it.")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(path.with_suffix(".safetensors"))
-        micro_batches = [
-            [_group_from_json(row, f"{m}.{g}", tensors, model) for g, row in enumerate(rows)]
-            for m, rows in enumerate(facts.pop("micro_batches"))
-        ]
-        return cls(**facts, micro_batches=micro_batches)
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        return any(folder.glob(_call("*")))
+
+
+def _call(process: int | str) -> str:
+    return f"call-{process}.json"
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    atomic_write_text(path, json.dumps(facts, indent=1, default=str) + "\n")
+
+
+def _read(path: Path, missing: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: {missing}; expected {path.name}, as a guard leaves it.")
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().clone()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _record_to_json(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in _RECORD} | {"boxes": [asdict(box) for box in record.boxes]}
+
+
+def _record_from_json(row: Mapping[str, Any]) -> Record:
+    boxes = tuple(Box(**box) for box in row["boxes"])
+    return Record(**{**row, "options": tuple(row["options"]), "boxes": boxes})
 
 
 def _group_to_json(group: ScoredGroup, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The group's row of the JSON file; its tensors are added to `tensors`."""
 
     def put(name: str, value: Tensor) -> None:
-        tensors[f"{prefix}.{name}"] = value.detach().cpu().contiguous().clone()
+        tensors[f"{prefix}.{name}"] = _kept(value)
 
     for name in _TENSORS:
         if (value := getattr(group, name)) is not None:
@@ -105,7 +218,7 @@ def _group_to_json(group: ScoredGroup, prefix: str, tensors: dict[str, Tensor]) 
         else:
             inputs[name] = value
     return {
-        "record": {name: getattr(group.record, name) for name in _RECORD},
+        "record": _record_to_json(group.record),
         "texts": group.texts,
         "truncated": [completion.truncated for completion in group.completions],
         "inputs": inputs,
@@ -115,9 +228,10 @@ def _group_to_json(group: ScoredGroup, prefix: str, tensors: dict[str, Tensor]) 
 def _group_from_json(
     row: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor], model: nn.Module
 ) -> ScoredGroup:
-    device = next(model.parameters()).device
     own = {
-        name.removeprefix(f"{prefix}."): t.to(device) for name, t in tensors.items() if name.startswith(f"{prefix}.")
+        name.removeprefix(f"{prefix}."): t.to(_device(model))
+        for name, t in tensors.items()
+        if name.startswith(f"{prefix}.")
     }
 
     def table(name: str) -> dict[str, Tensor]:
@@ -128,7 +242,7 @@ def _group_from_json(
 
     completions = [Completion(table("completions")[str(g)], truncated) for g, truncated in enumerate(row["truncated"])]
     group = ScoredGroup(
-        record=Record(**row["record"]),
+        record=_record_from_json(row["record"]),
         prompt=prepare_prompt(model, {**row["inputs"], **table("inputs")}),
         completions=completions,
         texts=row["texts"],

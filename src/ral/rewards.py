@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, cast
 
 from .answers import SCORERS, Mode, judge
-from .data.record import ProblemType
+from .data.record import ProblemType, Record
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -220,6 +220,14 @@ def score_group(
             raise RewardError(f"no reward applies to completion {i}: {', '.join(parts)} all returned None")
         total.append(sum(applicable))
     return GroupScore(total, parts)
+
+
+def of_record(
+    record: Record, texts: list[str], ids: list[list[int]]
+) -> tuple[list[str], list[str], dict[str, Sequence[Any]]]:
+    """Prompts, completions and columns that reward functions get for completions of one record, as text and as token ids."""
+    columns: dict[str, Sequence[Any]] = {name: [value] * len(texts) for name, value in record.columns().items()}
+    return [record.problem] * len(texts), texts, columns | {"completion_ids": ids}
 
 
 def run_reward(

@@ -3,7 +3,8 @@
 config.yaml        every setting, as resolved; `ral train` takes it as a recipe
 environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
 metrics.jsonl      one object per logged step
-samples.jsonl, looks/, checkpoint-N/, nonfinite-N/, final/, eval/, report.html    written by later stages
+samples.jsonl, looks/, checkpoint-N/, final/, eval/, report.html    written by later stages
+nonfinite-N/, failed-reward-N/                                     what a guard stopped the run at
 """
 
 from __future__ import annotations
@@ -207,7 +208,8 @@ def _output(args: TrainingArguments) -> Path:
 
 def _run_artefacts(folder: Path) -> list[Path]:
     named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
-    return named + checkpoints(folder) + sorted(folder.glob("nonfinite-*"))
+    dumps = [*folder.glob("nonfinite-*"), *folder.glob("failed-reward-*")]
+    return named + checkpoints(folder) + sorted(dumps)
 
 
 def _version(package: str) -> str | None:

@@ -7,25 +7,26 @@ in the format that reinforcement rewards. The loss counts that completion alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import pretrained
-from ral.config import ConfigError, refuse_credentials
+from ral.config import ConfigError, refuse_credentials, replayed
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.record import DataError, Record
+from ral.dumps import ExamplesDump
+from ral.guarded import GuardedTrainer
 from ral.launch import lora_config, run, start_model
 from ral.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.recipe import Task
-from ral.resumable import ResumableTrainer
 from ral.runs import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,33 @@ def fine_tune(task: SFTTask, *, resume: bool = False, overwrite: bool = False) -
     return run(task, build_trainer, resume=resume, overwrite=overwrite)
 
 
-class WorkedExamplesTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's trainer on batches of `Examples`."""
+class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
+    """TRL's trainer on batches of `Examples`, stopped before a loss or a gradient that is not a number reaches the weights."""
+
+    args: SFTSettings
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        self._micro_batches, self._items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._micro_batches, self._items
+
+    def compute_loss(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        """As TRL's; in training the loss is looked at before its backward pass."""
+        computed = super().compute_loss(model, *arguments, **named)
+        if model.training:
+            self.require_finite("the loss", computed[0] if isinstance(computed, tuple) else computed)
+        return computed
+
+    def dump(self, what: str) -> ExamplesDump:
+        return ExamplesDump(
+            what=what,
+            step=self.state.global_step,
+            max_steps=self.state.max_steps,
+            settings=replayed(self.args),
+            micro_batches=self._micro_batches,
+            items=None if self._items is None else int(self._items),
+        )
 
 
 def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | None) -> WorkedExamplesTrainer:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ral.attention.models import patch_values, pretrained, vision_features
-from ral.config import ConfigError, RALConfig
+from ral.config import WEIGHTS_GIVEN_BACK, ConfigError, RALConfig
 
 
 def refuse_sharding(accelerator: Accelerator, args: RALConfig) -> None:
@@ -30,10 +30,7 @@ def refuse_sharding(accelerator: Accelerator, args: RALConfig) -> None:
     if args.fsdp and fsdp is None and args.world_size > 1:
         raise ConfigError("fsdp is set, but accelerate shards on accelerators only; leave it out on CPU")
     if fsdp is not None and (fsdp.fsdp_version != 2 or fsdp.reshard_after_forward):
-        raise ConfigError(
-            "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot "
-            "wait for each other in each of their steps; set version 2 and reshard_after_forward: false"
-        )
+        raise ConfigError(WEIGHTS_GIVEN_BACK)
     if fsdp is not None and not args.freeze_vision:
         raise ConfigError(
             "freeze_vision=False under fsdp: processes with other images would reduce the vision tower's gradients at "

@@ -4,10 +4,9 @@ One optimiser step, in the order of the code below:
 
     get_batch_samples   records of the step → every `num_iterations` steps: rollouts → rewards → advantages → targets
     compute_loss        packed forward → token loss + λ · attention term
-    training_step       stops before the update where the gradient is not a number
     log                 the step's metrics, averaged over groups and processes
 
-Everything else (optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
+A loss or gradient that is not a number stops the run before the update (`GuardedTrainer`). Everything else (optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
 """
 
 from __future__ import annotations
@@ -32,15 +31,16 @@ from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers, vision_parameters
 from ral.balance import GradientBalance
 from ral.checkpoints import CheckpointError
-from ral.config import ConfigError, RALConfig
+from ral.config import ConfigError, RALConfig, replayed
 from ral.data.batches import EpochOrder, RepeatedBatches
 from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
-from ral.dumps import MODEL, Dump
+from ral.dumps import FailedReward, RolloutsDump
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
-from ral.guards import NonFiniteError, Watch, gradient_norm
+from ral.guarded import GuardedTrainer
+from ral.guards import Watch
 from ral.loading import (
     freeze_vision,
     frozen,
@@ -54,8 +54,7 @@ from ral.losses import attention_term, distillation_term, token_term
 from ral.meters import Meters
 from ral.objective import Mean, StepTotals, Term, group_advantages, importance, token_weights
 from ral.resources import memory_peak_gib
-from ral.resumable import ResumableTrainer
-from ral.rewards import RewardError, RewardFunction, build_rewards, score_group
+from ral.rewards import RewardError, RewardFunction, build_rewards, of_record, score_group
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
 from ral.sharding import (
@@ -65,7 +64,6 @@ from ral.sharding import (
     idle_vision,
     prepare_frozen,
     refuse_sharding,
-    whole_state,
 )
 from ral.vllm import VLLMServer
 
@@ -73,7 +71,7 @@ from ral.vllm import VLLMServer
 Rows = str | Path | Iterable[Mapping[str, Any] | Record]
 
 
-class RALTrainer(ResumableTrainer):
+class RALTrainer(GuardedTrainer):
     """Post-train a vision-language (or text) model with Reinforced Attention Learning.
 
     Args:
@@ -269,15 +267,27 @@ class RALTrainer(ResumableTrainer):
     def reward(
         self, record: Record, texts: list[str], completions: list[Completion]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total reward `[G]` and its parts by name `[G]` (NaN where a function did not apply)."""
-        columns: dict[str, Sequence[Any]] = {name: [value] * len(texts) for name, value in record.columns().items()}
-        columns["completion_ids"] = [completion.ids.tolist() for completion in completions]
+        """Total reward `[G]` and its parts by name `[G]` (NaN where a function did not apply).
+
+        Raises RewardError, which names record and function; the completions that it failed on are kept for `ral replay`.
+        """
+        ids = [completion.ids.tolist() for completion in completions]
         try:
-            scored = score_group(
-                self.rewards, [record.problem] * len(texts), texts, columns, time_limit=self.args.reward_timeout
-            )
+            scored = score_group(self.rewards, *of_record(record, texts, ids), time_limit=self.args.reward_timeout)
         except RewardError as error:
-            raise RewardError(f"record {record.id} ({record.origin or 'in memory'}): {error}") from error
+            what = f"record {record.id} ({record.origin or 'in memory'}): {error}"
+            folder = Path(str(self.args.output_dir)) / f"failed-reward-{self._step + 1}"
+            failed = FailedReward(
+                what=what,
+                step=self._step,
+                record=record,
+                texts=texts,
+                ids=ids,
+                think=self.args.think,
+                scorer=self.args.scorer,
+            )
+            failed.save(folder, self.args.process_index)
+            raise RewardError(f"{what}. `ral replay {folder} --reward FUNCTION` calls it again") from error
         parts = {
             name: torch.tensor([math.nan if value is None else value for value in values])
             for name, values in scored.parts.items()
@@ -337,38 +347,18 @@ class RALTrainer(ResumableTrainer):
             self._measure_gradients(token, coef * attention)
         loss = token + coef * self.balance.factor * attention if coef else token
         loss = loss + teaching if self.teacher is not None else loss
-        self.require_finite("the loss", loss, [groups])
+        self.require_finite("the loss", loss)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As Trainer's; the gradient of the whole step is looked at before it is clipped."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        # A gradient scaler steps over what overflows in float16; DeepSpeed has made its update by now.
-        if self.accelerator.sync_gradients and self.accelerator.scaler is None and not self.is_deepspeed_enabled:
-            self.require_finite("the gradient's norm", gradient_norm(model.parameters()), self.groups)
-        return loss
-
-    def require_finite(self, what: str, value: Tensor, micro_batches: list[list[ScoredGroup]]) -> None:
-        """Unless `value` is finite in every process: dump the batch, and stop all of them before the weights are touched."""
-        value = value.detach()
-        if not self.accelerator.reduce((~value.isfinite()).float(), reduction="sum"):
-            return
-        own = (
-            f"{what} is {float(value)}" if not value.isfinite() else f"{what} is finite here, but not in every process"
-        )
-        folder = Path(str(self.args.output_dir)) / f"nonfinite-{self._step + 1}"
-        teacher = None if self.teacher is None else str(pretrained(self.teacher).name_or_path)
-        facts = (self._step, self.state.max_steps, self.balance.factor, self.args.replayed(), teacher)
-        Dump(own, *facts, micro_batches).save(folder, self.args.process_index)
-        weights = whole_state(self.model_wrapped, self.accelerator)
-        if self.is_world_process_zero():
-            extract_model_from_parallel(self.model).save_pretrained(folder / MODEL, state_dict=weights)
-            processor: Any = self.processing_class
-            processor.save_pretrained(folder / MODEL)
-        raise NonFiniteError(
-            f"step {self._step + 1}: {own}. The weights are as they were before the step. `ral replay {folder}` runs its "
-            "batch again and shows where it becomes non-finite; the run can go on from its last checkpoint with other "
-            "settings (a lower learning_rate or attention_coef) as a new one."
+    def dump(self, what: str) -> RolloutsDump:
+        return RolloutsDump(
+            what=what,
+            step=self._step,
+            max_steps=self.state.max_steps,
+            settings=replayed(self.args),
+            micro_batches=self.groups,
+            factor=self.balance.factor,
+            teacher=None if self.teacher is None else str(pretrained(self.teacher).name_or_path),
         )
 
     # --- parts of the step ------------------------------------------------------------------------------------------
