@@ -108,6 +108,10 @@ def targets(results: Results) -> list[Target]:
     memory, time = growth(results)
     found.append(Target("memory per token at 16k visual tokens / at 1k", 1.1, memory, at_most=True))
     found.append(Target("time at 16k visual tokens / at 1k (attention alone: 256)", 256, time, at_most=True))
+    for lengths in ("sampled", "equal"):
+        speedup = [r["speedup"][lengths] for r in results.of("processes")]
+        what = f"two processes / one, a core each, the same batches, completions of {lengths} length"
+        found.append(Target(what, 1.8, speedup[0] if speedup else None))
     minutes = [max(r["seconds"].values()) / 60 for r in results.of("quickstart")]
     found.append(Target("the quickstart's training", 3, minutes[0] if minutes else None, "min", at_most=True))
     return found

@@ -68,6 +68,7 @@ class Case:
         double: compute in float64.
         prompts: of an optimiser step, on all processes together.
         pinned: every process stays on the core of its number.
+        longest: completion in tokens.
     """
 
     data: Literal["think", "mixed"] = "think"
@@ -79,6 +80,7 @@ class Case:
     double: bool = False
     prompts: int = PROMPTS
     pinned: bool = False
+    longest: int = 16
 
     def records(self) -> list[Record]:
         """Not a multiple of the prompts of a step, so that an epoch ends with an uneven batch."""
@@ -99,7 +101,7 @@ class Case:
             per_device_train_batch_size=self.prompts * GROUP // processes // self.accumulation,
             gradient_accumulation_steps=self.accumulation,
             max_steps=self.steps,
-            max_completion_length=16,
+            max_completion_length=self.longest,
             temperature=1.3,
             learning_rate=1e-3 if self.adapter else 1e-4,
             attention_anchor=self.attention_anchor,
