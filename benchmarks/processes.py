@@ -16,7 +16,6 @@ from experiments.processes import GROUP, Case, run
 
 from benchmarks.common import RESULTS, median_ratio, write_result
 
-
 #: Longest completion in tokens, by what it makes of the processes' shares: as they are sampled, or all cut at one length.
 LENGTHS = {"sampled": 16, "equal": 5}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.processes import ENGINES, PROCESSES, RESULTS
 from experiments.results import PAGE, detectable, known, page
 from experiments.studies import STUDIES
 from experiments.study import _bits, commands, read_cells, recipe_of
@@ -50,6 +52,25 @@ def test_cells_agree_with_their_items(name: str) -> None:
 
 def test_the_page_is_that_of_the_result_files() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(known()), "run python -m experiments.results"
+
+
+def scientific(value: float) -> str:
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} · 10⁻{str(-int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+@pytest.mark.parametrize(("data", "shown"), [("think", "thinking"), ("mixed", "mixed")])
+@pytest.mark.parametrize(("dtype", "criterion"), [("float64", "of_the_step"), ("float32", "of_the_largest")])
+def test_the_curves_of_several_processes_hold_what_the_page_says(
+    data: str, shown: str, dtype: str, criterion: str
+) -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+    rows = [row for row in found if (row["data"], row["dtype"]) == (data, dtype)]
+    assert {(row["engine"], row["processes"]) for row in rows} == {(e, n) for e in ENGINES for n in PROCESSES}
+    largest, step = (max(row[name] for row in rows) for name in ("of_the_largest", "of_the_step"))
+    assert max(row[criterion] for row in rows) <= 1e-5
+    line = f"| {shown}, {dtype} | {scientific(largest)} | {scientific(step)} |"
+    assert line in (PAGE.parents[1] / "docs/scaling.md").read_text(encoding="utf-8")
 
 
 def test_a_detectable_effect_is_found_four_times_in_five() -> None:
