@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -35,18 +36,23 @@ class Prompt:
 
     Attributes:
         input_ids: `[P]`. position_ids: `[3, P]` (M-RoPE) or `[P]`.
-        visual: `[P]` bool, true on visual tokens.
-        grids: (t, h, w) of every image and video in *tokens* (after the spatial merge), in the order of their tokens.
+        grids: (t, h, w) of every image, then of every video, in *tokens* (after the spatial merge).
+        places: `[N]` where the N visual tokens stand, in the order of `grids`.
         features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
         inputs: the processor's dict.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    visual: Tensor
     grids: tuple[tuple[int, int, int], ...]
+    places: Tensor
     features: dict[str, Any] | None
     inputs: Mapping[str, Any]
+
+    @cached_property
+    def visual(self) -> Tensor:
+        """`[P]` bool, true on visual tokens."""
+        return torch.zeros_like(self.input_ids, dtype=torch.bool).index_fill(0, self.places, True)
 
     @property
     def next_position(self) -> int:
@@ -122,15 +128,18 @@ def prepare_prompt(
     if inputs.get("attention_mask") is not None:
         input_ids = input_ids[inputs["attention_mask"][0].bool()]
     grids = _check_visual_tokens(base, input_ids, inputs) if has_vision(base) else ()
-    visual = torch.isin(input_ids, torch.tensor(visual_token_ids(base), device=input_ids.device))
+    # Images before videos, as their grids are.
+    places = [(input_ids == kind).nonzero()[:, 0] for kind in visual_token_ids(base)]
     if features is None and not any(p.requires_grad for p in vision_parameters(base)):
         with torch.no_grad():
             features = vision_features(model, inputs)
-    return Prompt(input_ids, rope_positions(base, input_ids, inputs), visual, grids, features, inputs)
+    return Prompt(
+        input_ids, rope_positions(base, input_ids, inputs), grids, torch.cat([*places, input_ids[:0]]), features, inputs
+    )
 
 
 def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
-    """Token grids in the order of their placeholders; the counts must be those the vision tower will yield."""
+    """Token grids, of images before videos; the counts must be those the vision tower will yield."""
     merge = model.config.vision_config.spatial_merge_size
     grids: list[tuple[int, int, int]] = []
     for kind in ("image", "video"):

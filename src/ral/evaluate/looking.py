@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
-from ral.attention.models import decoder_layers, make_capturable, visual_token_ids
+from ral.attention.models import decoder_layers, make_capturable
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ def look(
     extended = [_extended(p, ids[:token]) for p, ids, token in zip(prompts, completions, tokens, strict=True)]
     targets = [[ids[token : token + 1]] for ids, token in zip(completions, tokens, strict=True)]
     outputs = forward_groups(model, extended, targets, layers=layers, query="predictor", per_head=per_head)
-    kinds = visual_token_ids(base)
     documents = documents or [None] * len(prompts)
     found = []
     for token, prompt, document, output in zip(tokens, prompts, documents, outputs, strict=True):
@@ -109,8 +108,8 @@ def look(
             heads = output.heads[layer][:, 0, 0] if per_head else ()
             looks.append(
                 LayerLook(
-                    _maps(output.alpha(layer)[0, 0], prompt, kinds, document),
-                    tuple(LayerLook(_maps(row, prompt, kinds, document)) for row in heads),
+                    _maps(output.alpha(layer)[0, 0], prompt, document),
+                    tuple(LayerLook(_maps(row, prompt, document)) for row in heads),
                 )
             )
         found.append(Look(token, tuple(looks)))
@@ -125,11 +124,11 @@ def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np
     the order of the maps. Raises ValueError for a prompt without visual tokens, or with no text behind them.
     """
     base = make_capturable(model)
-    layers, kinds = range(len(decoder_layers(base))), visual_token_ids(base)
+    layers = range(len(decoder_layers(base)))
     parts = [prompt_and_rest(prompt) for prompt in prompts]
     outputs = forward_groups(model, [first for first, _ in parts], [[rest] for _, rest in parts], layers=layers)
     return [
-        [output.alpha(layer)[0][:, visual_places(prompt, kinds)].double().cpu().numpy() for layer in layers]
+        [output.alpha(layer)[0][:, prompt.places].double().cpu().numpy() for layer in layers]
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
 
@@ -149,16 +148,8 @@ def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Ten
         prompt,
         input_ids=prompt.input_ids[:cut],
         position_ids=prompt.position_ids[..., :cut],
-        visual=prompt.visual[:cut],
     )
     return first, prompt.input_ids[cut:]
-
-
-def visual_places(prompt: Prompt, kinds: Sequence[int]) -> Tensor:
-    """Places `[N]` of the visual tokens in the prompt, in the order of the maps: images before videos."""
-    if not prompt.grids:
-        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
-    return torch.cat([(prompt.input_ids == kind).nonzero()[:, 0] for kind in kinds])
 
 
 def as_maps(weights: NDArray, prompt: Prompt) -> tuple[NDArray, ...]:
@@ -176,12 +167,13 @@ def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
         prompt,
         input_ids=torch.cat([prompt.input_ids, ids]),
         position_ids=torch.cat([prompt.position_ids, own.expand(*prompt.position_ids.shape[:-1], -1)], dim=-1),
-        visual=nn.functional.pad(prompt.visual, (0, len(ids))),
     )
 
 
-def _maps(row: Tensor, prompt: Prompt, kinds: Sequence[int], document: slice | None) -> tuple[NDArray[np.float64], ...]:
-    """The weights of one row `[P + …]` on a document, or on the grids of `prompt`, which lists images before videos."""
+def _maps(row: Tensor, prompt: Prompt, document: slice | None) -> tuple[NDArray[np.float64], ...]:
+    """The weights of one row `[P + …]` on a document, or on the grids of `prompt`."""
     if document is not None:
         return (row[None, document].double().cpu().numpy(),)
-    return as_maps(row[visual_places(prompt, kinds)].double().cpu().numpy(), prompt)
+    if not prompt.grids:
+        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+    return as_maps(row[prompt.places].double().cpu().numpy(), prompt)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ral.attention import Prompt, forward_groups
-from ral.attention.models import make_capturable, visual_token_ids
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, Record
 
 from .grounding import (
@@ -35,7 +34,7 @@ from .grounding import (
     mean_grounding,
     relative_attention,
 )
-from .looking import Look, as_maps, look_on, prompt_and_rest, visual_places
+from .looking import Look, as_maps, look_on, prompt_and_rest
 from .statistics import mean_interval
 
 #: The neutral question of arXiv 2502.17422.
@@ -134,8 +133,6 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
     and of the prompt's last token, which predicts its first; with `all_text` for all text behind the visual tokens. The
     controls depend on the item's id alone.
     """
-    base = make_capturable(model)
-    kinds = visual_token_ids(base)
     found: list[Row | None] = []
     for item in items:
         mask = np.concatenate([part.ravel() for part in item_mask(item.look.layers[0].maps, item.boxes, item.sizes)])
@@ -148,9 +145,8 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
         first, rest = prompt_and_rest(item.prompt, None if all_text else len(item.prompt.input_ids) - 1)
         written = torch.cat([rest, item.completion.to(rest.device)])
         bias = torch.zeros(len(hidden), len(first.input_ids), device=rest.device)
-        places = visual_places(first, kinds)
         for row, tokens in zip(bias, hidden, strict=True):
-            row[places[torch.from_numpy(tokens).to(places.device)]] = float("-inf")
+            row[first.places[torch.from_numpy(tokens).to(row.device)]] = float("-inf")
         (output,) = forward_groups(model, [first], [[written] * len(hidden)], layers=(), look_bias=[bias])
         answer = slice(len(rest) + item.answer.start, len(rest) + item.answer.stop)
         logp = output.logps[:, answer].double().sum(dim=1).tolist()
