@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ral import rollout
 from ral.attention import Prompt, forward_groups, prepare_prompt
 from ral.attention.models import special_visual_token_ids
+from ral.attention.prefix import SharedPrefix
 from ral.groups import draw_look_bias
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
@@ -200,6 +201,25 @@ def test_what_is_sampled_does_not_depend_on_what_it_is_batched_with() -> None:
     alone = [ids(sample(model, [p], 4, sampling, [g]))[0] for p, g in zip(prompts, generators, strict=True)]
     assert together == alone
     assert len({tuple(y) for group in together for y in group}) > 6
+
+
+def test_bfloat16_decodes_within_its_rounding_of_the_packed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt's keys and values are held as the model has them; the chosen tokens are nearly the likeliest in float32."""
+    model = tiny_model().bfloat16()
+    held: list[SharedPrefix] = []
+    monkeypatch.setattr(rollout, "SharedPrefix", lambda *args: held.append(SharedPrefix(*args)) or held[0])
+    image = {k: v.bfloat16() if v.is_floating_point() else v for k, v in INPUTS["image"].items()}
+    [[found]] = sample(model, [prepare_prompt(model, image)], 1, GREEDY)
+    assert {x.dtype for pair in held[0].layers for x in pair} == {torch.bfloat16}
+    banned = torch.tensor(special_visual_token_ids(model))
+
+    def gap(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        chosen = logits.gather(-1, found.ids[rows, None])[:, 0]
+        return {"gap": logits.index_fill(-1, banned, float("-inf")).amax(-1) - chosen}
+
+    exact = model.float()
+    [output] = forward_groups(exact, [prepare_prompt(exact, INPUTS["image"])], [[found.ids]], token_statistics=gap)
+    assert output.extra["gap"].max() < 0.05  # of logits whose spread is about one
 
 
 def test_a_look_bias_of_zero_changes_nothing() -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -34,7 +33,7 @@ from ral.attention.models import (
 )
 from ral.attention.prefix import SharedPrefix
 
-#: Ended rows leave the batch once they are this share of it; dropping them copies their keys and values.
+#: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
 DROP_SHARE = 0.25
 
 
@@ -154,11 +153,12 @@ def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tup
         **({"mm_encoder_outputs": merge_features(features)} if has_vision(model) else {}),
     )
     position = torch.tensor([p.next_position for p in prompts], device=device)
-    owner = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
-    dtype = torch.promote_types(outputs.logits.dtype, torch.float32)
     held: Any = cache.layers  # of a dynamic cache: each with its keys and values
-    layers = [(layer.keys.to(dtype), layer.values.to(dtype)) for layer in held]
-    return SharedPrefix(layers, mask.bool(), owner), outputs.logits[owner, -1], position[owner]
+    # Under autocast keys are float32, as the rotation makes them.
+    layers = [(layer.keys.to(layer.values.dtype), layer.values) for layer in held]
+    prefix = SharedPrefix(layers, mask.bool(), num_generations)
+    logits = outputs.logits[:, -1].repeat_interleave(num_generations, dim=0)
+    return prefix, logits, position.repeat_interleave(num_generations)
 
 
 def _left_padded(biases: list[Tensor], longest: int) -> Tensor:
@@ -175,7 +175,9 @@ def _decode(
     generators: Sequence[torch.Generator | None],
 ) -> list[Completion]:
     total, longest, device = len(logits), sampling.max_completion_length, logits.device
-    processors = _processors(sampling, special_visual_token_ids(model), device)
+    processors = _processors(sampling)
+    # A sampled visual placeholder would make the next forward pass look for features that do not exist.
+    banned = torch.tensor(special_visual_token_ids(model), dtype=torch.long, device=device)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
     each = total // len(generators)
     uniform = torch.cat([torch.rand(longest, each, generator=g, dtype=torch.float64) for g in generators], dim=1)
@@ -185,38 +187,44 @@ def _decode(
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     active = torch.arange(total, device=device)
     axes = (3,) if has_vision(model) else ()
-    cache = DynamicCache(config=model.config.get_text_config())  # of the completions alone
     for step in range(longest):
-        chosen = _draw(processors(tokens[active, :step], logits.float()), uniform[step, active], sampling.temperature)
+        scores = processors(tokens[active, :step], logits.float().index_fill(-1, banned, float("-inf")))
+        chosen = _draw(scores, uniform[step, active], sampling.temperature)
         tokens[active, step] = chosen
         ends = torch.isin(chosen, eos) & ~ended[active]
         lengths[active] = torch.where(ends, step + 1, lengths[active])
         ended[active] |= ends
-        running = ~ended[active]
-        left = int(running.sum())  # the one value of a step that the host waits for
+        running = ~ended[active].view(-1, prefix.width)
+        counts = running.sum(dim=1).tolist()  # the one value of a step that the host waits for
+        left = sum(count > 0 for count in counts) * max(counts)
         if left == 0 or step + 1 == longest:
             break
         if len(active) - left >= DROP_SHARE * len(active):
-            keep = running.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            active, chosen, position, prefix = active[keep], chosen[keep], position[keep], prefix.of(keep)
+            prompts, rows = _still_needed(running, max(counts))
+            active, chosen, position, prefix = active[rows], chosen[rows], position[rows], prefix.of(prompts, rows)
         logits = model(
             input_ids=chosen[:, None],
             position_ids=(position + step)[:, None].expand(*axes, -1, 1),
             # A prepared 4-D mask is passed through as it is; what is padding, the prefix knows.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             prefix=prefix,
-            past_key_values=cache,
-            use_cache=True,
+            use_cache=False,
         ).logits[:, -1]
     return [Completion(tokens[i, : int(lengths[i])].clone(), not bool(ended[i])) for i in range(total)]
 
 
-def _processors(sampling: Sampling, banned: tuple[int, ...], device: torch.device) -> LogitsProcessorList:
-    # A sampled visual placeholder would make the next forward pass look for features that do not exist.
+def _still_needed(running: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Of `running [B, W]`: the prompts `[b]` that have a running row, and `[b·width]` rows of theirs, all running ones among them.
+
+    Every prompt keeps as many, so ended rows stay where another prompt has more that run.
+    """
+    prompts = running.any(dim=1).nonzero()[:, 0]
+    columns = running[prompts].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+    return prompts, (prompts[:, None] * running.shape[1] + columns).flatten()
+
+
+def _processors(sampling: Sampling) -> LogitsProcessorList:
     processors = LogitsProcessorList()
-    if banned:
-        processors.append(SuppressTokensLogitsProcessor(list(banned), device=str(device)))
     if sampling.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:

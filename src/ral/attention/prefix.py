@@ -3,83 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+#: Tokens by which the room for the completions' keys and values grows where it is used up.
+ROOM = 64
+
+
+@dataclass
+class OwnCache:
+    """What the completions hold in one layer: keys and values `[2, N, H_kv, room, D]`, `length` tokens of which are filled."""
+
+    held: Tensor
+    length: int = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one token's `[N, H_kv, 1, D]`; all keys and values `[N, H_kv, length, D]`."""
+        if self.length == self.held.shape[3]:
+            self.held = nn.functional.pad(self.held, (0, 0, 0, ROOM))
+        self.held[0, :, :, self.length] = key[:, :, 0]
+        self.held[1, :, :, self.length] = value[:, :, 0]
+        self.length += 1
+        keys, values = self.held[:, :, :, : self.length]
+        return keys, values
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """The prompts of a rollout as its N completions see them, one new token of each completion at a time.
+    """B prompts of a rollout with W completions each, which grow by one token at a time.
 
-    It travels to the attention function as a keyword argument of the model's `forward`. The completions' own keys and values
-    are in an ordinary cache; all N are equally long. Attention is computed in at least float32.
+    It travels to the attention function as a keyword argument of the model's `forward`, and is the only cache. The N = B·W
+    completions stand in the order of their prompts. Products are in the dtype of the values, scores and softmax in at least
+    float32.
 
     Attributes:
-        layers: per decoder layer keys and values `[B, H_kv, P, D]` of B prompts, padded on the left.
+        layers: per decoder layer keys and values `[B, H_kv, P, D]` of the prompts, padded on the left.
         seen: `[B, P]` bool, false on padding.
-        owner: `[N]`, which prompt a completion continues; ascending.
+        width: W.
         bias: `[N, P]` added to the scores of the prompt's keys, in `bias_layers` (None: in every layer), or None.
+        own: per decoder layer what the completions hold; `attend` fills it.
     """
 
     layers: Sequence[tuple[Tensor, Tensor]]
     seen: Tensor
-    owner: Tensor
+    width: int
     bias: Tensor | None = None
     bias_layers: tuple[int, ...] | None = None
+    own: dict[int, OwnCache] = field(default_factory=dict)
 
-    def of(self, kept: Tensor) -> SharedPrefix:
-        """The same for some of the completions `[n]`, in ascending order."""
-        return replace(self, owner=self.owner[kept], bias=None if self.bias is None else self.bias[kept])
+    def of(self, prompts: Tensor, rows: Tensor) -> SharedPrefix:
+        """The same for the prompts `[b]`, ascending, and `rows [b·w]` of the completions: w behind each of them."""
+        every = len(prompts) == len(self.seen)
+        return SharedPrefix(
+            self.layers if every else [(keys[prompts], values[prompts]) for keys, values in self.layers],
+            self.seen[prompts],
+            len(rows) // len(prompts),
+            None if self.bias is None else self.bias[rows],
+            self.bias_layers,
+            {layer: OwnCache(own.held[:, rows], own.length) for layer, own in self.own.items()},
+        )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention of the newest tokens to their prompt and their completion, themselves included.
 
         Args:
-            query: `[N, H, 1, D]` after RoPE. key, value: `[N, H_kv, T, D]` of the T completion tokens so far.
+            query: `[N, H, 1, D]` after RoPE. key, value: `[N, H_kv, 1, D]` of the same tokens, which are kept.
 
         Returns:
             `[N, 1, H, D]`.
         """
         rows, heads, _, channels = query.shape
         prompt_keys, prompt_values = self.layers[layer]
-        dtype = prompt_keys.dtype
-        q = query.to(dtype).view(rows, key.shape[1], -1, channels) * scaling  # [N, H_kv, H/H_kv, D]
-        prompt = (self._by_prompt(q) @ prompt_keys.transpose(-1, -2)).masked_fill(
-            ~self.seen[:, None, None], float("-inf")
+        own = self.own.setdefault(layer, OwnCache(value.new_empty(2, *value.shape[:2], 0, channels)))
+        own_keys, own_values = own.append(key, value)
+        q = query.to(value.dtype).view(rows, key.shape[1], -1, channels)  # [N, H_kv, H/H_kv, D]
+        scores = torch.cat(
+            [self._by_row(self._by_prompt(q) @ prompt_keys.transpose(-1, -2)), q @ own_keys.transpose(-1, -2)], dim=-1
         )
-        prompt = self._by_row(prompt)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+        length = prompt_keys.shape[2]
+        if self._padded:
+            hidden = ~self.seen.repeat_interleave(self.width, dim=0)
+            scores[..., :length].masked_fill_(hidden[:, None, None], float("-inf"))
         if self.bias is not None and (self.bias_layers is None or layer in self.bias_layers):
-            prompt = prompt + self.bias[:, None, None].to(dtype)
-        own = q @ key.to(dtype).transpose(-1, -2)
-        weights = torch.cat([prompt, own], dim=-1).softmax(dim=-1)
-        on_prompt, on_own = weights.split([prompt.shape[-1], own.shape[-1]], dim=-1)
-        output = self._by_row(self._by_prompt(on_prompt) @ prompt_values) + on_own @ value.to(dtype)
+            scores[..., :length] += self.bias[:, None, None]
+        on_prompt, on_own = scores.softmax(dim=-1).to(value.dtype).split([length, own.length], dim=-1)
+        output = self._by_row(self._by_prompt(on_prompt) @ prompt_values) + on_own @ own_values
         return output.reshape(rows, 1, heads, channels).to(query.dtype)
 
     @cached_property
-    def _places(self) -> tuple[int, Tensor, Tensor]:
-        """W, the most completions that a prompt has; which completion stands at each of the B·W places; and `[N]` where.
-
-        A place that a prompt with fewer completions leaves over holds completion 0 and is never read.
-        """
-        counts = torch.bincount(self.owner, minlength=len(self.seen))
-        width = int(counts.max())
-        rank = torch.arange(len(self.owner), device=self.owner.device) - (counts.cumsum(0) - counts)[self.owner]
-        place = self.owner * width + rank
-        occupant = torch.zeros(len(self.seen) * width, dtype=torch.long, device=place.device)
-        return width, occupant.scatter(0, place, torch.arange(len(place), device=place.device)), place
+    def _padded(self) -> bool:
+        return not bool(self.seen.all())
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """`[N, H_kv, M, E]` → `[B, H_kv, W·M, E]`: what belongs to one prompt becomes one matrix."""
-        width, occupant, _ = self._places
-        _, kv, m, e = x.shape
-        return x[occupant].view(-1, width, kv, m, e).transpose(1, 2).reshape(-1, kv, width * m, e)
+        rows, kv, _, e = x.shape
+        return x.unflatten(0, (-1, self.width)).transpose(1, 2).reshape(rows // self.width, kv, -1, e)
 
     def _by_row(self, x: Tensor) -> Tensor:
         """`[B, H_kv, W·M, E]` → `[N, H_kv, M, E]`, the other way."""
-        width, _, place = self._places
-        prompts, kv, _, e = x.shape
-        return x.view(prompts, kv, width, -1, e).transpose(1, 2).reshape(prompts * width, kv, -1, e)[place]
+        return x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)

@@ -6,11 +6,13 @@ Counted is what the passes of this package save for the backward, as `torch.auto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
+from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
 from ral.plan.setup import Setup
 
@@ -222,15 +224,16 @@ def _kept(s: Setup) -> float:
 
 
 def _cache(s: Setup) -> float:
-    """Keys and values: of the prompts once, in float32, and of all completions; with what one layer does with them.
+    """Keys and values: of the prompts once, and of all completions, with room to grow; with what one layer does with them.
 
-    A layer copies its completions' where a token is added, and in float32 to attend; its scores live with their softmax.
+    A layer copies its completions' where their room grows; its scores, in float32, live with their parts and their softmax.
     """
     stack, rollouts = s.model.decoder, s.prompts * s.group
-    prompts = 2 * s.prompts * s.prompt * stack.key_width * FLOAT
-    completions = 2 * rollouts * s.completion * stack.key_width
+    prompts = 2 * s.prompts * s.prompt * stack.key_width * s.compute
+    room = ROOM * math.ceil(s.completion / ROOM)
+    completions = 2 * rollouts * room * stack.key_width * s.compute
     scores = 3 * rollouts * stack.heads * (s.prompt + s.completion) * FLOAT
-    return stack.layers * (prompts + completions * s.compute) + completions * (s.compute + FLOAT) + scores
+    return stack.layers * (prompts + completions) + completions + scores
 
 
 def _drawing(s: Setup) -> float:
