@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,13 @@ import pytest
 from ral.checkpoints import (
     MANIFEST,
     CheckpointError,
+    checkpoints,
     fault,
     good_checkpoint,
+    keep_newest,
     last_checkpoint,
     newest_good_checkpoint,
+    remove,
     seal,
 )
 from tests.killing import flip_bit
@@ -77,3 +82,36 @@ def test_without_a_good_one_all_are_listed(tmp_path: Path) -> None:
     saved(tmp_path, 4, sealed=False)
     with pytest.raises(CheckpointError, match=r"checkpoint-4 .*unfinished.*checkpoint-2 .*damaged"):
         newest_good_checkpoint(tmp_path)
+
+
+def test_a_removal_that_is_cut_off_leaves_an_unfinished_checkpoint_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the soak: a kill while an old checkpoint was removed left its manifest beside files that were gone."""
+    older, newer = saved(tmp_path, 2), saved(tmp_path, 4)
+
+    def killed(path: Path, ignore_errors: bool) -> None:
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(older)
+    assert "unfinished" in str(fault(older))
+    keep_newest(tmp_path, limit=3)
+    assert checkpoints(tmp_path) == [newer]
+
+
+def test_the_newest_by_time_and_the_best_are_kept(tmp_path: Path) -> None:
+    paths = {step: saved(tmp_path, step) for step in (2, 4, 6, 8)}
+    for age, step in enumerate((6, 2, 8, 4)):  # a run went back to step 2, and saved step 4 last
+        os.utime(paths[step] / MANIFEST, (age, age))
+    keep_newest(tmp_path, limit=4)
+    assert len(checkpoints(tmp_path)) == 4
+    keep_newest(tmp_path, limit=3, best=paths[6])
+    assert checkpoints(tmp_path) == [paths[4], paths[6], paths[8]]
+    keep_newest(tmp_path, limit=1, best=paths[6])
+    assert checkpoints(tmp_path) == [paths[4], paths[6]]
+    keep_newest(tmp_path, limit=1)
+    assert checkpoints(tmp_path) == [paths[4]]

@@ -2,7 +2,7 @@
 
 checkpoint-N/manifest.json    {"processes": …, "resumable": …, "files": {name: {"bytes": …, "sha256": …}}}
 
-A folder without its manifest is a save that was cut off. What the manifest names was on the disk before it, so neither a
+A folder without its manifest is a save, or a removal, that was cut off. What the manifest names was on the disk before it, so neither a
 killed process nor a lost machine leaves a manifest of files that are not there.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,27 @@ def seal(checkpoint: Path, *, processes: int, resumable: bool = True) -> None:
     atomic_write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; its manifest goes first, so that what a kill leaves of it is told from a damaged one."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def keep_newest(folder: Path | str, limit: int, best: Path | None = None) -> None:
+    """Remove what is unfinished, and of the finished checkpoints the oldest until `limit` are left.
+
+    The newest and `best` always stay. Age counts from the manifest's writing, not by the step: a run that went on from an
+    earlier checkpoint leaves damaged ones of later steps behind.
+    """
+    finished = [path for path in checkpoints(folder) if (path / MANIFEST).is_file()]
+    finished.sort(key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
+    protected = {*finished[-1:], *({best} if best in finished else ())}
+    spare = [path for path in finished if path not in protected]
+    unfinished = [path for path in checkpoints(folder) if path not in finished]
+    for path in (*unfinished, *spare[: max(0, len(finished) - max(limit, len(protected)))]):
+        remove(path)
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint; None where it is missing or cannot be read."""
     try:
@@ -70,7 +92,7 @@ def fault(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "missing: there is no such folder"
     if not (checkpoint / MANIFEST).is_file():
-        return f"unfinished: {MANIFEST}, which is written last, is not there"
+        return f"unfinished: {MANIFEST}, written last and removed first, is not there"
     manifest = read_manifest(checkpoint)
     if manifest is None:
         return f"damaged: {MANIFEST} cannot be read"

@@ -19,15 +19,16 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from ral.attention.models import pretrained
 from ral.checkpoints import (
     CheckpointError,
     good_checkpoint,
+    keep_newest,
     last_checkpoint,
     newest_good_checkpoint,
     read_manifest,
+    remove,
     seal,
 )
 from ral.files import atomic_write_text
@@ -129,25 +130,21 @@ class ResumableTrainer(Trainer):
         checkpoint, args, main = self._folder / f"checkpoint-{self.state.global_step}", self.args, self.args.should_save
         limit, args.save_total_limit = args.save_total_limit, None
         try:
-            if main and checkpoint.exists():
-                shutil.rmtree(checkpoint)  # of a save that was cut off: none of its files may be taken for a new one
+            if main:
+                remove(checkpoint)  # of a save that was cut off: none of its files may be taken for a new one
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if main:
                 seal(checkpoint, processes=args.world_size, resumable=not args.save_only_model)
         except Exception as error:  # OSError, or what torch and safetensors make of it
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove(checkpoint)
             raise CheckpointError(self._not_saved(checkpoint, error)) from error
         finally:
             args.save_total_limit = limit
-        if main:
-            rotate_checkpoints(
-                output_dir=str(self._folder),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,  # by time, as Trainer does: a damaged one of a later step is not the newest
-            )
+        if main and limit is not None and limit > 0:
+            best = self.state.best_model_checkpoint
+            keep_newest(self._folder, limit, None if best is None else Path(best))
         self.accelerator.wait_for_everyone()
 
     def _not_saved(self, checkpoint: Path, error: Exception) -> str:
