@@ -2,8 +2,8 @@
 
 checkpoint-N/manifest.json    {"processes": …, "resumable": …, "files": {name: {"bytes": …, "sha256": …}}}
 
-A folder without its manifest is a save, or a removal, that was cut off. What the manifest names was on the disk before it, so neither a
-killed process nor a lost machine leaves a manifest of files that are not there.
+A folder without its manifest is a save, or a removal, that was cut off. What the manifest names was on the disk before it, so
+neither a killed process nor a lost machine leaves a manifest of files that are not there.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ def keep_newest(folder: Path | str, limit: int, best: Path | None = None) -> Non
     The newest and `best` always stay. Age counts from the manifest's writing, not by the step: a run that went on from an
     earlier checkpoint leaves damaged ones of later steps behind.
     """
-    finished = [path for path in checkpoints(folder) if (path / MANIFEST).is_file()]
+    found = checkpoints(folder)
+    finished = [path for path in found if (path / MANIFEST).is_file()]
     finished.sort(key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
     protected = {*finished[-1:], *({best} if best in finished else ())}
     spare = [path for path in finished if path not in protected]
-    unfinished = [path for path in checkpoints(folder) if path not in finished]
+    unfinished = [path for path in found if path not in finished]
     for path in (*unfinished, *spare[: max(0, len(finished) - max(limit, len(protected)))]):
         remove(path)
 

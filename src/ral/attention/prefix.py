@@ -85,9 +85,8 @@ class SharedPrefix:
         )
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
         length = prompt_keys.shape[2]
-        if self._padded:
-            hidden = ~self.seen.repeat_interleave(self.width, dim=0)
-            scores[..., :length].masked_fill_(hidden[:, None, None], float("-inf"))
+        if self._hidden is not None:
+            scores[..., :length].masked_fill_(self._hidden, float("-inf"))
         if self.bias is not None and (self.bias_layers is None or layer in self.bias_layers):
             scores[..., :length] += self.bias[:, None, None]
         on_prompt, on_own = scores.softmax(dim=-1).to(value.dtype).split([length, own.length], dim=-1)
@@ -95,8 +94,9 @@ class SharedPrefix:
         return output.reshape(rows, 1, heads, channels).to(query.dtype)
 
     @cached_property
-    def _padded(self) -> bool:
-        return not bool(self.seen.all())
+    def _hidden(self) -> Tensor | None:
+        """`[N, 1, 1, P]`, true on padding; None where there is none. The same in every layer and step."""
+        return None if bool(self.seen.all()) else ~self.seen.repeat_interleave(self.width, dim=0)[:, None, None]
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """`[N, H_kv, M, E]` → `[B, H_kv, W·M, E]`: what belongs to one prompt becomes one matrix."""
