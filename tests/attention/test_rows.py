@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -102,13 +103,14 @@ def test_per_head_weights_exist_one_chunk_at_a_time_and_are_not_kept(monkeypatch
         monkeypatch.setattr(rows, "CHUNK_ELEMENTS", bound)
         formed = []
 
-        def head_mean(q: Tensor, *rest: Tensor, compute=rows._head_mean, formed=formed) -> Tensor:
-            formed.append(q[..., 0].numel() * (P + R))
-            return compute(q, *rest)
+        def weights(*args: Any, compute=rows._weights, formed=formed) -> Tensor:
+            result = compute(*args)
+            formed.append(result.numel())
+            return result
 
         kept = []
         with monkeypatch.context() as patch:
-            patch.setattr(rows, "_head_mean", head_mean)
+            patch.setattr(rows, "_weights", weights)
             with torch.autograd.graph.saved_tensors_hooks(partial(recorded, kept), lambda x: x):
                 p, _ = attention_rows(*inputs, MASK, scaling=SCALING, query="token", bias=bias)
             assert max(formed) <= max(bound, HEADS * (P + R))

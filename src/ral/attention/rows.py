@@ -51,33 +51,47 @@ def attention_rows(
 
 
 class _Rows(torch.autograd.Function):
-    """`_chunk_rows` chunk by chunk: the backward pass computes each chunk again instead of keeping what it computed."""
+    """p and α_tt, chunk by chunk; the backward pass forms the weights of a chunk again instead of keeping them.
+
+    With the weights a^h of head h, α = Σ_h a^h / H and p = α / S, S = Σα without the token itself, an upstream gradient u gives
+    v = ∂/∂α = (u − ⟨u, p⟩) / S, 0 at the token itself, and ∂/∂scores^h = a^h · (v − ⟨v, a^h⟩) / H.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k_prompt: Tensor, k_own: Tensor, mask: Tensor, query: Query, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(q, k_prompt, k_own, mask, bias)
+        prompt = k_prompt.shape[1]
+        rows = q.new_empty(*mask.shape, prompt + k_own.shape[2])
+        own, mass = q.new_empty(mask.shape), q.new_empty(*mask.shape, 1)
+        for at, keys in _chunks(q, k_prompt, k_own):
+            alpha = _weights(q[:, :, *at], keys, prompt, at[1].start, query, _part(bias, at)).mean(dim=(0, 2))
+            own[at] = _itself(alpha, prompt, at[1].start)
+            alpha = _without_itself(alpha, mask[at], prompt, at[1].start)
+            mass[at] = _mass(alpha)
+            rows[at] = alpha / mass[at]
+        ctx.save_for_backward(q, k_prompt, k_own, bias, rows, mass)
         ctx.query = query
-        rows = q.new_empty(*mask.shape, k_prompt.shape[1] + k_own.shape[2])
-        own = q.new_empty(mask.shape)
-        for at in _chunks(*rows.shape, heads=q.shape[0] * q.shape[1]):
-            rows[at], own[at] = _chunk_rows(q[:, :, *at], k_prompt, k_own[:, at[0]], mask, at, query, bias)
         ctx.mark_non_differentiable(own)
         return rows, own
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k_prompt, k_own, mask, bias = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        q, k_prompt, k_own, bias, rows, mass = ctx.saved_tensors
+        heads, prompt = q.shape[0] * q.shape[1], k_prompt.shape[1]
         grad_q, grad_prompt, grad_own = (torch.zeros_like(x) for x in (q, k_prompt, k_own))
-        for at in _chunks(*grad_rows.shape, heads=q.shape[0] * q.shape[1]):
-            inputs = [x.detach().requires_grad_() for x in (q[:, :, *at], k_prompt, k_own[:, at[0]])]
-            with torch.enable_grad():
-                rows, _ = _chunk_rows(inputs[0], inputs[1], inputs[2], mask, at, ctx.query, bias)
-            grads = torch.autograd.grad(rows, inputs, grad_rows[at])
-            for total, part in zip((grad_q[:, :, *at], grad_prompt, grad_own[:, at[0]]), grads, strict=True):
-                total += part
+        for at, keys in _chunks(q, k_prompt, k_own):
+            u = upstream[at]
+            v = (u - (u * rows[at]).sum(dim=-1, keepdim=True)) / (heads * mass[at])
+            _itself(v, prompt, at[1].start).zero_()
+            weights = _weights(q[:, :, *at], keys, prompt, at[1].start, ctx.query, _part(bias, at))
+            scores = weights * v[:, None]
+            scores.addcmul_(weights, scores.sum(dim=-1, keepdim=True), value=-1)
+            grad_q[:, :, *at] = torch.einsum("kgmrs,kgsd->kmgrd", scores, keys)
+            grad_keys = torch.einsum("kgmrs,kmgrd->kgsd", scores, q[:, :, *at])
+            grad_prompt += grad_keys[:, :, :prompt].sum(dim=1)
+            grad_own[:, at[0]] += grad_keys[:, :, prompt:]
         return grad_q, grad_prompt, grad_own, None, None, None
 
 
@@ -91,65 +105,78 @@ def head_mean_attention(
     dtype = torch.promote_types(q.dtype, torch.float32)
     heads, kv = q.shape[0], k_prompt.shape[0]
     q = (q.to(dtype) * scaling).reshape(kv, heads // kv, *q.shape[1:])
-    reach = _reach(k_own.shape[2], query, q.device)
-    return _head_mean(q, k_prompt.to(dtype), k_own.to(dtype), reach, bias)
+    keys = _keys(k_prompt.to(dtype), k_own.to(dtype))
+    return _weights(q, keys, k_prompt.shape[1], 0, query, bias).mean(dim=(0, 2))
 
 
-def _chunks(completions: int, tokens: int, keys: int, *, heads: int) -> Iterator[tuple[slice, slice]]:
-    """As many whole completions as fit into a chunk; where not even one fits, tokens of one."""
-    r = max(1, min(tokens, CHUNK_ELEMENTS // (heads * keys)))
-    g = max(1, CHUNK_ELEMENTS // (heads * keys * tokens))
+def _chunks(q: Tensor, k_prompt: Tensor, k_own: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Where each chunk stands among completions and tokens, and the keys `[H_kv, g, P+R, D]` of its completions.
+
+    As many whole completions as fit into a chunk; where not even one fits, tokens of one.
+    """
+    completions, tokens = k_own.shape[1:3]
+    width = q.shape[0] * q.shape[1] * (k_prompt.shape[1] + tokens)
+    r = max(1, min(tokens, CHUNK_ELEMENTS // width))
+    g = max(1, CHUNK_ELEMENTS // (width * tokens))
     for i in range(0, completions, g):
+        keys = _keys(k_prompt, k_own[:, i : i + g])
         for j in range(0, tokens, r):
-            yield slice(i, i + g), slice(j, j + r)
+            yield (slice(i, i + g), slice(j, j + r)), keys
 
 
-def _chunk_rows(
-    q: Tensor,
-    k_prompt: Tensor,
-    k_own: Tensor,
-    mask: Tensor,
-    at: tuple[slice, slice],
-    query: Query,
-    bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """p `[g, r, P+R]` and α_tt `[g, r]` of the chunk `at`, from its q `[H_kv, H/H_kv, g, r, D]` and k_own."""
-    reach = _reach(k_own.shape[2], query, q.device)
-    alpha = _head_mean(q, k_prompt, k_own, reach[at[1]], None if bias is None else bias[at])
-    prompt, first = k_prompt.shape[1], at[1].start
-    own = alpha.detach()[..., prompt + first :].diagonal(dim1=1, dim2=2)
-    return policy_rows(alpha, mask[at], prompt, first), own
+def _keys(k_prompt: Tensor, k_own: Tensor) -> Tensor:
+    """`[H_kv, g, P+R, D]`. Copying keys is cheaper than putting scores together, which are more by H·R / H_kv·D."""
+    return torch.cat([k_prompt[:, None].expand(-1, k_own.shape[1], -1, -1), k_own], dim=2)
 
 
-def _reach(tokens: int, query: Query, device: torch.device) -> Tensor:
-    """`[R, R]` bool: which tokens of its completion each query sees."""
-    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril(0 if query == "token" else -1)
+def _weights(q: Tensor, keys: Tensor, prompt: int, first: int, query: Query, bias: Tensor | None) -> Tensor:
+    """Attention `[H_kv, g, H/H_kv, r, P+R]` of every head.
 
-
-def _head_mean(q: Tensor, k_prompt: Tensor, k_own: Tensor, reach: Tensor, bias: Tensor | None) -> Tensor:
-    """α `[g, r, P+R]`: scaled q `[H_kv, H/H_kv, g, r, D]`, reach `[r, R]` bool, bias `[g, r, P]`."""
-    prompt = torch.einsum("kmgrd,kpd->kmgrp", q, k_prompt)
+    Args:
+        q: scaled `[H_kv, H/H_kv, g, r, D]` of tokens `first` … `first + r − 1`. keys: `[H_kv, g, P+R, D]`. bias: `[g, r, P]`.
+    """
+    scores = torch.einsum("kmgrd,kgsd->kgmrs", q, keys)
     if bias is not None:
-        prompt = prompt + bias
-    own = torch.einsum("kmgrd,kgsd->kmgrs", q, k_own).masked_fill(~reach, float("-inf"))
-    return torch.cat([prompt, own], dim=-1).softmax(dim=-1).mean(dim=(0, 1))
+        scores[..., :prompt] += bias[:, None]
+    unseen = torch.ones(q.shape[3], keys.shape[2] - prompt, dtype=torch.bool, device=q.device)
+    scores[..., prompt:].masked_fill_(unseen.triu(first + (query == "token")), float("-inf"))
+    return scores.softmax(dim=-1)
 
 
-def policy_rows(alpha: Tensor, mask: Tensor, prompt_length: int, first: int = 0) -> Tensor:
+def _part(bias: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
+    return None if bias is None else bias[at]
+
+
+def _itself(rows: Tensor, prompt: int, first: int) -> Tensor:
+    """The entries `[G, R]` of `[G, R, P+R]` at which each of the tokens from `first` on stands itself, as a view."""
+    return rows[..., prompt + first :].diagonal(dim1=1, dim2=2)
+
+
+def policy_rows(alpha: Tensor, mask: Tensor, prompt_length: int) -> Tensor:
     """p^t from α: the token itself is left out and the rest renormalised (method: p^t(i) = α_ti / Σ_{j<t} α_tj).
 
     Args:
-        alpha: `[G, R, P+R]` attention weights of tokens `first` … `first + R − 1`; mask: `[G, R]`, true on real tokens.
+        alpha: `[G, R, P+R]` attention weights; mask: `[G, R]`, true on real tokens.
 
     Returns:
         `[G, R, P+R]`: zero at the token itself and on padding rows; other rows sum to 1.
     """
-    itself = torch.zeros(alpha.shape[1:], dtype=torch.bool, device=alpha.device)
-    itself[:, prompt_length + first :].fill_diagonal_(True)
-    return renormalise(alpha.masked_fill(itself | ~mask[..., None], 0.0))
+    return renormalise(_without_itself(alpha, mask, prompt_length, 0))
 
 
 def renormalise(weights: Tensor) -> Tensor:
     """Rows scaled to sum to 1 over the last dimension; rows without any mass stay zero, with a zero gradient."""
+    return weights / _mass(weights)
+
+
+def _without_itself(alpha: Tensor, mask: Tensor, prompt: int, first: int) -> Tensor:
+    """α of tokens `first` and on with zeros at the tokens themselves and in rows of padding."""
+    itself = torch.zeros(alpha.shape[1:], dtype=torch.bool, device=alpha.device)
+    itself[:, prompt + first :].fill_diagonal_(True)
+    return alpha.masked_fill(itself | ~mask[..., None], 0.0)
+
+
+def _mass(weights: Tensor) -> Tensor:
+    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite where there is nothing."""
     total = weights.sum(dim=-1, keepdim=True)
-    return weights / torch.where(total > 0, total, float("inf"))
+    return torch.where(total > 0, total, float("inf"))
