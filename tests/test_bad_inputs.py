@@ -219,6 +219,7 @@ CASES = [
     Bad("share without measuring", setting(attention_share=0.1, gradient_norm_steps=0), r"attention_share .* needs attention_coef and gradient_norm_steps"),
     Bad("reentrant", setting(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}), r"use_reentrant to false"),
     Bad("sharding that gives back", setting(fsdp=True, fsdp_config={"version": 2}), r"reshard_after_forward: false"),
+    Bad("workers of reinforcement", setting(dataloader_num_workers=2), r"dataloader_num_workers=2 would do nothing: .*leave it out"),
     # rows
     Bad("no known field", row({"text": "x"}), r"d\.jsonl: line 1: the fields 'text' are of no known format; expected `problem`"),
     Bad("no answer", row(ROW, {"problem": "x"}), r"d\.jsonl: line 2: field 'solution': .*found nothing; correct the row or drop it"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 from ral.cli import app
 from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
+from ral.data.reading import Reading, WorkerError
 from ral.data.record import DataError, Record
 from ral.files import read_jsonl
 from ral.guards import NonFiniteError
@@ -51,7 +54,7 @@ def settings(**changes: Any) -> SFTSettings:
 
 
 def batch(records: Sequence[Record], **changes: Any) -> dict[str, torch.Tensor]:
-    return Examples(PROCESSOR, records, settings(**changes))([{"number": i} for i in range(len(records))])
+    return Examples(PROCESSOR, Reading(records), settings(**changes))([{"number": i} for i in range(len(records))])
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:
@@ -310,13 +313,56 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> No
     args = task(tmp_path, data="unused").args
     model = copy.deepcopy(MODEL)
     rows = Dataset.from_dict({"number": range(4)})
-    collator = Examples(PROCESSOR, RINGS, args)
+    collator = Examples(PROCESSOR, Reading(RINGS), args)
     trainer = Steep(model, args, data_collator=collator, train_dataset=rows, processing_class=PROCESSOR)
     with pytest.raises(NonFiniteError, match=r"step 1: the gradient's norm is inf"):
         trainer.train()
     assert all(torch.equal(value, MODEL.state_dict()[name]) for name, value in model.state_dict().items())
     told = CliRunner().invoke(app, ["replay", str(tmp_path / "run/nonfinite-1")]).stdout
     assert "micro-batch 0: loss " in told
+
+
+@dataclass(frozen=True)
+class Fatal(Examples):
+    """Calls `end` where a worker comes to the record "3"."""
+
+    end: Callable[[], None]
+
+    def encode(self, record: Record) -> dict[str, torch.Tensor]:
+        if record.id == "3" and torch.utils.data.get_worker_info():
+            self.end()
+        return super().encode(record)
+
+
+def with_workers(folder: Path, end: Callable[[], None]) -> WorkedExamplesTrainer:
+    """A trainer with two real workers, one of which ends like this on one record."""
+    records = [
+        replace(record, id=str(i), trace="look", origin=f"data.jsonl: line {i + 1}")
+        for i, record in enumerate(ring_records(8, seed=0))
+    ]
+    workers = {"dataloader_num_workers": 2, "per_device_train_batch_size": 2, "max_steps": 4}
+    trainer = build_trainer(task(folder, data="unused", **workers), records, None)
+    trainer.data_collator = Fatal(PROCESSOR, trainer.data_collator.reading, trainer.args, end)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("killer", "advice"), [("SIGKILL", "memory runs out"), ("SIGSEGV", "decoder may have crashed")]
+)
+def test_a_worker_that_is_killed_is_reported_with_its_record(tmp_path: Path, killer: str, advice: str) -> None:
+    trainer = with_workers(tmp_path, partial(signal.raise_signal, signal.Signals[killer]))
+    said = rf"process \d+\) was killed by {killer} while it read record 3 \(data\.jsonl: line 4\)\. .*{advice}"
+    with pytest.raises(WorkerError, match=said):
+        trainer.train()
+
+
+def too_large() -> None:
+    raise MemoryError("too large")
+
+
+def test_an_exception_in_a_worker_names_its_record(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError, match=r"(?s)too large.*while using record 3 \(data\.jsonl: line 4\)"):
+        with_workers(tmp_path, too_large).train()
 
 
 def test_a_quantised_model_is_taught_an_adapter(tmp_path: Path) -> None:

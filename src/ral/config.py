@@ -180,6 +180,7 @@ class RALConfig(TrainingArguments):
         self._check_choices()
         self._check_ranges()
         self._check_groups()
+        self._check_workers()
         self._check_attention_term()
         self._check_gradient_norms()
         self._check_sharding()
@@ -256,6 +257,13 @@ class RALConfig(TrainingArguments):
             raise ConfigError(
                 f"{every}={steps} would save between the inner updates of one rollout batch, from where a run "
                 f"cannot be resumed exactly; use a multiple of num_iterations={self.num_iterations}"
+            )
+
+    def _check_workers(self) -> None:
+        if self.dataloader_num_workers:
+            raise ConfigError(
+                f"dataloader_num_workers={self.dataloader_num_workers} would do nothing: in reinforcement the process that trains "
+                "decodes a prompt's media itself, once for all its completions; leave it out (`ral sft` has such workers)"
             )
 
     def _check_attention_term(self) -> None:

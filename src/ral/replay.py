@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ral.config import RALConfig
+from ral.data.reading import Reading
 from ral.dumps import MODEL, ExamplesDump, FailedReward, RolloutsDump, load_dump, non_finite_fields
 from ral.groups import ScoredGroup
 from ral.guarded import GuardedTrainer
@@ -91,7 +92,7 @@ def _of_examples(dump: ExamplesDump, model: PreTrainedModel | PeftModel, folder:
     trainer = _FineTuning(
         model,
         args,
-        data_collator=Examples(processor, (), args),
+        data_collator=Examples(processor, Reading(()), args),
         train_dataset=Dataset.from_dict({"number": [0]}),  # TRL looks at the first row; none is trained on
         processing_class=processor,
     )

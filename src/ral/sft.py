@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from ral.attention.models import pretrained
 from ral.config import ConfigError, refuse_credentials, replayed
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
+from ral.data.reading import Reading
 from ral.data.record import DataError, Record
 from ral.dumps import ExamplesDump
 from ral.guarded import GuardedTrainer
@@ -111,6 +112,12 @@ class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
     """TRL's trainer on batches of `Examples`, stopped before a loss or a gradient that is not a number reaches the weights."""
 
     args: SFTSettings
+    data_collator: Examples
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """As TRL's. Raises WorkerError, too: a process that reads the data (`dataloader_num_workers`) died."""
+        with self.data_collator.reading.watched():
+            return super().train(*arguments, **named)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -149,7 +156,7 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     trainer = WorkedExamplesTrainer(
         model,
         args,
-        data_collator=Examples(processor, records, args),
+        data_collator=Examples(processor, Reading(records), args),
         train_dataset=numbers.select(range(len(train))),
         eval_dataset=numbers.select(range(len(train), len(records))) if held_out else None,
         processing_class=processor,
@@ -178,10 +185,10 @@ def worked_examples(records: Sequence[Record], *, think: bool) -> list[Record]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Data collator: numbers of `records` → the batch they make. Media are decoded here, a batch at a time."""
+    """Data collator: numbers of records → the batch they make. Media are decoded here, a batch at a time."""
 
     processor: Any
-    records: Sequence[Record]
+    reading: Reading
     args: SFTSettings
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
@@ -189,7 +196,7 @@ class Examples:
         # Any token may fill up: neither attention nor the loss counts it. Not every model has one for that.
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         fillers = {"input_ids": tokenizer.eos_token_id, "labels": IGNORED}
-        examples = [self.encode(self.records[row["number"]]) for row in rows]
+        examples = [self.example(row["number"]) for row in rows]
         longest = max(example["input_ids"].shape[1] for example in examples)
         batch = {}
         for name in dict.fromkeys(name for example in examples for name in example):
@@ -198,6 +205,10 @@ class Examples:
                 parts = [pad(part, (0, longest - part.shape[1]), value=fillers.get(name, 0)) for part in parts]
             batch[name] = torch.cat(parts)
         return batch
+
+    def example(self, number: int) -> dict[str, Tensor]:
+        with self.reading.record(number) as record:
+            return self.encode(record)
 
     def encode(self, record: Record) -> dict[str, Tensor]:
         """One example as the model's input, with `labels` `[1, T]` that count the completion alone.

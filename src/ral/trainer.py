@@ -35,6 +35,7 @@ from ral.config import ConfigError, RALConfig, replayed
 from ral.data.batches import EpochOrder, RepeatedBatches
 from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.readers import as_records
+from ral.data.reading import naming
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.dumps import FailedReward, RolloutsDump
@@ -176,8 +177,9 @@ class RALTrainer(GuardedTrainer):
 
     def prepare(self, record: Record) -> Prompt:
         """A record as a prompt on the device, with its vision features."""
-        inputs = encode_prompt(self.processing_class, record, **prompt_settings(self.args))
-        return prepare_prompt(self.model, inputs)
+        with naming(record):
+            inputs = encode_prompt(self.processing_class, record, **prompt_settings(self.args))
+            return prepare_prompt(self.model, inputs)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
@@ -275,7 +277,7 @@ class RALTrainer(GuardedTrainer):
         try:
             scored = score_group(self.rewards, *of_record(record, texts, ids), time_limit=self.args.reward_timeout)
         except RewardError as error:
-            what = f"record {record.id} ({record.origin or 'in memory'}): {error}"
+            what = f"{record.place}: {error}"
             folder = Path(str(self.args.output_dir)) / f"failed-reward-{self._step + 1}"
             failed = FailedReward(
                 what=what,

@@ -31,6 +31,7 @@ from ral.attention.models import pretrained, special_visual_token_ids, visual_to
 from ral.config import ConfigError
 from ral.data.media import load_image
 from ral.data.prompt import build_messages
+from ral.data.reading import naming
 from ral.data.record import DataError, Record
 from ral.rollout import Completion, Sampling
 from ral.sharding import whole_state
@@ -112,28 +113,29 @@ class VLLMServer:
         self, record: Record, prompt: Prompt, generator: torch.Generator, num_generations: int, sampling: Sampling
     ) -> list[Completion]:
         ids = prompt.input_ids.tolist()
-        answer = self._request(
-            "POST",
-            "/inference/v1/generate",
-            {
-                "model": self.name,
-                "token_ids": self._without_repeats(ids),
-                "content_parts": _images(record) or None,
-                "return_token_ids": True,
-                "sampling_params": {
-                    "n": num_generations,
-                    "seed": generator.initial_seed() % 2**63,
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "top_k": sampling.top_k,
-                    "max_tokens": sampling.max_completion_length,
-                    "stop_token_ids": list(sampling.eos_token_ids),
-                    "logit_bias": self.banned,
-                    "logprobs": 0,
-                    "output_kind": 2,  # whole completions only, or all but the last to finish are lost
+        with naming(record):
+            answer = self._request(
+                "POST",
+                "/inference/v1/generate",
+                {
+                    "model": self.name,
+                    "token_ids": self._without_repeats(ids),
+                    "content_parts": _images(record) or None,
+                    "return_token_ids": True,
+                    "sampling_params": {
+                        "n": num_generations,
+                        "seed": generator.initial_seed() % 2**63,
+                        "temperature": sampling.temperature,
+                        "top_p": sampling.top_p,
+                        "top_k": sampling.top_k,
+                        "max_tokens": sampling.max_completion_length,
+                        "stop_token_ids": list(sampling.eos_token_ids),
+                        "logit_bias": self.banned,
+                        "logprobs": 0,
+                        "output_kind": 2,  # whole completions only, or all but the last to finish are lost
+                    },
                 },
-            },
-        )
+            )
         if answer["prompt_token_ids"] != ids:
             raise ServerError(
                 f"{record.origin}: the vLLM server makes {len(answer['prompt_token_ids'])} tokens of this prompt, the policy's "

@@ -67,6 +67,11 @@ class Record:
         """The problem without the marks of its media."""
         return re.sub(rf"\s*(?:{IMAGE_MARK}|{VIDEO_MARK})\s*", " ", self.problem).strip()
 
+    @property
+    def place(self) -> str:
+        """Which record it is, for messages."""
+        return f"record {self.id} ({self.origin or 'in memory'})"
+
     def columns(self) -> dict[str, Any]:
         """What reward functions get by keyword beside prompts and completions."""
         own = {"solution": self.solution, "problem_type": self.problem_type, "options": self.options}

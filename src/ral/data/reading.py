@@ -1,0 +1,104 @@
+"""Who reads which record: what tells of a data-loading worker that died, and of a record that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .record import Record
+
+#: How torch tells of dead workers: by `DataLoader`'s own check and, in POSIX's words for the signal, on SIGCHLD.
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is killed by signal: (?P<signal>[^.]+))?")
+
+_ADVICE: dict[str | None, str] = {
+    "SIGKILL": (
+        "The kernel ends processes so when memory runs out: go on (--resume) with a lower dataloader_num_workers or "
+        "dataloader_prefetch_factor, or lower max_pixels or num_frames if a medium of that record is too large"
+    ),
+    "SIGBUS": (
+        "The shared memory that batches are handed over in (/dev/shm) has run out: give a container more (--shm-size), or go "
+        "on (--resume) with a lower dataloader_num_workers or dataloader_prefetch_factor"
+    ),
+}
+_OTHERWISE = (
+    "If it was reading a record, a decoder may have crashed on a medium of it: write that file anew or drop the row; "
+    "dataloader_num_workers=0 shows where"
+)
+
+
+class WorkerError(RuntimeError):
+    """A data-loading worker died; the message names its signal, the record that it was reading, and what to do."""
+
+
+@contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """An exception that is raised in it names the record, too, in a note of its traceback."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while using {record.place}")
+        raise
+
+
+class Reading:
+    """The records of a data loader, and which of its processes is reading which.
+
+    The notes lie in memory that all processes share, so that those of a process that is killed remain.
+    """
+
+    def __init__(self, records: Sequence[Record]):
+        self.records = records
+        # [records]: the id of the process that is reading the record; 0: nobody is.
+        self._readers = torch.zeros(len(records), dtype=torch.int32).share_memory_()
+
+    @contextmanager
+    def record(self, number: int) -> Iterator[Record]:
+        """One record, for as long as it is read; whatever goes wrong in it names the record."""
+        self._readers[number] = os.getpid()
+        try:
+            with naming(self.records[number]):
+                yield self.records[number]
+        finally:
+            self._readers[number] = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raises WorkerError in place of what torch raises, anywhere in it, when one of its workers has died."""
+        try:
+            yield
+        except Exception as error:
+            if (death := self._death(error)) is not None:
+                raise death from error
+            raise
+
+    def _death(self, error: BaseException) -> WorkerError | None:
+        """What is known of the workers that an exception, or one that led to it, says have died."""
+        found = [dead for one in _causes(error) if (dead := _DEAD.search(str(one)))]
+        if not found:
+            return None
+        pids = sorted({int(pid) for dead in found for pid in dead["pids"].split(",")})
+        names = {dead["signal"] for dead in found if dead["signal"]}
+        killer = next((one.name for one in signal.Signals if signal.strsignal(one) in names), None)
+        how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
+        readers = self._readers.tolist()
+        read = [_told(record) for record, reader in zip(self.records, readers, strict=True) if reader in pids]
+        at = f"while it read {' and '.join(read)}" if read else "between two records"
+        which = ", ".join(map(str, pids))
+        return WorkerError(f"a data-loading worker (process {which}) {how} {at}. {_ADVICE.get(killer, _OTHERWISE)}.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _told(record: Record) -> str:
+    files = ", ".join(str(medium) for medium in (*record.images, *record.videos) if isinstance(medium, Path))
+    return f"{record.place}{files and f' with {files}'}"

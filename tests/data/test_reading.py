@@ -1,0 +1,82 @@
+"""What is said of a worker that dies, and of a record that cannot be used; that a record is named is in tests/test_sft.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from ral.data.reading import Reading, WorkerError, naming
+from ral.data.record import Record
+
+RECORDS = [Record(str(i), "?", "!", images=(Path(f"{i}.png"),), origin=f"d.jsonl: line {i + 1}") for i in range(8)]
+
+
+def identity(rows: list[int]) -> list[int]:
+    return rows
+
+
+def fail(*said: str) -> None:
+    """Raise a RuntimeError with the last of these messages, caused by one with the others."""
+    *causes, last = said
+    try:
+        if causes:
+            fail(*causes)
+    finally:
+        raise RuntimeError(last)
+
+
+def killed(worker: BaseProcess, batches: Iterator[Any]) -> None:
+    worker.kill()
+    list(batches)
+
+
+def test_a_worker_that_dies_between_two_records_blames_none() -> None:
+    batches = iter(DataLoader(range(8), batch_size=1, num_workers=1, prefetch_factor=1, collate_fn=identity))  # type: ignore[arg-type]
+    next(batches)
+    time.sleep(0.5)  # until the next batch is ready, and the worker waits
+    [worker] = multiprocessing.active_children()
+    said = rf"process {worker.pid}\) was killed by SIGKILL between two records\. The kernel"
+    with pytest.raises(WorkerError, match=said), Reading(RECORDS).watched():
+        killed(worker, batches)
+
+
+def test_every_record_that_a_dead_process_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, left = Reading(RECORDS), ExitStack()
+    for number, process in ((2, 11), (3, 12), (5, 13)):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        left.enter_context(reading.record(number))
+    with pytest.raises(WorkerError) as caught, reading.watched():
+        fail(
+            "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that",
+            "DataLoader worker (pid(s) 11, 12) exited unexpectedly",
+        )
+    assert str(caught.value).startswith(
+        "a data-loading worker (process 11, 12) was killed by SIGBUS while it read record 2 (d.jsonl: line 3) with 2.png "
+        "and record 3 (d.jsonl: line 4) with 3.png. The shared memory"
+    )
+
+
+def test_what_is_read_to_its_end_or_fails_is_no_longer_being_read() -> None:
+    reading = Reading(RECORDS)
+    with reading.record(1):
+        pass
+    with pytest.raises(OSError, match="full") as caught, reading.record(2):
+        raise OSError("full")
+    assert caught.value.__notes__ == ["while using record 2 (d.jsonl: line 3)"]
+    with pytest.raises(WorkerError, match="ended unexpectedly between two records"), reading.watched():
+        fail("DataLoader worker (pid 1) exited unexpectedly with exit code 1.")
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    error = RuntimeError("CUDA out of memory")
+    with pytest.raises(RuntimeError) as caught, Reading(RECORDS).watched(), naming(RECORDS[0]):
+        raise error
+    assert caught.value is error
