@@ -44,6 +44,18 @@ _OLD = Arm("ral", "RAL old, λ = 1 (paper)")
 _EXPLORE = Arm("explore", "RAL explore, λ = 10, σ = 0.5")
 _BIAS = Arm("explore", "its exploration alone, λ = 0", {"attention_coef": 0})
 
+
+def _direct(recipe: str) -> dict[str, Arm]:
+    """Arms that answer without thinking, from one recipe of RAL-zero."""
+    bias = {"attention_anchor": "explore"}
+    return {
+        "grpo": Arm(recipe, "GRPO-zero", {"attention_coef": 0}),
+        "old": Arm(recipe, "RAL-zero old, λ = 1 (paper)"),
+        "explore": Arm(recipe, "RAL-zero explore, λ = 10", {"attention_coef": 10} | bias),
+        "explore-bias": Arm(recipe, "its exploration alone, λ = 0", {"attention_coef": 0} | bias),
+    }
+
+
 STUDIES: dict[str, Study] = {
     "rings": Study(
         "Ring search, thinking",
@@ -65,26 +77,29 @@ STUDIES: dict[str, Study] = {
             "explore-shuffled": Arm("explore", "RAL explore, A shuffled", {"attention_advantage": "shuffled"}),
             "group": Arm("group", "RAL group, λ = 1"),
             "group-10": Arm("group", "RAL group, λ = 10", {"attention_coef": 10}),
+            "grpo-4": Arm("grpo", "GRPO, four inner updates", {"num_iterations": 4}),
+            "old-4": Arm("ral", "RAL old, four inner updates", {"num_iterations": 4}),
+            "explore-4": Arm("explore", "RAL explore, four inner updates", {"num_iterations": 4}),
         },
         {"max_steps": 160},
         held_out=512,
-        contrasts=(("explore", "explore-bias"),),
+        contrasts=(("explore", "explore-bias"), ("old-4", "grpo-4"), ("explore-4", "grpo-4")),
     ),
     "zero": Study(
         "Ring search, direct answers (RAL-zero)",
         "The same search without thinking: one token to answer with, so that only its row can look.",
-        {
-            "grpo": Arm("ral-zero", "GRPO-zero", {"attention_coef": 0}),
-            "old": Arm("ral-zero", "RAL-zero old, λ = 1 (paper)"),
-            "explore": Arm(
-                "ral-zero", "RAL-zero explore, λ = 10", {"attention_coef": 10, "attention_anchor": "explore"}
-            ),
-            "explore-bias": Arm(
-                "ral-zero", "its exploration alone, λ = 0", {"attention_coef": 0, "attention_anchor": "explore"}
-            ),
-        },
+        _direct("ral-zero"),
         {"max_steps": 160},
         held_out=512,
+        contrasts=(("explore", "explore-bias"),),
+    ),
+    "easy-vqa": Study(
+        "easy-vqa, direct answers (RAL-zero)",
+        "A second domain, of other authors: questions about one shape, most of them yes or no, without boxes. Its cold start is made "
+        "first (see the recipe).",
+        _direct("easy-vqa-zero"),
+        {"max_steps": 100},
+        held_out=1024,
         contrasts=(("explore", "explore-bias"),),
     ),
 }

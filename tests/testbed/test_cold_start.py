@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from ral.attention import forward_group
-from ral.data.record import DataError
 from ral.testbed import load_start
 from ral.testbed.cold_start import ColdStart, cold_start, encode_example, example_loss
 from ral.testbed.episodes import episode_records, told_records
@@ -45,8 +43,11 @@ def test_it_learns_and_repeats_itself(records: list) -> None:
     assert losses[0][-1] < 0.7 * losses[0][0]
 
 
-def test_an_example_without_thinking_is_refused(tmp_path: Path) -> None:
-    model, processor = load_start()
+def test_an_example_without_a_trace_is_taught_to_answer_at_once() -> None:
+    _, processor = load_start()
     [record] = ring_records(1, 0)
-    with pytest.raises(DataError, match="rings-0-0: has no trace"):
-        next(cold_start(model, processor, [replace(record, trace=None)], SETTINGS))
+    thinking, ids = encode_example(processor, record, SETTINGS)
+    assert processor.decode(ids).startswith("<think>")
+    direct, ids = encode_example(processor, replace(record, trace=None), SETTINGS)
+    assert processor.decode(ids) == f"{record.solution}<|im_end|>"
+    assert not torch.equal(direct["input_ids"], thinking["input_ids"]), "the instruction is the one for direct answers"

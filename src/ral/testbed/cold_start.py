@@ -23,6 +23,7 @@ from ..attention import forward_groups, prepare_prompt, vision_features
 from ..data.prompt import encode_completion, encode_prompt
 from ..data.record import Record
 from . import start_checkpoint
+from .easy_vqa import easy_vqa_records
 from .episodes import episode_records, told_records
 from .model import build_text_model, build_tokenizer
 from .needles import needle_records, recital_records
@@ -30,13 +31,14 @@ from .rings import ring_records
 
 #: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
 _TAUGHT = ("colour", "place", "order")
-#: What can be taught. Seeds above those of `data: rings` and `data: episodes`: no example is met again in reinforcement.
+#: What can be taught. Seeds above those of `data: rings` and `data: episodes`: no drawn example is met again in reinforcement.
 SOURCES: dict[str, Callable[[int, int], list[Record]]] = {
     "episodes": partial(episode_records, questions=_TAUGHT),
     "told": partial(told_records, questions=_TAUGHT),
     "rings": ring_records,
     "needles": needle_records,
     "recitals": recital_records,
+    "easy-vqa": partial(easy_vqa_records, "train"),
 }
 SEED = 100
 #: What `--start` calls a new text model.
@@ -63,10 +65,11 @@ class ColdStart:
 
 
 def cold_start(model: Any, processor: Any, records: Sequence[Record], settings: ColdStart) -> Iterator[float]:
-    """Trains `model` in place to write each record's trace and answer; yields the loss of every step.
+    """Trains `model` in place to write each record's trace and answer, or its answer alone where it has no trace; yields the
+    loss of every step.
 
     The loss is the mean negative log-likelihood of a batch's completion tokens, their end included, in nats. The vision
-    tower is trained, too. Raises DataError for records that cannot be encoded or have no trace.
+    tower is trained, too. Raises DataError for records that cannot be encoded.
     """
     encoded = [encode_example(processor, record, settings) for record in records]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
@@ -102,10 +105,11 @@ def example_loss(model: Any, examples: Sequence[tuple[dict[str, Tensor], Tensor]
 
 def encode_example(processor: Any, record: Record, settings: ColdStart) -> tuple[dict[str, Tensor], Tensor]:
     """A record's prompt as the processor's dict, and the completion `[R]` it is to be answered with, its end included."""
+    think = record.trace is not None
     inputs = encode_prompt(
-        processor, record, think=True, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
+        processor, record, think=think, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
     )
-    return inputs, encode_completion(processor, record, think=True)
+    return inputs, encode_completion(processor, record, think=think)
 
 
 def _begin(start: str, seed: int) -> tuple[Any, Any]:
