@@ -270,6 +270,7 @@ CASES = [
     # the trainer
     Bad("layer that is not there", trainer(attention_layers=[99]), r"attention_layers contains 99, but the model has \d decoder layers"),
     Bad("layer twice", trainer(attention_layers=[-1, -1]), r"names a layer twice"),
+    Bad("kernel without a backward pass", trainer(attention_kernel="flex"), r"no backward pass on CPU; set attention_kernel to sdpa"),
     Bad("unknown reward", trainer(reward_funcs=["acuracy"]), r"'acuracy'.*accuracy"),
     Bad("weights for other rewards", trainer(reward_funcs=["accuracy"], reward_weights=[1.0, 2.0]), r"1 reward functions but weights \[1\.0, 2\.0\]; give one number for each"),
     Bad("distillation without teacher", trainer(distill_coef=1.0), r"there is no teacher; give one"),

@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from ral.anchors import ANCHORS
 from ral.answers import Mode
 from ral.attention.keys import Keys
+from ral.attention.layout import Kernel
 from ral.attention.rows import Query
 from ral.data.prompt import Template
 from ral.groups import BiasKeys
@@ -30,6 +31,7 @@ CHOICES: dict[str, Collection[str]] = {
     "attention_query": get_args(Query),
     "attention_keys": get_args(Keys),
     "attention_advantage": get_args(AttentionAdvantage),
+    "attention_kernel": get_args(Kernel),
     "attention_schedule": get_args(Schedule),
     "explore_schedule": get_args(Schedule),
     "explore_keys": get_args(BiasKeys),
@@ -160,6 +162,10 @@ class RALConfig(TrainingArguments):
     fps: float | None = _doc(None, "Frames per second a video is sampled at.")
     disable_dropout: bool = _doc(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")
     freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are; their features are computed once.")
+
+    attention_kernel: Kernel = _doc(
+        "sdpa", "What computes the attention of a packed row: sdpa, or FlexAttention (flex, on GPUs)."
+    )
 
     # --- measuring ------------------------------------------------------------------------------------------------
     gradient_norm_steps: int = _doc(10, "Every n steps the token and attention gradients' norms are logged; 0: never.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
+from ral.attention.layout import Kernel
 from ral.attention.models import has_vision, make_capturable, patch_values
 from ral.attention.rows import Query
 from ral.divergence import generalised_jensen_shannon
@@ -60,6 +61,7 @@ def teacher_pass(
     layers: Sequence[int],
     query: Query,
     temperature: float,
+    kernel: Kernel = "sdpa",
 ) -> list[tuple[GroupOutput, Tensor]]:
     """The teacher's packed forward over the student's rollouts.
 
@@ -72,7 +74,14 @@ def teacher_pass(
     own_prompts = [_own_prompt(teacher, prompt) for prompt in prompts]
     keep = _KeepHidden()
     outputs = forward_groups(
-        teacher, own_prompts, completions, layers=layers, query=query, temperature=temperature, token_statistics=keep
+        teacher,
+        own_prompts,
+        completions,
+        layers=layers,
+        query=query,
+        temperature=temperature,
+        token_statistics=keep,
+        kernel=kernel,
     )
     totals = [sum(len(y) for y in ys) for ys in completions]
     return list(zip(outputs, torch.cat(keep.parts).split(totals), strict=True))

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, set_seed
 
 from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
+from ral.attention.flex import refuse_untrainable
 from ral.attention.models import make_capturable, pretrained, resolve_layers, vision_parameters
 from ral.balance import GradientBalance
 from ral.checkpoints import CheckpointError
@@ -115,6 +116,8 @@ class RALTrainer(GuardedTrainer):
         processing_class = processing_class or load_processor(str(base.name_or_path))
         for layers in (args.attention_layers, args.explore_layers or ()):
             resolve_layers(base, layers)  # refuses layers that the model does not have
+        if args.attention_kernel == "flex":
+            refuse_untrainable(args.device)
         if args.freeze_vision:
             freeze_vision(base)
         if peft_config is not None:
@@ -422,6 +425,7 @@ class RALTrainer(GuardedTrainer):
             look_bias=look_bias,
             bias_layers=self.args.explore_layers,
             token_statistics=token_statistics,
+            kernel=self.args.attention_kernel,
         )
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
@@ -439,6 +443,7 @@ class RALTrainer(GuardedTrainer):
             layers=args.attention_layers if looks else (),
             query=args.attention_query,
             temperature=args.temperature,
+            kernel=args.attention_kernel,
         )
 
     def _token_divergence(self, groups: list[ScoredGroup]) -> TokenDivergence | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ral.attention.layout import GroupLayout, PackedLayout
+from ral.attention.layout import GroupLayout, Kernel, PackedLayout
 from ral.attention.models import (
     capture_with_gradient,
     has_vision,
@@ -170,6 +170,7 @@ def forward_groups(
     bias_layers: Sequence[int] | None = None,
     token_statistics: TokenStatistics | None = None,
     per_head: bool = False,
+    kernel: Kernel = "sdpa",
 ) -> list[GroupOutput]:
     """One packed forward of several groups.
 
@@ -183,6 +184,7 @@ def forward_groups(
         bias_layers: decoder layers that feel it; None: every layer.
         token_statistics: further statistics of the token distribution.
         per_head: hand on the attention of every head, too; for evaluation, as it is H times as large.
+        kernel: what computes the attention: `sdpa`, or `flex` (no gradient on CPU).
 
     Raises:
         ValueError: an empty completion, or one that holds a visual token.
@@ -196,7 +198,7 @@ def forward_groups(
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
-    layout = PackedLayout(groups, look_bias, biased, resolve_layers(base, layers))
+    layout = PackedLayout(groups, look_bias, biased, resolve_layers(base, layers), kernel)
     head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
     features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
     visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
@@ -224,6 +226,7 @@ def forward_group(
     temperature: float = 1.0,
     features: dict[str, Any] | None = None,
     look_bias: Tensor | None = None,
+    kernel: Kernel = "sdpa",
 ) -> GroupOutput:
     """Log-probabilities and attention-policy rows of G completions behind one prompt, in one packed forward pass.
 
@@ -245,6 +248,7 @@ def forward_group(
         query=attention_query,
         temperature=temperature,
         look_bias=bias,
+        kernel=kernel,
     )
     return outputs[0]
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from ral.attention.flex import FlexRow
+
+Kernel = Literal["sdpa", "flex"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class PackedLayout:
             `explore` anchor), or None.
         bias_layers: decoder layers (non-negative) that feel the bias; None: every layer.
         capture_layers: decoder layers (non-negative) whose post-RoPE query and key are to be kept in `captured`.
+        kernel: what computes the attention: `sdpa` block by block, or `flex` in one call.
         captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling), filled during the forward pass.
     """
 
@@ -83,6 +89,7 @@ class PackedLayout:
     look_bias: Sequence[Tensor | None] | None = None
     bias_layers: tuple[int, ...] | None = None
     capture_layers: tuple[int, ...] = ()
+    kernel: Kernel = "sdpa"
     captured: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
     @property
@@ -115,7 +122,22 @@ class PackedLayout:
             ]
         return self._masks[biased]
 
+    def sequences(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For every token `[T]` the number of its sequence (prompts and completions in row order), and of its prompt."""
+        lengths = [length for group in self.groups for length in (group.prompt_length, *group.lengths)]
+        own = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        sizes = torch.tensor([1 + len(group.lengths) for group in self.groups])
+        prompts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return own.to(device), prompts[own].to(device)
+
+    def flex_row(self, device: torch.device) -> FlexRow:
+        """Mask and bias for FlexAttention; built once for all layers."""
+        if self._flex_row is None:
+            self._flex_row = FlexRow.of(self, device)
+        return self._flex_row
+
     _masks: dict[bool, list[list[Tensor]]] = field(default_factory=dict, repr=False)
+    _flex_row: FlexRow | None = field(default=None, repr=False)
 
     def predictors(self) -> list[int]:
         """Row positions whose output predicts each completion token, in row order (`Σ` over groups of ΣR entries)."""

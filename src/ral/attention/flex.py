@@ -1,0 +1,122 @@
+"""FlexAttention over a packed row: one call for all of its groups, in which a prompt's keys are read where they lie.
+
+The second kernel of the packed group. SDPA makes a call for every block of completions, on a copy of the prompt's keys and
+values; here a mask says who sees whom, and tiles in which nobody sees anybody are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from ral.attention.layout import PackedLayout
+
+#: (score, batch, head, query, key) → score.
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class KernelError(ValueError):
+    """An attention kernel that cannot train on a device; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class FlexRow:
+    """What FlexAttention is told about one packed row, the same for all of its layers.
+
+    Attributes:
+        seen: which keys each query sees. bias: adds the look biases to the scores; None where there are none.
+    """
+
+    seen: BlockMask
+    bias: ScoreMod | None
+
+    @classmethod
+    def of(cls, layout: PackedLayout, device: torch.device) -> FlexRow:
+        own, prompt = layout.sequences(device)
+        return cls(_seen(own, prompt), _bias(layout, own))
+
+
+def attend(
+    layout: PackedLayout, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout_p: float
+) -> Tensor:
+    """Attention `[1, H, T, D]` of a packed row: query `[1, H, T, D]`; key, value `[1, H_kv, T, D]`, never repeated.
+
+    Raises:
+        ValueError: dropout, which FlexAttention does not have.
+        NotImplementedError: a gradient is wanted on CPU, where FlexAttention has none.
+    """
+    if dropout_p:
+        raise ValueError(
+            f"FlexAttention has no dropout, but the model asks for {dropout_p}; set attention_dropout to 0 in its "
+            "configuration, or attention_kernel to sdpa"
+        )
+    row = layout.flex_row(query.device)
+    run = _on(query.device, flex_attention)
+    bias = row.bias if layout.biased(layer) else None
+    return run(query, key, value, score_mod=bias, block_mask=row.seen, scale=scale, enable_gqa=True)
+
+
+def refuse_untrainable(device: torch.device) -> None:
+    """Raise KernelError where FlexAttention has no backward pass (CPU), or nothing to be compiled by (CUDA)."""
+    if device.type == "cpu":
+        raise KernelError(
+            "attention_kernel='flex' trains on GPUs only, as torch's FlexAttention has no backward pass on CPU; set "
+            "attention_kernel to sdpa"
+        )
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise KernelError(
+            "attention_kernel='flex' is compiled by triton, which is not installed; install triton, or set "
+            "attention_kernel to sdpa"
+        )
+
+
+def _seen(own: Tensor, prompt: Tensor) -> BlockMask:
+    """A query sees itself and what stands before it in its own sequence or in its prompt."""
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & ((own[key] == own[query]) | (own[key] == prompt[query]))
+
+    return _on(own.device, create_block_mask)(seen, None, None, len(own), len(own), device=own.device)
+
+
+def _bias(layout: PackedLayout, own: Tensor) -> ScoreMod | None:
+    """Adds an entry of a table with a row per sequence and a column per place in a prompt.
+
+    The rows of prompts are zero, as is the last column, where all completion tokens find themselves as keys.
+    """
+    if layout.look_bias is None:
+        return None
+    groups = layout.groups
+    looks = [
+        torch.zeros(len(group.lengths), group.prompt_length) if bias is None else bias
+        for group, bias in zip(groups, layout.look_bias, strict=True)
+    ]
+    last = max(group.prompt_length for group in groups)
+    rows = [pad(look.to(own.device, torch.float32), (0, last + 1 - look.shape[1], 1, 0)) for look in looks]
+    places = [pad(torch.arange(group.prompt_length), (0, group.completion_total), value=last) for group in groups]
+    table, place = torch.cat(rows), torch.cat(places).to(own.device)
+
+    def biased(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + table[own[query], place[key]]
+
+    return biased
+
+
+def _on(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled on accelerators. On CPU as it is: plain mathematics on the whole matrix of scores, slow and exact."""
+    return function if device.type == "cpu" else _compiled(function)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # No two rows are of one length; with static shapes each would be compiled anew.
+    return torch.compile(function, dynamic=True)
