@@ -367,6 +367,18 @@ def test_two_runs_with_one_seed_are_equal_and_with_two_are_not(tmp_path: Path) -
     assert not same(one, other)
 
 
+def test_a_compiled_policy_trains_as_it_is(tmp_path: Path) -> None:
+    """Traced and run as it was written (`eager`): what torch_compile changes but for the kernels, which need a compiler."""
+    plain, plain_log = trained(tmp_path / "plain", reward_funcs=[spread])
+    quick, quick_log = trained(
+        tmp_path / "compiled", reward_funcs=[spread], torch_compile=True, torch_compile_backend="eager"
+    )
+    for name, parameter in plain.items():
+        torch.testing.assert_close(quick[name], parameter, atol=1e-5, rtol=0)
+    for a, b in zip(plain_log, quick_log, strict=True):
+        assert b.get("grad_norm") == pytest.approx(a.get("grad_norm"), rel=1e-4)
+
+
 # --- the reference ------------------------------------------------------------------------------------------------
 
 

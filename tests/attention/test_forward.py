@@ -155,6 +155,29 @@ def test_permuting_completions_permutes_the_result():
     )
 
 
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_for_every_length():
+    """The first row is compiled for its length, the second for all lengths."""
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    model, inputs = tiny_model("qwen2", num_hidden_layers=2), prompt("text")
+    reference = twin(model, "sdpa")
+    quick = torch.compile(model, backend=backend)
+    counts = []
+    for seed, lengths in enumerate([(5, 3), (9, 4), (20, 1), (1, 2)]):
+        ys = completions(lengths, seed=seed)
+        ours, theirs = forward_group(quick, inputs, ys), forward_group(reference, inputs, ys)
+        torch.testing.assert_close(ours.logps, theirs.logps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.attention, theirs.attention, atol=1e-6, rtol=0)
+        counts.append(len(compiled))
+    losses = (out.logps.sum() + out.attention.square().sum() for out in (ours, theirs))
+    assert_same_gradients(model, reference, *losses, 1e-4)
+    assert 0 < counts[0] < counts[1] == counts[-1]
+
+
 def test_groups_in_one_row_equal_groups_alone():
     """Several prompts of different kinds packed into one row: nothing crosses a group."""
     model = tiny_model()

@@ -295,6 +295,7 @@ class _LogProbHead:
     def attached(self) -> Any:
         return self.module.register_forward_pre_hook(self._hook)
 
+    @torch.compiler.disable  # as `packed_attention`: another hook, and another number of chunks, on every call
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0][0]
         vocabulary = pretrained_vocabulary(module)

@@ -21,6 +21,9 @@ from ral.attention.prefix import SharedPrefix
 NAME = "ral_packed"
 
 
+# Left out of compiled models (`torch_compile`): it counts lengths in Python, and each would be compiled anew. What
+# surrounds it is compiled for all lengths.
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
