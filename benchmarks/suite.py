@@ -57,15 +57,15 @@ def _update(arms: tuple[str, ...], repeats: int = 5, sets: tuple[Set, ...] = ("f
     return Cell("update_step", Setting(**sizes), arms, repeats, sets)
 
 
-OURS, ATTENTION, TRL, EAGER = "ours", "ours+attention", "trl", "eager+attention"
+OURS, ATTENTION, TRL, PREFIX, EAGER = "ours", "ours+attention", "trl", "prefix-grouper", "eager+attention"
 LARGE = {"layers": 12, "hidden": 512}  # 47M parameters
 TARGETS: tuple[Set, ...] = ("targets", "full")
 ALL: tuple[Set, ...] = ("quick", "targets", "full")
 
 CELLS = (
     # the update: completion length, the larger model, the attention term's share, prompt length, group size, model size
-    _update((OURS, ATTENTION, "ours+attention+vision", TRL, EAGER), 7, ALL, completion_tokens=16),
-    _update((OURS, ATTENTION, TRL, EAGER), 7, TARGETS, completion_tokens=64),
+    _update((OURS, ATTENTION, "ours+attention+vision", TRL, PREFIX, EAGER), 7, ALL, completion_tokens=16),
+    _update((OURS, ATTENTION, TRL, PREFIX, EAGER), 7, TARGETS, completion_tokens=64),
     _update((OURS, ATTENTION, TRL), 7, TARGETS, completion_tokens=256),
     _update((OURS, ATTENTION, TRL), 3, completion_tokens=1024),
     _update((OURS, ATTENTION, TRL), 5, completion_tokens=8),

@@ -3,9 +3,11 @@
 - `ours`: the packed group. `ours+attention`: with the attention term. As in `RALTrainer`, the frozen vision tower's
   features are known from the rollout; `ours+attention+vision` computes them in the step, as the others do.
 - `trl`: `GRPOTrainer.compute_loss`, TRL's own code, on the prompt repeated G times (SDPA; no attention term).
+- `prefix-grouper`: PrefixGrouper (arXiv 2506.05433), the prompt once beside its completions; no attention term. As its tutorial says, with
+  logits of all tokens; its adapter is put on SDPA, and positions are made here, as it has none for Qwen2.5-VL.
 - `eager+attention`: the prompt repeated G times with `output_attentions=True`, and the same attention term as ours.
 
-The vision tower is frozen in all of them; TRL and eager run it on every step, once per completion. Completions have equal
+The vision tower is frozen in all of them; TRL and eager run it on every step, once per completion, PrefixGrouper once. Completions have equal
 lengths, so nobody spends time on padding. `python -m benchmarks.update_step` holds losses and gradients against each other.
 """
 
@@ -15,11 +17,13 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel
+from prefix_grouper import PrefixGrouper
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import cases
@@ -32,7 +36,7 @@ from ral.objective import StepTotals, attention_loss, group_advantages, grpo_los
 
 EPSILON = 0.2
 #: Arms that compute the same loss: what `differences` holds them to.
-TWINS = {"trl": "ours", "eager+attention": "ours+attention"}
+TWINS = {"trl": "ours", "prefix-grouper": "ours", "eager+attention": "ours+attention"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,52 @@ def trl(update: Update) -> Way:
     return Way(trainer.model, lambda: trainer.compute_loss(trainer.model, batch))
 
 
+def _grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, prefix_grouper: PrefixGrouper, **how: Any
+) -> tuple[Tensor, None]:
+    """PrefixGrouper's attention, in transformers' `AttentionInterface` convention."""
+    sdpa = AttentionInterface()["sdpa"]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        """`[B, T, H, D]`; nothing is padded, and what flash attention takes for granted is said here: no later tokens."""
+        queries, keys = q.shape[2], k.shape[2]
+        causal = None if queries == keys else torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        return sdpa(module, q, k, v, causal, **how)[0]
+
+    return prefix_grouper.forward(attend, query, key, value), None
+
+
+AttentionInterface.register("prefix_grouper", _grouped_attention)
+
+
+def prefix_grouper(update: Update) -> Way:
+    model = copy.deepcopy(update.case.model)
+    model.set_attn_implementation({"text_config": "prefix_grouper"})
+    inputs, completions, mask = update.inputs, update.completions, torch.ones_like(update.completions)
+    group, tokens = completions.shape
+    kind, prompt_mask = inputs["mm_token_type_ids"], inputs["attention_mask"]
+    grouper = PrefixGrouper.from_ungrouped_masks(prompt_mask, mask, group)
+    prompt, _ = model.model.get_rope_index(
+        inputs["input_ids"], mm_token_type_ids=kind, image_grid_thw=inputs["image_grid_thw"]
+    )
+    own = prompt[..., -1:] + 1 + torch.arange(tokens).repeat(group)
+    batch = {
+        **inputs,
+        "input_ids": grouper.concat_input(inputs["input_ids"], prompt_mask, completions, mask),
+        "attention_mask": grouper.padding_mask,
+        "position_ids": torch.cat([prompt, own], dim=-1),
+        "mm_token_type_ids": torch.nn.functional.pad(kind, (0, group * tokens)),
+    }
+
+    def loss() -> Tensor:
+        logits = model(**batch, prefix_grouper=grouper, use_cache=False).logits
+        _, _, logits, _ = grouper.split_output(logits, include_prefix_last=1)
+        logps = logits[:, :-1].log_softmax(dim=-1).gather(-1, completions[..., None])[..., 0]
+        return update.token_loss(logps)
+
+    return Way(model, loss)
+
+
 def eager(update: Update) -> Way:
     model = copy.deepcopy(update.case.model)
     model.set_attn_implementation({"text_config": "eager"})  # the vision tower's attention is not asked for
@@ -179,6 +229,7 @@ WAYS: dict[str, Callable[[Update], Way]] = {
     "ours+attention": ours,
     "ours+attention+vision": lambda update: ours(update, vision=True),
     "trl": trl,
+    "prefix-grouper": prefix_grouper,
     "eager+attention": eager,
 }
 
