@@ -16,21 +16,26 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Trainer
 
 from ral.config import RALConfig
+from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs import machine_class, source_commit
+from ral.loading import freeze_vision
+from ral.runs import MetricsWriter, machine_class, source_commit
+from ral.sft import Examples, SFTSettings, WorkedExamplesTrainer
 from ral.sharding import whole_state
 from ral.testbed import load_start
 from ral.testbed.episodes import episode_records, told_records
@@ -44,6 +49,7 @@ PROCESSES = (2, 4)
 SHARDING: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": False}},
+    "fsdp2, layer by layer": {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}},
     "zero2": {
         "deepspeed": {
             "zero_optimization": {"stage": 2},
@@ -70,6 +76,7 @@ class Case:
         prompts: of an optimiser step, on all processes together.
         pinned: every process stays on the core of its number.
         longest: completion in tokens.
+        taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
     """
 
     data: Literal["think", "mixed"] = "think"
@@ -82,6 +89,7 @@ class Case:
     prompts: int = PROMPTS
     pinned: bool = False
     longest: int = 16
+    taught: bool = False
 
     def records(self) -> list[Record]:
         """Not a multiple of the prompts of a step, so that an epoch ends with an uneven batch."""
@@ -90,33 +98,39 @@ class Case:
         kinds = (ring_records(7, seed=0), episode_records(7, 0, picks=[2]), told_records(9, 0))
         return [record for kind in kinds for record in kind]
 
-    def config(self, folder: Path, processes: int, engine: str) -> RALConfig:
+    def config(self, folder: Path, processes: int, engine: str) -> RALConfig | SFTSettings:
+        prompts = self.prompts // processes // self.accumulation
+        shared: dict[str, Any] = {
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "template": "plain",
+            "fps": 1.0,
+            "num_frames": 6,
+            "max_pixels": 32 * 32 if self.data == "mixed" else None,
+            "gradient_accumulation_steps": self.accumulation,
+            "max_steps": self.steps,
+            "learning_rate": 1e-3 if self.adapter else 1e-4,
+            "freeze_vision": self.freeze_vision,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **SHARDING[engine],
+        }
+        if self.taught:
+            return SFTSettings(per_device_train_batch_size=prompts, **shared)
         return RALConfig(
-            output_dir=str(folder),
-            use_cpu=True,
-            template="plain",
-            fps=1.0,
-            num_frames=6,
-            max_pixels=32 * 32 if self.data == "mixed" else None,
             num_generations=GROUP,
-            per_device_train_batch_size=self.prompts * GROUP // processes // self.accumulation,
-            gradient_accumulation_steps=self.accumulation,
-            max_steps=self.steps,
+            per_device_train_batch_size=prompts * GROUP,
             max_completion_length=self.longest,
             temperature=1.3,
-            learning_rate=1e-3 if self.adapter else 1e-4,
             attention_anchor=self.attention_anchor,
             attention_coef=5.0,
             beta=0.04,
-            freeze_vision=self.freeze_vision,
             gradient_norm_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            **SHARDING[engine],
+            **shared,
         )
 
 
-class OnCPU(RALTrainer):
+class OnCPU(Trainer):
     """accelerate shards on accelerators only; its FSDP2 code and torch's run over gloo all the same."""
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -126,6 +140,14 @@ class OnCPU(RALTrainer):
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
+
+
+class Reinforcement(OnCPU, RALTrainer):
+    pass
+
+
+class FineTuning(OnCPU, WorkedExamplesTrainer):
+    pass
 
 
 def lengths(completions: list[str], **columns: object) -> list[float]:
@@ -142,18 +164,28 @@ def train(case: Case, engine: str, folder: Path) -> None:
     if case.double:
         model = model.double()
     adapter = LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*") if case.adapter else None
-    run = OnCPU(
-        model,
-        case.config(folder, int(os.environ["WORLD_SIZE"]), engine),
-        train_dataset=case.records(),
-        processing_class=processor,
-        reward_funcs=lengths,
-        peft_config=adapter,
-    )
+    args, records = case.config(folder, int(os.environ["WORLD_SIZE"]), engine), case.records()
+    run: OnCPU
+    if isinstance(args, SFTSettings):
+        if args.freeze_vision:
+            freeze_vision(model)
+        run = FineTuning(
+            model,
+            args,
+            data_collator=Examples(processor, Reading([replace(record, trace="look") for record in records]), args),
+            train_dataset=Dataset.from_dict({"number": range(len(records))}),
+            processing_class=processor,
+            peft_config=adapter,
+            callbacks=[MetricsWriter()],
+        )
+    else:
+        run = Reinforcement(model, args, records, processing_class=processor, reward_funcs=lengths, peft_config=adapter)
     run.train()
     weights = whole_state(run.model_wrapped, run.accelerator)  # whole, on the first process
     if run.is_world_process_zero():
-        end = {name: weights[name].contiguous() for name, p in run.model.named_parameters() if p.requires_grad}
+        wrapper = "_checkpoint_wrapped_module."  # around a layer whose activations are not kept, and in no saved name
+        trained = [name.replace(wrapper, "") for name, p in run.model.named_parameters() if p.requires_grad]
+        end = {name: weights[name].contiguous() for name in trained}
         save_file(end, folder / "end.safetensors")
 
 

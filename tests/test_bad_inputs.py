@@ -24,6 +24,7 @@ from ral import RALConfig, RALTrainer
 from ral.cli import app
 from ral.data.media import load_image, load_video
 from ral.data.readers import as_records, read_records
+from ral.launch import start_model
 from ral.loading import load_config, load_model
 from ral.recipe import load_recipe
 from ral.runs import prepare_run
@@ -171,6 +172,13 @@ def other_model(folder: Path) -> None:
     RALTrainer(model, RALConfig(output_dir=str(folder), use_cpu=True), [ROW], processing_class=start()[1])
 
 
+def four_bits_in_shards(folder: Path) -> None:
+    (folder / "mine.yaml").write_text(
+        "model: start\ndata: rings\npeft: {r: 4}\nquantization: {load_in_4bit: true}\nfsdp: true\n"
+    )
+    start_model(load_recipe(folder / "mine.yaml", kind=SFTTask))
+
+
 def occupied(folder: Path) -> None:
     prepare_run(folder, {})
     prepare_run(folder, {})
@@ -220,6 +228,7 @@ CASES = [
     Bad("reentrant", setting(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}), r"use_reentrant to false"),
     Bad("sharding that gives back", setting(fsdp=True, fsdp_config={"version": 2}), r"reshard_after_forward: false"),
     Bad("workers of reinforcement", setting(dataloader_num_workers=2), r"dataloader_num_workers=2 would do nothing: .*leave it out"),
+    Bad("four bits in shards", four_bits_in_shards, r"quantization under fsdp: .*leave fsdp out \(recipes/accelerate/ddp\.yaml\)"),
     # rows
     Bad("no known field", row({"text": "x"}), r"d\.jsonl: line 1: the fields 'text' are of no known format; expected `problem`"),
     Bad("no answer", row(ROW, {"problem": "x"}), r"d\.jsonl: line 2: field 'solution': .*found nothing; correct the row or drop it"),

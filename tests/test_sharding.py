@@ -13,10 +13,12 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from transformers import BitsAndBytesConfig
 
 from ral.attention.models import vision_parameters
 from ral.config import ConfigError, RALConfig
-from ral.sharding import idle_vision, refuse_sharding
+from ral.loading import frozen
+from ral.sharding import idle_vision, refuse_sharded_rollouts, refuse_sharding
 from tests.tiny import tiny_model
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -60,19 +62,30 @@ def test_a_launcher_starts_eight_processes_of_a_run_that_is_allowed(name: str, t
     assert config.distributed_type == TYPES[name]
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (1, 8, "bf16")
     assert f"recipes/accelerate/{name}.yaml" in (RECIPES / "accelerate" / f"{name}.yaml").read_text()
+    refuse_sharding(accelerator(name), frozen(tiny_model("qwen2_5_vl")), args(tmp_path))
     if name != "zero3":  # for `ral sft`
-        refuse_sharding(accelerator(name), args(tmp_path))
+        refuse_sharded_rollouts(accelerator(name))
 
 
 def test_sharding_that_would_hang_or_fail_is_refused(tmp_path: Path) -> None:
+    trained, text = tiny_model("qwen2_5_vl"), tiny_model("qwen2")
     with pytest.raises(ConfigError, match="reshard_after_forward: false"):
-        refuse_sharding(accelerator("fsdp2", reshard_after_forward=True), args(tmp_path))
-    with pytest.raises(ConfigError, match="freeze_vision=False under fsdp"):
-        refuse_sharding(accelerator("fsdp2"), args(tmp_path, freeze_vision=False))
-    for name in ("ddp", "zero2"):
-        refuse_sharding(accelerator(name), args(tmp_path, freeze_vision=False))
+        refuse_sharded_rollouts(accelerator("fsdp2", reshard_after_forward=True))
     with pytest.raises(ConfigError, match=r"ZeRO-3 .* use FSDP2"):
-        refuse_sharding(accelerator("zero3"), args(tmp_path))
+        refuse_sharded_rollouts(accelerator("zero3"))
+    with pytest.raises(ConfigError, match="freeze_vision=False under fsdp"):
+        refuse_sharding(accelerator("fsdp2"), trained, args(tmp_path))
+    refuse_sharding(accelerator("fsdp2"), text, args(tmp_path))
+    for name in ("ddp", "zero2"):
+        refuse_sharding(accelerator(name), trained, args(tmp_path))
+
+
+def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)  # where transformers says so
+    with pytest.raises(ConfigError, match=r"quantization under fsdp: .*recipes/accelerate/ddp\.yaml"):
+        refuse_sharding(accelerator("fsdp2"), model, args(tmp_path))
+    refuse_sharding(accelerator("ddp"), model, args(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])

@@ -51,6 +51,13 @@ WEIGHTS_GIVEN_BACK = (
     "launcher's file)"
 )
 
+#: Why a quantised model is not sharded, in a recipe or by a launcher. accelerate 1.15 says the first of itself.
+QUANTISED_SHARDS = (
+    "quantization under fsdp: accelerate leaves weights of 4 bits whole on every process, as under DDP, and in another "
+    "bnb_4bit_quant_storage mixed precision would take them for numbers; leave fsdp out (recipes/accelerate/ddp.yaml), or "
+    "quantization"
+)
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names it and what to change."""

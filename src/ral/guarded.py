@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ral.dumps import MODEL, Dump
 from ral.guards import NonFiniteError, gradient_norm
 from ral.resumable import ResumableTrainer
-from ral.sharding import whole_state
+from ral.sharding import refuse_sharding, whole_state
 
 
 class GuardedTrainer(ResumableTrainer):
@@ -21,6 +21,10 @@ class GuardedTrainer(ResumableTrainer):
 
     The loss is for `compute_loss` to hand to `require_finite`, before the backward pass in which DeepSpeed makes its update.
     """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        refuse_sharding(self.accelerator, self.model, self.args)
 
     @abstractmethod
     def dump(self, what: str) -> Dump:

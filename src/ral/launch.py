@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from ral.attention.models import has_vision
-from ral.config import ConfigError
+from ral.config import QUANTISED_SHARDS, ConfigError
 from ral.data.fingerprint import fingerprint
 from ral.data.readers import read_records
 from ral.data.record import Record
@@ -112,9 +112,14 @@ def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record
 
 
 def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
-    """The model that a task starts from and its processor. Raises ConfigError: quantised weights without an adapter."""
+    """The model that a task starts from and its processor.
+
+    Raises ConfigError: quantised weights without an adapter, or sharded.
+    """
     if task.quantization is not None and task.peft is None:
         raise ConfigError("quantization is set, but quantised weights cannot be trained; train an adapter: set peft")
+    if task.quantization is not None and task.args.fsdp:
+        raise ConfigError(QUANTISED_SHARDS)
     name = model_name(task.model)
     return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
 

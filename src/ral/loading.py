@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ral.attention.models import vision_parameters
+from ral.attention.models import trains_vision, vision_parameters
 from ral.config import ConfigError
 
 
@@ -106,7 +106,7 @@ def freeze_vision(model: PreTrainedModel) -> None:
 
 def refuse_adapter_of_frozen_vision(model: PreTrainedModel, keeps_vision: bool) -> None:
     """Raise ConfigError where an adapter would train the vision tower that is to stay as it is."""
-    if keeps_vision and any(parameter.requires_grad for parameter in vision_parameters(model)):
+    if keeps_vision and trains_vision(model):
         raise ConfigError(
             "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
             "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
-from ral.attention.models import pretrained
+from ral.attention.models import pretrained, trains_vision
 from ral.config import ConfigError, refuse_credentials, replayed
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.reading import Reading
@@ -29,6 +29,7 @@ from ral.launch import lora_config, run, start_model
 from ral.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.recipe import Task
 from ral.runs import MetricsWriter
+from ral.sharding import gather_vision, idle_vision
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class SFTSettings(SFTConfig):
     bf16: bool = _doc(False, "Mixed precision in bfloat16.")
     remove_unused_columns: bool = _doc(False, "Examples are encoded batch by batch, from their number.")
     report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
+    ddp_find_unused_parameters: bool | None = _doc(False, "DDP need not look for them: every pass uses all weights.")
     dataset_kwargs: dict[str, Any] | str | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
 
     def __post_init__(self) -> None:
@@ -125,12 +127,22 @@ class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
         self._micro_batches, self._items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self._micro_batches, self._items
 
-    def compute_loss(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
-        """As TRL's; in training the loss is looked at before its backward pass."""
-        computed = super().compute_loss(model, *arguments, **named)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As TRL's, whatever media the batches of other processes have; in training, looked at before its backward pass."""
+        gather_vision(self.model)
+        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
+        if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(pretrained(self.model)):
+            loss = loss + idle_vision(self.model)
         if model.training:
-            self.require_finite("the loss", computed[0] if isinstance(computed, tuple) else computed)
-        return computed
+            self.require_finite("the loss", loss)
+        return (loss, *outputs) if outputs else loss
 
     def dump(self, what: str) -> ExamplesDump:
         return ExamplesDump(

@@ -2,6 +2,7 @@
 
 A sharded layer gathers its weights from all processes when it is called, so all have to call it at the same point. Rollouts
 are as many steps as their longest completion, and not every process has an image: whole weights are gathered before them.
+Fine-tuning makes the same passes everywhere, but for the vision tower.
 """
 
 from __future__ import annotations
@@ -10,37 +11,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
 
-from ral.attention.models import patch_values, pretrained, vision_features
-from ral.config import WEIGHTS_GIVEN_BACK, ConfigError, RALConfig
+from ral.attention.models import patch_values, pretrained, trains_vision, vision_features, vision_modules
+from ral.config import QUANTISED_SHARDS, WEIGHTS_GIVEN_BACK, ConfigError
 
 
-def refuse_sharding(accelerator: Accelerator, args: RALConfig) -> None:
-    """Raise ConfigError for sharding under which processes would wait for each other, or weights be out of reach.
+def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingArguments) -> None:
+    """Raise ConfigError for sharding that cannot be had, or under which no model like this one can be trained.
 
     It may come from the recipe or from `accelerate launch`, so it is looked up where both have met.
     """
-    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
-    zero = getattr(accelerator.state, "deepspeed_plugin", None)
+    fsdp, base = _fsdp(accelerator), pretrained(model)
     if args.fsdp and fsdp is None and args.world_size > 1:
         raise ConfigError("fsdp is set, but accelerate shards on accelerators only; leave it out on CPU")
-    if fsdp is not None and (fsdp.fsdp_version != 2 or fsdp.reshard_after_forward):
-        raise ConfigError(WEIGHTS_GIVEN_BACK)
-    if fsdp is not None and not args.freeze_vision:
+    if fsdp is not None and getattr(base.config, "quantization_config", None) is not None:
+        raise ConfigError(QUANTISED_SHARDS)
+    if fsdp is not None and trains_vision(base):
         raise ConfigError(
             "freeze_vision=False under fsdp: processes with other images would reduce the vision tower's gradients at "
             "other points and wait for each other for ever; train it under DDP or ZeRO-2, or freeze it"
         )
+
+
+def refuse_sharded_rollouts(accelerator: Accelerator) -> None:
+    """Raise ConfigError for sharding under which processes that make rollouts would wait for each other."""
+    fsdp, zero = _fsdp(accelerator), getattr(accelerator.state, "deepspeed_plugin", None)
+    if fsdp is not None and (fsdp.fsdp_version != 2 or fsdp.reshard_after_forward):
+        raise ConfigError(WEIGHTS_GIVEN_BACK)
     if zero is not None and zero.zero_stage == 3:
         raise ConfigError(
             "ZeRO-3 does not follow a prompt that is packed with its completions through the backward pass; use FSDP2 "
             "(recipes/accelerate/fsdp2.yaml), which shards the same, or ZeRO-2"
         )
+
+
+def _fsdp(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
+    return getattr(accelerator.state, "fsdp_plugin", None)
 
 
 def gather_weights(model: nn.Module) -> None:
@@ -50,6 +62,17 @@ def gather_weights(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
+            module.unshard()
+
+
+def gather_vision(model: nn.Module) -> None:
+    """The same for the vision tower alone: for passes that all processes make, but not all with media.
+
+    It may be sharded in any way; its weights are kept until the next backward pass.
+    """
+    for module in vision_modules(pretrained(model)):
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
 
 

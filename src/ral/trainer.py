@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, set_seed
 from ral.anchors import ANCHORS
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.flex import refuse_untrainable
-from ral.attention.models import make_capturable, pretrained, resolve_layers, vision_parameters
+from ral.attention.models import make_capturable, pretrained, resolve_layers, trains_vision
 from ral.balance import GradientBalance
 from ral.checkpoints import CheckpointError
 from ral.config import ConfigError, RALConfig, replayed
@@ -65,7 +65,7 @@ from ral.sharding import (
     gathered,
     idle_vision,
     prepare_frozen,
-    refuse_sharding,
+    refuse_sharded_rollouts,
 )
 from ral.vllm import VLLMServer
 
@@ -128,7 +128,7 @@ class RALTrainer(GuardedTrainer):
             _disable_dropout(policy)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
-        self.trains_vision = any(parameter.requires_grad for parameter in vision_parameters(base))
+        self.trains_vision = trains_vision(base)
         self.rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think)
         self.anchor = ANCHORS[args.attention_anchor]
         self.needs_reference = args.beta > 0 or (args.attention_coef > 0 and self.anchor.target == "ref")
@@ -148,7 +148,7 @@ class RALTrainer(GuardedTrainer):
             callbacks=[MetricsWriter(), Watch(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
             **trainer_arguments,
         )
-        refuse_sharding(self.accelerator, args)
+        refuse_sharded_rollouts(self.accelerator)
         self.server = None
         if args.rollout_engine == "vllm":
             folder = Path(args.vllm_weights or f"{args.output_dir}/vllm-weights")

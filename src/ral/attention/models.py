@@ -24,7 +24,9 @@ class UnsupportedModelError(ValueError):
 
 def pretrained(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, `torch.compile` or PEFT wrappers."""
-    if isinstance(model, PreTrainedModel):  # by far the most calls, and the search for wrappers goes through all modules
+    if isinstance(
+        model, PreTrainedModel
+    ):  # by far the most calls, and the search for wrappers goes through all modules
         return model
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator, return-value]
@@ -34,9 +36,19 @@ def has_vision(model: PreTrainedModel) -> bool:
     return model.config.model_type in VISION_MODELS
 
 
+def vision_modules(model: Any) -> Iterator[nn.Module]:
+    """Modules of the vision tower and its projector; none of a text model."""
+    return model.base_model.visual.modules() if has_vision(model) else iter(())
+
+
 def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
     """Parameters of the vision tower and its projector; none of a text model."""
     return model.base_model.visual.parameters() if has_vision(model) else iter(())
+
+
+def trains_vision(model: Any) -> bool:
+    """Whether any weight of the vision tower, or an adapter's in it, is trained."""
+    return any(parameter.requires_grad for parameter in vision_parameters(model))
 
 
 def patch_values(model: PreTrainedModel) -> int:
