@@ -2,7 +2,8 @@
 
 One run of the testbed after the other, each disturbed by random kills, a disk that is full for a while, and damaged
 checkpoints, and each held bit for bit against a run that was left alone. Memory, open files and throughput of the training process
-are sampled every second. The figures go to `experiments/results/soak.json` after every attempt; a further call adds to them.
+are sampled every second. The figures go to `experiments/results/soak.json` after every attempt, with the commit that ran; a further
+call adds to them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.killing import Attempt, Case, broken_files, flip_bit, result
 
 from ral.checkpoints import checkpoints, fault
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs import machine_class
+from ral.runs import machine_class, source_commit
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 
@@ -32,6 +33,8 @@ CASE = Case("soak", 1, {"attention_anchor": "explore", "max_steps": 240, "save_s
 UNDISTURBED = (8.0, 60.0)
 #: Steps at the beginning of an attempt that are left out of its growth: the allocator's first high water.
 WARM_UP = 20
+#: Stands for the commit of attempts that were made before it was written down, or outside of git.
+NOT_RECORDED = "before it was recorded"
 
 
 def main() -> None:
@@ -42,6 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"attempts": [], "ends": []}
     found |= {"machine": machine_class(), "seed": args.seed}
+    commit = source_commit()
     recipe, whole = CASE.write(args.output), args.output / "whole"
     while not (whole / "final").exists():
         if any(Attempt(recipe, whole).wait(seconds=3600)):
@@ -49,7 +53,7 @@ def main() -> None:
     end = time.monotonic() + 3600 * args.hours
     while time.monotonic() < end:
         rng = random.Random(f"{args.seed}/{len(found['attempts'])}")
-        found["attempts"].append(disturb(recipe, args.output / "run", rng))
+        found["attempts"].append({"commit": commit, **disturb(recipe, args.output / "run", rng)})
         if (args.output / "run" / "final").exists():
             same = result(args.output / "run") == result(whole)
             steps = [row["step"] for row in read_jsonl(args.output / "run" / "metrics.jsonl")]
@@ -120,6 +124,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         for name in ("memory", "handles")
     }
     return {
+        "attempts_by_commit": dict(Counter(attempt.get("commit") or NOT_RECORDED for attempt in attempts)),
         "hours": round(sum(attempt["seconds"] for attempt in attempts) / 3600, 3),
         "faults": dict(
             Counter(attempt["fault"] for attempt in attempts if "none" not in attempt["fault"]).most_common()

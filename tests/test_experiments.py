@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments import soak
 from experiments.processes import ENGINES, PROCESSES, RESULTS
 from experiments.results import PAGE, detectable, known, page
 from experiments.studies import STUDIES
@@ -52,6 +53,13 @@ def test_cells_agree_with_their_items(name: str) -> None:
 
 def test_the_page_is_that_of_the_result_files() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(known()), "run python -m experiments.results"
+
+
+def test_the_soak_says_which_commits_ran_its_attempts() -> None:
+    found = json.loads(soak.RESULTS.read_text(encoding="utf-8"))
+    attempt = {key: value for key, value in found["attempts"][0].items() if key != "commit"}
+    found["attempts"] = [attempt, {"commit": "a1", **attempt}, {"commit": "a1", **attempt}]
+    assert soak.summary(found)["attempts_by_commit"] == {soak.NOT_RECORDED: 1, "a1": 2}
 
 
 def scientific(value: float) -> str:

@@ -104,7 +104,7 @@ def test_the_slurm_script_starts_one_launcher_a_machine(tmp_path: Path) -> None:
     for name, body in {
         "scontrol": "printf 'first\\nsecond\\n'",
         "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
-        "accelerate": 'echo "$@"',
+        "accelerate": 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT s" "$@"',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -115,7 +115,7 @@ def test_the_slurm_script_starts_one_launcher_a_machine(tmp_path: Path) -> None:
         ["bash", str(RECIPES / "slurm/train.sbatch"), *words], env=slurm, capture_output=True, text=True, check=True
     )
     expected = (
-        "launch --config_file recipes/accelerate/ddp.yaml --num_machines 2 --num_processes 16 --machine_rank {} "
+        "290 s launch --config_file recipes/accelerate/ddp.yaml --num_machines 2 --num_processes 16 --machine_rank {} "
         "--main_process_ip first --main_process_port 29500 --no_python ral train recipe.yaml --output_dir a folder"
     )
     assert found.stdout.splitlines() == [expected.format(rank) for rank in (0, 1)]

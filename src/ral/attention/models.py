@@ -24,9 +24,7 @@ class UnsupportedModelError(ValueError):
 
 def pretrained(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, DeepSpeed, `torch.compile` or PEFT wrappers."""
-    if isinstance(
-        model, PreTrainedModel
-    ):  # by far the most calls, and the search for wrappers goes through all modules
+    if isinstance(model, PreTrainedModel):  # nearly every call; the search for wrappers goes through all modules
         return model
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator, return-value]
