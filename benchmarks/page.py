@@ -112,8 +112,9 @@ def targets(results: Results) -> list[Target]:
         speedup = [r["speedup"][lengths] for r in results.of("processes")]
         what = f"two processes / one, a core each, the same batches, completions of {lengths} length"
         found.append(Target(what, 1.8, speedup[0] if speedup else None))
-    minutes = [max(r["seconds"].values()) / 60 for r in results.of("quickstart")]
-    found.append(Target("the quickstart's training", 3, minutes[0] if minutes else None, "min", at_most=True))
+    minutes = [r["whole"] / 60 for r in results.of("quickstart")]
+    what = "the quickstart: training, evaluation and report"
+    found.append(Target(what, 3, minutes[0] if minutes else None, "min", at_most=True))
     return found
 
 
