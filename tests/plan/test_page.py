@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,18 @@ def test_the_recipe_of_the_paper_fits_on_its_gpus_and_takes_no_network() -> None
     assert found.advice == ()
 
 
+@pytest.mark.parametrize(
+    "recipe", [p for p in sorted(RECIPES.glob("qwen*.yaml")) if "sft" not in p.stem], ids=lambda p: p.stem
+)
+def test_every_recipe_fits_on_the_gpus_that_it_names(recipe: Path) -> None:
+    [(number, size)] = re.findall(r"For (one|8) GPUs? of (\d+) GB", recipe.read_text(encoding="utf-8"))
+    found = plan(recipe, gpus=1 if number == "one" else int(number), gpu_memory=int(size))
+    assert found.fits, found.advice
+
+
 def test_a_video_is_as_many_tokens_as_frames_and_pixels_allow() -> None:
-    assert plan(PAPER, gpus=8, gpu_memory=80).setup.visual == 8 * 1024
+    free = plan(PAPER, ["--video_pixels", "null"], gpus=8, gpu_memory=80)
+    assert free.setup.visual == 8 * 1024
     capped = plan(PAPER, ["--video_pixels", str(16 * 401408)], gpus=8, gpu_memory=80)
     assert (capped.setup.visual, capped.setup.prompt) == (8 * 512, 8 * 512 + 256)
     image = plan(PAPER, ["--num_frames", "null"], gpus=8, gpu_memory=80)
