@@ -98,10 +98,10 @@ def run_quickstart(
         "seconds": None,
     }
     atomic_write_text(output / INDEX, json.dumps(description, indent=2) + "\n")
-    workers = min(len(ARMS), os.cpu_count() or 1)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    # All arms at once, also on fewer cores than arms: one left for later would have one core, and the others none to work on.
+    threads = max(1, (os.cpu_count() or 1) // len(ARMS))
     context = multiprocessing.get_context("spawn")  # torch must not be forked
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(len(ARMS), mp_context=context) as pool:
         jobs = {arm.name: pool.submit(run_arm, arm, output, seed, total, held_out, threads) for arm in ARMS}
         jobs[START.name] = pool.submit(run_start, output, held_out, threads)
         _follow(output, jobs, total)
