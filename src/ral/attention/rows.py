@@ -64,8 +64,8 @@ class _Rows(torch.autograd.Function):
         prompt = k_prompt.shape[1]
         rows = q.new_empty(*mask.shape, prompt + k_own.shape[2])
         own, mass = q.new_empty(mask.shape), q.new_empty(*mask.shape, 1)
-        for at, keys in _chunks(q, k_prompt, k_own):
-            alpha = _weights(q[:, :, *at], keys, prompt, at[1].start, query, _part(bias, at)).mean(dim=(0, 2))
+        for at, _, weights in _chunks(q, k_prompt, k_own, query, bias):
+            alpha = weights.mean(dim=(0, 2))
             own[at] = _itself(alpha, prompt, at[1].start)
             alpha = _without_itself(alpha, mask[at], prompt, at[1].start)
             mass[at] = _mass(alpha)
@@ -81,11 +81,10 @@ class _Rows(torch.autograd.Function):
         q, k_prompt, k_own, bias, rows, mass = ctx.saved_tensors
         heads, prompt = q.shape[0] * q.shape[1], k_prompt.shape[1]
         grad_q, grad_prompt, grad_own = (torch.zeros_like(x) for x in (q, k_prompt, k_own))
-        for at, keys in _chunks(q, k_prompt, k_own):
+        for at, keys, weights in _chunks(q, k_prompt, k_own, ctx.query, bias):
             u = upstream[at]
             v = (u - (u * rows[at]).sum(dim=-1, keepdim=True)) / (heads * mass[at])
             _itself(v, prompt, at[1].start).zero_()
-            weights = _weights(q[:, :, *at], keys, prompt, at[1].start, ctx.query, _part(bias, at))
             scores = weights * v[:, None]
             scores.addcmul_(weights, scores.sum(dim=-1, keepdim=True), value=-1)
             grad_q[:, :, *at] = torch.einsum("kgmrs,kgsd->kmgrd", scores, keys)
@@ -109,19 +108,23 @@ def head_mean_attention(
     return _weights(q, keys, k_prompt.shape[1], 0, query, bias).mean(dim=(0, 2))
 
 
-def _chunks(q: Tensor, k_prompt: Tensor, k_own: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Where each chunk stands among completions and tokens, and the keys `[H_kv, g, P+R, D]` of its completions.
+def _chunks(
+    q: Tensor, k_prompt: Tensor, k_own: Tensor, query: Query, bias: Tensor | None
+) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
+    """Where each chunk stands among completions and tokens, the keys `[H_kv, g, P+R, D]` of its completions, its `_weights`.
 
     As many whole completions as fit into a chunk; where not even one fits, tokens of one.
     """
     completions, tokens = k_own.shape[1:3]
-    width = q.shape[0] * q.shape[1] * (k_prompt.shape[1] + tokens)
+    prompt = k_prompt.shape[1]
+    width = q.shape[0] * q.shape[1] * (prompt + tokens)
     r = max(1, min(tokens, CHUNK_ELEMENTS // width))
     g = max(1, CHUNK_ELEMENTS // (width * tokens))
     for i in range(0, completions, g):
         keys = _keys(k_prompt, k_own[:, i : i + g])
         for j in range(0, tokens, r):
-            yield (slice(i, i + g), slice(j, j + r)), keys
+            at = slice(i, i + g), slice(j, j + r)
+            yield at, keys, _weights(q[:, :, *at], keys, prompt, j, query, None if bias is None else bias[at])
 
 
 def _keys(k_prompt: Tensor, k_own: Tensor) -> Tensor:
@@ -141,10 +144,6 @@ def _weights(q: Tensor, keys: Tensor, prompt: int, first: int, query: Query, bia
     unseen = torch.ones(q.shape[3], keys.shape[2] - prompt, dtype=torch.bool, device=q.device)
     scores[..., prompt:].masked_fill_(unseen.triu(first + (query == "token")), float("-inf"))
     return scores.softmax(dim=-1)
-
-
-def _part(bias: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
-    return None if bias is None else bias[at]
 
 
 def _itself(rows: Tensor, prompt: int, first: int) -> Tensor:
@@ -171,9 +170,9 @@ def renormalise(weights: Tensor) -> Tensor:
 
 def _without_itself(alpha: Tensor, mask: Tensor, prompt: int, first: int) -> Tensor:
     """α of tokens `first` and on with zeros at the tokens themselves and in rows of padding."""
-    itself = torch.zeros(alpha.shape[1:], dtype=torch.bool, device=alpha.device)
-    itself[:, prompt + first :].fill_diagonal_(True)
-    return alpha.masked_fill(itself | ~mask[..., None], 0.0)
+    kept = alpha.masked_fill(~mask[..., None], 0.0)
+    _itself(kept, prompt, first).zero_()
+    return kept
 
 
 def _mass(weights: Tensor) -> Tensor:
