@@ -51,7 +51,7 @@ _VISION_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "vide
 class ColdStart:
     """Settings of one run; the learning rate rises for `warmup` steps and then falls in a line to a twentieth.
 
-    `examples` are drawn from every source; `max_pixels` bounds one image or frame, `fps` samples the videos.
+    `examples` are drawn from every source; `min_pixels` and `max_pixels` bound one image or frame, `fps` samples the videos.
     """
 
     examples: int = 3_072
@@ -60,6 +60,7 @@ class ColdStart:
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 20
+    min_pixels: int = 32 * 32
     max_pixels: int = 32 * 32
     fps: float = 1.0
 
@@ -107,7 +108,13 @@ def encode_example(processor: Any, record: Record, settings: ColdStart) -> tuple
     """A record's prompt as the processor's dict, and the completion `[R]` it is to be answered with, its end included."""
     think = record.trace is not None
     inputs = encode_prompt(
-        processor, record, think=think, template="plain", max_pixels=settings.max_pixels, fps=settings.fps
+        processor,
+        record,
+        think=think,
+        template="plain",
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        fps=settings.fps,
     )
     return inputs, encode_completion(processor, record, think=think)
 
