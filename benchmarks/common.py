@@ -129,8 +129,15 @@ def peak_over(step: Callable[[], Any]) -> float:
 
 
 def _peak(build: Callable[[Any, str], Arm], setting: Any, name: str, threads: int) -> float:
+    """Over three steps: a first one alone differs by several per cent from process to process, three by one."""
     torch.set_num_threads(threads)
-    return peak_over(build(setting, name).run)
+    run = build(setting, name).run
+
+    def three_steps() -> None:
+        for _ in range(3):
+            run()
+
+    return peak_over(three_steps)
 
 
 def counted(step: Callable[[], Any]) -> int:
