@@ -42,6 +42,7 @@ class Study:
 _GRPO = Arm("grpo", "GRPO")
 _OLD = Arm("ral", "RAL old, λ = 1 (paper)")
 _EXPLORE = Arm("explore", "RAL explore, λ = 10, σ = 0.5")
+_CREDIT = Arm("credit", "RAL credit, λ = 1")
 _BIAS = Arm("explore", "its exploration alone, λ = 0", {"attention_coef": 0})
 
 
@@ -53,6 +54,7 @@ def _direct(recipe: str) -> dict[str, Arm]:
         "old": Arm(recipe, "RAL-zero old, λ = 1 (paper)"),
         "explore": Arm(recipe, "RAL-zero explore, λ = 10", {"attention_coef": 10} | bias),
         "explore-bias": Arm(recipe, "its exploration alone, λ = 0", {"attention_coef": 0} | bias),
+        "credit": Arm(recipe, "RAL-zero credit, λ = 1", {"attention_anchor": "credit"}),
     }
 
 
@@ -95,6 +97,9 @@ STUDIES: dict[str, Study] = {
             "explore-shuffled": Arm("explore", "RAL explore, A shuffled", {"attention_advantage": "shuffled"}),
             "group": Arm("group", "RAL group, λ = 1"),
             "group-10": Arm("group", "RAL group, λ = 10", {"attention_coef": 10}),
+            "credit": _CREDIT,
+            "credit-5": Arm("credit", "RAL credit, λ = 5", {"attention_coef": 5}),
+            "credit-shuffled": Arm("credit", "RAL credit, A shuffled", {"attention_advantage": "shuffled"}),
             "grpo-long": Arm("grpo", "GRPO, as long as explore takes", {"max_steps": 220}),
             "grpo-1": Arm("grpo", "GRPO, one inner update", {"num_iterations": 1}),
             "explore-1": Arm("explore", "RAL explore, one inner update", {"num_iterations": 1}),

@@ -93,17 +93,18 @@ def test_explore_does_not_cancel_on_a_shared_context() -> None:
     assert torch.cosine_similarity(whole.flatten(), estimate, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("anchor", ["group", "explore"])
-def test_group_and_explore_have_a_gradient_before_the_first_update(anchor: str) -> None:
+@pytest.mark.parametrize("anchor", ["group", "credit", "explore"])
+def test_first_order_anchors_have_a_gradient_before_the_first_update(anchor: str) -> None:
     target = rows_of(scores() + 0.5 * torch.nan_to_num(scores(2), neginf=0)) if anchor == "explore" else None
     loss, grad = gradient(anchor, scores(), target=target)
     assert loss != 0
     assert grad.norm() > 1e-3
 
 
-def test_group_has_none_while_all_rollouts_look_at_the_same_place() -> None:
+@pytest.mark.parametrize("anchor", ["group", "credit"])
+def test_anchors_of_the_group_have_none_while_all_rollouts_look_at_the_same_place(anchor: str) -> None:
     same = scores()[:1, :1].expand(G, R, -1)
-    loss, grad = gradient("group", same)
+    loss, grad = gradient(anchor, same)
     assert loss.abs() < 1e-9
     assert grad.norm() < 1e-9
 
@@ -137,11 +138,28 @@ def test_group_without_a_success_trains_nothing() -> None:
     assert not grad.any()
 
 
+def test_credit_pulls_every_rollout_to_keys_that_only_successful_ones_looked_at() -> None:
+    """Key 0 belongs to the successes, key 1 to the failures, key 2 to all: Â is the advantages of those that looked."""
+    looks = torch.zeros(G, 1, P, dtype=torch.float64)
+    looks[..., 2] = 0.5
+    for g, key in enumerate((0, 1, 0, 1)):
+        looks[g, 0, key] = 0.5
+    rows = looks.clone().requires_grad_()
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    loss = ANCHORS["credit"].term(state(rows, weights=weights)).loss
+    worth = torch.tensor([ADVANTAGES[0], ADVANTAGES[1], 0, 0, 0, 0])
+    target = looks * worth.exp()
+    target = target / target.sum(-1, keepdim=True)
+    torch.testing.assert_close(loss, jensen_shannon(looks, target).mean())
+    # A success is to look more at its own key, a failure less at its own, and both trade that against the common one.
+    assert target[0, 0, 0] > 0.5 > target[1, 0, 1]
+
+
 @pytest.mark.parametrize("anchor", list(ANCHORS))
 def test_padding_and_zero_advantages_train_nothing(anchor: str) -> None:
     _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)))
     assert not grad[~MASK].any()
-    if anchor != "group":
+    if anchor not in ("group", "credit"):  # which are about the whole group
         advantages = ADVANTAGES.clone()
         advantages[0] = 0
         _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)), advantages=advantages)
@@ -212,6 +230,31 @@ def test_old_multiplies_the_move_and_knows_no_direction_of_its_own() -> None:
     s, move = drawn(P, seed=0), 1e-3 * drawn(P, seed=1)
     gradient = jsd_gradient(s + move, s.softmax(-1))
     torch.testing.assert_close(gradient, along(s, move) / 4, rtol=1e-2, atol=1e-9)
+
+
+def test_credit_is_the_policy_gradient_of_the_worth_of_a_look() -> None:
+    """Its pull is +¼ F Â, where F Â = ∂/∂s Σ_k p(k) Â(k), and its target argmax_q E_q[Â] − KL(q ‖ p)."""
+    small = 1e-3 * ADVANTAGES
+    prompt = scores().masked_fill(torch.arange(P + R) >= P, float("-inf"))
+    rows = rows_of(prompt)
+    looked = rows[..., :P].sum(1) / LENGTHS[:, None]
+    worth = (small @ looked / looked.sum(0)).requires_grad_(False)
+    _, grad = gradient("credit", prompt, advantages=small)
+    expected = -WEIGHTS[..., None] * along(prompt[..., :P], worth.expand(G, R, P)) / 4
+    torch.testing.assert_close(grad[..., :P][MASK], expected[MASK], rtol=1e-2, atol=1e-9)
+
+    s = prompt[0, 0, :P].clone().requires_grad_()
+    [improvement] = torch.autograd.grad((s.softmax(-1) * worth).sum(), s)
+    torch.testing.assert_close(improvement, along(s.detach(), worth))
+
+    p, big = s.detach().softmax(-1), drawn(P, seed=3)
+
+    def objective(q: Tensor) -> Tensor:
+        return (q * big).sum(-1) - (q * (q / p).log()).sum(-1)
+
+    best = p * big.exp() / (p * big.exp()).sum()
+    others = (best.log() + 0.1 * drawn(100, P, seed=4)).softmax(-1)
+    assert (objective(others) < objective(best)).all()
 
 
 def test_explore_is_a_score_function_estimate() -> None:

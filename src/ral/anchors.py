@@ -79,6 +79,22 @@ def group(state: AttentionState) -> Term:
     return attention_loss(now[:, None], target.expand(len(now), 1, -1), state.advantages.abs(), weights)
 
 
+def credit(state: AttentionState) -> Term:
+    """JSD(p_θ ‖ p_old · exp Â / Z) on the prompt's keys: every row is pulled to what the whole group's rewards say of each key.
+
+    Â(k) = Σ_g A_g p_g(k) / Σ_g p_g(k) is what looking at key k was worth, with p_g where rollout g looked (see `group`). The
+    target is the best policy near the old one, argmax_q E_q[Â] − KL(q ‖ p_old), and the pull to it the policy gradient of
+    E_p[Â]. First order wherever rollouts of different reward look at different places.
+    """
+    old = state.old[..., : state.shared_keys]
+    looked = _where_it_looked(old, state.weights > 0)
+    total = looked.sum(dim=0)
+    seen = total > 0
+    worth = torch.where(seen, (state.advantages.to(looked.dtype) @ looked) / torch.where(seen, total, 1.0), 0.0)
+    rows = renormalise(state.rows[..., : state.shared_keys])
+    return attention_loss(rows, renormalise(old * worth.exp()), torch.ones_like(state.advantages), state.weights)
+
+
 def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:
     """`[G, R, K]` rows → `[G, K]`: their mean over real tokens, summing to 1."""
     return renormalise((rows * mask[..., None]).sum(dim=1))
@@ -88,6 +104,7 @@ ANCHORS: dict[str, Anchor] = {
     "old": Anchor(old, needs_inner_updates=True),
     "ref": Anchor(to_target, target="ref"),
     "group": Anchor(group),
+    "credit": Anchor(credit),
     "explore": Anchor(to_target, target="explore"),
     "teacher": Anchor(to_target, target="teacher"),
 }
