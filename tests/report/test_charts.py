@@ -73,6 +73,13 @@ def test_the_band_over_seeds_is_students_t_interval_of_the_moving_means() -> Non
         assert bottom == pytest.approx(min(level(low), HEIGHT - BOTTOM), abs=0.06)
 
 
+def test_on_a_logarithmic_axis_mean_and_band_are_of_the_logarithms_and_break_at_a_zero() -> None:
+    runs = np.array([[1e-4, 1e-2, 0.0, 1e-1, 1.0], [1e-3, 1e-2, 1e-2, 1e-1, 0.5]])
+    (line,) = line_chart("t", "", "step", [Series(0, "arm", np.arange(5.0), runs)], smoothing=1, logarithmic=True).lines
+    assert line.y == pytest.approx([10**-3.5, 1e-2, 0, 1e-1, 0.5**0.5], rel=1e-3)
+    assert line.smooth.count("M") == line.band.count("M") == line.band.count("Z") == 2
+
+
 def scale(chart: Chart) -> Callable[[float], float]:
     """Value → place on the y axis, read off two ticks."""
     (y0, low), (y1, high) = chart.y_ticks[0], chart.y_ticks[-1]

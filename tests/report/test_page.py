@@ -242,6 +242,20 @@ def test_runs_of_one_setting_are_one_arm(browser: Browser, tmp_path: Path) -> No
     assert complaints == []
 
 
+def test_folders_named_after_their_seed_take_their_arm_from_the_folder_above(tmp_path: Path) -> None:
+    given = []
+    for arm in ("grpo", "old-1"):
+        for folder in write_seeds(tmp_path / f"of-{arm}"):
+            if folder.name.startswith("grpo"):
+                seed = folder.name[-1]
+                given.append(shutil.copytree(folder, tmp_path / arm / f"seed-{seed}"))
+                if arm == "old-1":
+                    config = given[-1] / "config.yaml"
+                    config.write_text(config.read_text().replace("attention_coef: 0.0", "attention_coef: 1.0"))
+    arms = read_experiment(*given).arms
+    assert [(arm.label, [run.seed for run in arm.runs]) for arm in arms] == [("grpo", [0, 1, 2]), ("old-1", [0, 1, 2])]
+
+
 def test_a_seed_given_twice_is_said(tmp_path: Path) -> None:
     folders = write_seeds(tmp_path)
     again = shutil.copytree(folders[0], tmp_path / "again")

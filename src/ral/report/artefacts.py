@@ -142,7 +142,7 @@ def read_experiment(*folders: Path, running: bool = False) -> Experiment:
             machines.append(quickstart.machine)
             commands += quickstart.commands
         elif any((folder / name).exists() for name in ("metrics.jsonl", "eval", "config.yaml")):
-            name = folder.resolve().name
+            name = _name(folder.resolve())
             run = _read_run(folder, notices)
             found.append(Arm(name, _label(name), [run]))
             commands += _repeated(run)
@@ -188,7 +188,8 @@ def grouped(found: Sequence[Arm], notices: list[str]) -> list[Arm]:
                 which = "checkpoint" if seed is None else f"run with seed {seed}"
                 notices.append(f"{_place(run.folder)}: another {which} of {group[0].label}; the first one is shown.")
             runs.setdefault(seed, run)
-        arms.append(Arm(group[0].name, group[0].label, list(runs.values())))
+        label = _without_seed(group[0]) if len(runs) > 1 else group[0].label
+        arms.append(Arm(group[0].name, label, list(runs.values())))
     return _told_apart(arms)
 
 
@@ -196,16 +197,28 @@ def _scores(run: Run) -> Json:
     return {task: evaluation.summary.get("accuracy") for task, evaluation in run.evaluations.items()}
 
 
+_SEED = re.compile(r"[-_. ]*(?:seed|s)?[-_. ]*(\d+)", re.IGNORECASE)
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; where that is no more than a seed, as in `grpo/seed-0`, the name of the folder it lies in."""
+    return folder.parent.name if _SEED.fullmatch(folder.name) and folder.parent.name else folder.name
+
+
+def _without_seed(arm: Arm) -> str:
+    """The label of an arm of one run without the run's own seed at its end: `grpo-0` is `grpo`, but `old-4` only with seed 4."""
+    found = re.search(rf"{_SEED.pattern}$", arm.label, re.IGNORECASE)
+    if found is None or int(found[1]) != arm.first.seed:
+        return arm.label
+    return arm.label[: found.start()] or arm.label
+
+
 def _told_apart(arms: list[Arm]) -> list[Arm]:
-    """Names without the seed where there are several; arms of one label get what sets them apart behind it."""
-    named = []
-    for arm in arms:
-        stem = _SEED.sub("", arm.label)
-        named.append(replace(arm, label=stem) if len(arm.runs) > 1 and stem else arm)
-    labels = [arm.label for arm in named]
+    """Arms of one label get what sets them apart behind it."""
+    labels = [arm.label for arm in arms]
     result = []
-    for arm in named:
-        twins = [other for other in named if other.label == arm.label]
+    for arm in arms:
+        twins = [other for other in arms if other.label == arm.label]
         differing = [
             f"{key} {value}"
             for key, value in arm.first.config.items()
@@ -214,9 +227,6 @@ def _told_apart(arms: list[Arm]) -> list[Arm]:
         extra = ", ".join(differing) or _place(arm.first.folder)
         result.append(arm if labels.count(arm.label) == 1 else replace(arm, label=_label(f"{arm.label}, {extra}")))
     return result
-
-
-_SEED = re.compile(r"[-_. ]*(?:seed|s)?[-_. ]*\d+$", re.IGNORECASE)
 
 
 def _repeated(run: Run) -> list[str]:

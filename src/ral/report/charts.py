@@ -197,20 +197,25 @@ def line_chart(
 ) -> Chart:
     """The geometry of one chart. `smoothing` is the width of the moving mean in points, by default a fifteenth of the
     line; `logarithmic` is a wish: it is granted when the positive values span more than a factor of thirty. Several runs
-    are drawn as the mean of their moving means with its 95 % t-interval at every point, cut at the edge of the chart."""
+    are drawn as the mean of their moving means with its 95 % t-interval at every point, cut at the edge of the chart; on a
+    logarithmic axis both are of the logarithms."""
     window = smoothing or max(1, max(len(line.x) for line in series) // 15)
-    averaged = [seed_band(np.stack([_moving_mean(run, window) for run in line.values])) for line in series]
-    smoothed = [mean for mean, _ in averaged]
     shown = np.concatenate([line.values.ravel() for line in series])
     positive = shown[shown > 0]
     log = bool(logarithmic and positive.size and positive.max() > 30 * np.quantile(positive, 0.02))
+
+    def level(values: np.ndarray) -> np.ndarray:
+        """Values as the axis counts them; what it cannot show is NaN."""
+        return np.log10(np.where(values > 0, values, np.nan)) if log else values
+
+    averaged = [seed_band(level(np.stack([_moving_mean(run, window) for run in line.values]))) for line in series]
     if log:
         low, high = np.log10(np.quantile(positive, 0.01)), np.log10(positive.max())
         locations = np.log10(LogLocator(numticks=6).tick_values(10**low, 10**high))
     else:
         # One wild step must not flatten the rest of the curve.
-        low = min(float(np.quantile(shown, 0.01)), *(float(line.min()) for line in smoothed))
-        high = max(float(np.quantile(shown, 0.99)), *(float(line.max()) for line in smoothed))
+        low = min(float(np.quantile(shown, 0.01)), *(float(mean.min()) for mean, _ in averaged))
+        high = max(float(np.quantile(shown, 0.99)), *(float(mean.max()) for mean, _ in averaged))
         # A constant line still differs from itself by rounding.
         spread = high - low if high - low > 1e-6 * max(abs(low), abs(high)) else 0.0
         margin = spread * 0.06 or abs(high) * 0.1 or 1.0
@@ -222,13 +227,13 @@ def line_chart(
         return LEFT + (x - x_low) / ((x_high - x_low) or 1.0) * (WIDTH - LEFT - RIGHT)
 
     def place_y(y: np.ndarray) -> np.ndarray:
-        level = np.log10(np.where(y > 0, y, np.nan)) if log else y
-        inside = np.clip((level - low) / ((high - low) or 1.0), 0.0, 1.0)
+        inside = np.clip((y - low) / ((high - low) or 1.0), 0.0, 1.0)
         return HEIGHT - BOTTOM - inside * (HEIGHT - TOP - BOTTOM)
 
     lines = []
     for line, (mean, half) in zip(series, averaged, strict=True):
-        x, raw, smooth, reach = (_bucket(values) for values in (line.x, line.values[0], mean, half))
+        x, raw, smooth, reach = (_bucket(values) for values in (line.x, level(line.values[0]), mean, half))
+        read_off = np.nan_to_num(10**smooth) if log else smooth  # a geometric mean with a zero among its values is zero
         several = len(line.values) > 1
         points = list(zip(place_x(x).round(1).tolist(), place_y(smooth).round(1).tolist(), strict=True))
         lines.append(
@@ -237,7 +242,7 @@ def line_chart(
                 raw=_path(place_x(x), place_y(raw)) if window > 1 and not several else "",
                 smooth=_path(place_x(x), place_y(smooth)),
                 band=_area(place_x(x), place_y(smooth - reach), place_y(smooth + reach)) if several else "",
-                x=x.round(2).tolist(), y=[float(f"{value:.4g}") for value in smooth], dots=points if dots else [],
+                x=x.round(2).tolist(), y=[float(f"{value:.4g}") for value in read_off], dots=points if dots else [],
             )
         )  # fmt: skip
     ticks = MaxNLocator(5 if x_label == "step" else 10, integer=True).tick_values(x_low, x_high)
@@ -297,11 +302,15 @@ def _bucket(values: np.ndarray) -> np.ndarray:
 
 
 def _area(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """The SVG path of a band; points that a logarithmic axis cannot show lie on its edge."""
-    edge = HEIGHT - BOTTOM
-    upper = [f"{px:.1f} {py:.1f}" for px, py in zip(x, np.nan_to_num(high, nan=edge), strict=True)]
-    lower = [f"{px:.1f} {py:.1f}" for px, py in zip(x[::-1], np.nan_to_num(low, nan=edge)[::-1], strict=True)]
-    return f"M{'L'.join(upper + lower)}Z"
+    """The SVG path of a band, broken where a value cannot be drawn."""
+    known = np.isfinite(low) & np.isfinite(high)
+    paths = []
+    for part in np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1):
+        if known[part[0]]:
+            back = part[::-1]
+            corners = [(x[i], high[i]) for i in part] + [(x[i], low[i]) for i in back]
+            paths.append(f"M{'L'.join(f'{px:.1f} {py:.1f}' for px, py in corners)}Z")
+    return "".join(paths)
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
