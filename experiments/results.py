@@ -35,7 +35,8 @@ looks comes second.
   paired t-test at 5 % would find with 80 % power, given this spread and number of seeds. An interval that holds 0 beside a
   detectable effect of several points is no evidence of no effect.
 - *P(better)*: probability that a run of the arm beats a run of the first one, with a bootstrap interval.
-- *time*: training time against the first arm's, median over seeds; the machine was shared, so only large differences mean anything.
+- *time*: training time against the first arm's, median over seeds of runs of one commit, which ran beside each other (empty where none
+  did); the machine was shared, so only large differences mean anything.
 - Looking is measured at the row that predicts the answer, in the trained layer.
 
 One cell is repeated by the two commands that `python -m experiments.study STUDY --seeds N --arms ARM --show` prints; on a CPU, at
@@ -95,7 +96,7 @@ def accuracy_table(table: Table) -> str:
         else:
             better = probability_of_improvement(table.values(base), values)
             cells += [f"{seed_interval(difference):+.1f}", f"{detectable(difference):.1f}", f"{better:.2f}"]
-            cells.append(f"×{_time_ratio(table, arm):.2f}")
+            cells.append(_time_ratio(table, arm))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -150,21 +151,23 @@ def contrasts(table: Table) -> str:
     return "\n\n".join(found)
 
 
-def _time_ratio(table: Table, arm: str) -> float:
-    """Median over seeds of the training time against the baseline's, which ran beside it."""
+def _time_ratio(table: Table, arm: str) -> str:
+    """Median over seeds of the training time against the baseline's; runs of different commits may be of different machines."""
     base = table.study.baseline
     pairs = [(table.cells[arm, seed], table.cells[base, seed]) for seed in table.common(arm, base)]
-    return float(np.median([own.seconds / other.seconds for own, other in pairs]))
+    ratios = [own.seconds / other.seconds for own, other in pairs if own.commit == other.commit]
+    return f"×{np.median(ratios):.2f}" if ratios else ""
 
 
 def signal_table(table: Table) -> str:
-    """How strong the attention term's gradient is beside the tokens' (λ included)."""
-    lines = ["| arm | attention gradient / token gradient |", "|---|---|"]
+    """How strong the attention term's gradient is beside the tokens' (λ included); empty where no arm has the term."""
+    head = ["| arm | attention gradient / token gradient |", "|---|---|"]
+    lines = []
     for arm in table.arms:
         signals = [s for s in (table.cells[arm, seed].signal for seed in table.seeds(arm)) if s is not None]
         if signals and max(signals) > 0:
             lines.append(f"| {table.study.arms[arm].label} | {np.mean(signals):.1e} |")
-    return "\n".join(lines)
+    return "\n".join(head + lines) if lines else ""
 
 
 def draw(name: str, table: Table) -> Path:
@@ -202,20 +205,19 @@ def section(name: str) -> str:
     study, cells = table.study, list(table.cells.values())
     seeds = sorted({cell.seed for cell in cells})
     changes = ", ".join(f"`{key}: {value}`" for key, value in study.common.items())
-    return "\n\n".join(
-        [
-            f"## {study.title}",
-            study.note,
-            f"`python -m experiments.study {name} --seeds {' '.join(map(str, seeds))} --arms {' '.join(table.arms)}` "
-            f"({changes}; {study.held_out} held-out items; {cells[0].machine}; "
-            f"[study/{name}.json](results/study/{name}.json)).",
-            f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
-            accuracy_table(table),
-            contrasts(table),
-            *([looking_table(table)] if table.start["pointing"] is not None else []),
-            signal_table(table),
-        ]
-    )
+    parts = [
+        f"## {study.title}",
+        study.note,
+        f"`python -m experiments.study {name} --seeds {' '.join(map(str, seeds))} --arms {' '.join(table.arms)}` "
+        f"({changes}; {study.held_out} held-out items; {cells[0].machine}; "
+        f"[study/{name}.json](results/study/{name}.json)).",
+        f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
+        accuracy_table(table),
+        contrasts(table),
+        *([looking_table(table)] if table.start["pointing"] is not None else []),
+        signal_table(table),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:

@@ -80,7 +80,8 @@ STUDIES: dict[str, Study] = {
     "rings": Study(
         "Ring search, thinking",
         "Primary comparison: does RAL (`explore`) answer better than GRPO, and better than its own exploration without the "
-        "attention term? The paper's anchor (`old`) and the controls of either stand beside it.",
+        "attention term? The paper's anchor (`old`) and the controls of either stand beside it. 220 updates are what GRPO makes in the time "
+        "of 160 of `explore`.",
         {
             "grpo": _GRPO,
             "old": _OLD,
@@ -100,7 +101,7 @@ STUDIES: dict[str, Study] = {
             "credit": _CREDIT,
             "credit-5": Arm("credit", "RAL credit, λ = 5", {"attention_coef": 5}),
             "credit-shuffled": Arm("credit", "RAL credit, A shuffled", {"attention_advantage": "shuffled"}),
-            "grpo-long": Arm("grpo", "GRPO, as long as explore takes", {"max_steps": 220}),
+            "grpo-long": Arm("grpo", "GRPO, 220 updates", {"max_steps": 220}),
             "grpo-1": Arm("grpo", "GRPO, one inner update", {"num_iterations": 1}),
             "explore-1": Arm("explore", "RAL explore, one inner update", {"num_iterations": 1}),
             "grpo-4": Arm("grpo", "GRPO, four inner updates", {"num_iterations": 4}),
@@ -161,6 +162,19 @@ STUDIES: dict[str, Study] = {
             "grpo": Arm("grpo", "GRPO, no teacher"),
         },
         {"max_steps": 60},
+        held_out=512,
+        contrasts=(("attention", "grpo"),),
+    ),
+    "distill-zero": Study(
+        "Ring search, direct answers, on-policy distillation",
+        "The same teacher and students without thinking.",
+        {
+            "tokens": Arm("distill-gkd", "tokens"),
+            "attention": Arm("distill-attention", "attention"),
+            "both": Arm("distill-both", "tokens and attention"),
+            "grpo": Arm("grpo", "GRPO-zero, no teacher"),
+        },
+        {"max_steps": 60, "think": False, "max_completion_length": 4},
         held_out=512,
         contrasts=(("attention", "grpo"),),
     ),
