@@ -36,6 +36,16 @@ def study() -> str:
     )
 
 
+def distillation() -> str:
+    """What a teacher's attention is worth beside its tokens."""
+    table = Table("distill")
+    seeds = table.seeds(table.study.baseline)
+    return (
+        f"{summary_table(table, list(table.study.arms))}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}, as above; "
+        "`python -m experiments.study distill`.\n"
+    )
+
+
 def performance() -> str:
     """What was promised of speed and memory, and what was measured."""
     results = Results(BENCHMARKS)
@@ -45,7 +55,7 @@ def performance() -> str:
     )
 
 
-FIGURES = {"study": study, "performance": performance}
+FIGURES = {"study": study, "distillation": distillation, "performance": performance}
 
 
 def with_figures(text: str) -> str:
