@@ -6,6 +6,7 @@ writes: the embedded one with an output embedding of its own.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from PIL import Image
 
 from ral.config import ConfigError, RALConfig
@@ -24,7 +25,7 @@ from ral.objective import importance
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
-from ral.vllm import ServerError
+from ral.vllm import ServerError, merged_state
 
 URL = os.environ.get("RAL_VLLM", "")
 with_server = pytest.mark.skipif(not URL, reason="RAL_VLLM names no vLLM server")
@@ -100,12 +101,48 @@ def test_no_server_is_said_before_training(tmp_path: Path) -> None:
 def test_what_vllm_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"explore.*rollout_engine=transformers"):
         trainer(tmp_path, attention_anchor="explore")
-    with pytest.raises(ConfigError, match="adapter"):
-        trainer(tmp_path, "http://127.0.0.1:9", peft_config=LoraConfig(target_modules=["q_proj"]))
+    for refused, match in (
+        (LoraConfig(target_modules=["q_proj"], use_dora=True), "DoRA"),
+        (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "modules_to_save"),
+        (LoraConfig(target_modules=["q_proj"], bias="lora_only"), "biases"),
+        (LoHaConfig(target_modules=["q_proj"]), "LOHA"),
+    ):
+        with pytest.raises(ConfigError, match=f"cannot send .*{match}.*rollout_engine=transformers"):
+            trainer(tmp_path, "http://127.0.0.1:9", peft_config=refused)
     with pytest.raises(ConfigError, match="tie_word_embeddings=False"):
         trainer(tmp_path, "http://127.0.0.1:9", start=load_start)
     with pytest.raises(ConfigError, match="vllm_url='localhost' is no address"):
         trainer(tmp_path, "localhost")
+
+
+def test_an_adapter_is_sent_merged_and_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    base, _ = untied()
+    names = set(base.state_dict())
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
+    model = get_peft_model(base, lora)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sent = merged_state(model)
+    assert set(sent) == names
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    merged = copy.deepcopy(model).merge_and_unload().state_dict()
+    for name, value in sent.items():
+        torch.testing.assert_close(value, merged[name], rtol=0, atol=1e-6)
+    moved = [name for name in names if not torch.equal(sent[name], untied()[0].state_dict()[name])]
+    assert len(moved) == 7  # of two layers of the decoder and two of the vision tower, and the output embedding
+
+
+@with_server
+def test_an_adapter_trains_on_rollouts_of_a_server_that_follows_it(tmp_path: Path) -> None:
+    lora = LoraConfig(r=8, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)")
+    run = trainer(tmp_path, peft_config=lora, learning_rate=1e-2)
+    start, _ = untied()
+    run.train()
+    sent = merged_state(run.model)
+    assert max(float((value - start.state_dict()[name]).abs().max()) for name, value in sent.items()) > 3e-3
+    gaps = [row["rollout/logp_gap"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "rollout/logp_gap" in row]
+    assert len(gaps) == 3
+    assert max(gaps) < 0.02
 
 
 def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:

@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ral.attention import Prompt
 from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
@@ -54,15 +56,12 @@ class VLLMServer:
         model: the policy that it is to follow.
         folder: where new weights are written to, and read from by the server.
 
-    Raises ServerError when nothing answers there, ConfigError for an adapter and for tied embeddings.
+    Raises ServerError when nothing answers there, ConfigError for tied embeddings and for an adapter that `merged_state` refuses.
     """
 
     def __init__(self, url: str, model: nn.Module, folder: Path):
         if isinstance(model, PeftModel):
-            raise ConfigError(
-                "rollout_engine='vllm' sends whole weights and cannot send an adapter; train without peft, or set "
-                "rollout_engine=transformers"
-            )
+            refuse_unmergeable(model)
         self.url, self.folder = url.rstrip("/"), folder.resolve()
         base: Any = pretrained(model)
         if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
@@ -78,9 +77,10 @@ class VLLMServer:
         """Take up the policy's weights, and forget what was computed with the old ones. All processes must call it.
 
         Args:
-            model: as accelerate has prepared it; sharded weights are gathered on the main process.
+            model: as accelerate has prepared it; sharded weights are gathered on the main process, an adapter is sent merged.
         """
-        weights = whole_state(model, accelerator)
+        policy = accelerator.unwrap_model(model)
+        weights = merged_state(policy) if isinstance(policy, PeftModel) else whole_state(model, accelerator)
         if accelerator.is_main_process:
             pretrained(model).save_pretrained(self.folder, state_dict=weights)
             path = {"weights_path": str(self.folder)}
@@ -170,6 +170,42 @@ class VLLMServer:
                 f"no vLLM server answers at {self.url} ({error}); start one, and set vllm_url to its address: "
                 "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
             ) from error
+
+
+def refuse_unmergeable(model: PeftModel) -> None:
+    """Raise ConfigError for an adapter whose merged weights are more than its base's plus a product of two matrices."""
+    config: Any = model.active_peft_config
+    sharded = isinstance(model, FSDPModule) or any(isinstance(module, FSDPModule) for module in model.modules())
+    for refused, what in (
+        (not isinstance(config, LoraConfig), f"an adapter of the kind {config.peft_type}"),
+        (getattr(config, "use_dora", False), "DoRA (use_dora)"),
+        (getattr(config, "bias", "none") != "none", "trained biases (bias)"),
+        (bool(getattr(config, "modules_to_save", None)), "modules_to_save"),
+        (any(not weight.is_floating_point() for weight in model.parameters()), "an adapter on quantised weights"),
+        (sharded, "an adapter under FSDP"),
+    ):
+        if refused:
+            raise ConfigError(
+                f"rollout_engine='vllm' sends LoRA merged into its base model's weights, and cannot send {what}; leave that "
+                "out, or set rollout_engine=transformers"
+            )
+
+
+@torch.no_grad()
+def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is."""
+    base = model.get_base_model()
+    layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    weights = {}
+    for name, value in base.state_dict().items():
+        owner, _, parameter = name.rpartition(".base_layer.")
+        if any(f".{part}" in name for part in LoraLayer.adapter_layer_names):
+            continue
+        if owner in layers and parameter == "weight":
+            for adapter in layers[owner].active_adapters:
+                value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
+        weights[name.replace(".base_layer.", ".")] = value
+    return weights
 
 
 def _images(record: Record) -> list[dict[str, str]]:
