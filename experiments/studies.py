@@ -92,9 +92,9 @@ STUDIES: dict[str, Study] = {
             "old-scaled": Arm(
                 "ral", "RAL old, gradient a tenth of the tokens'", {"attention_share": 0.1, "gradient_norm_steps": 5}
             ),
-            "old-absolute": Arm("ral", "RAL old, |A|", {"attention_advantage": "absolute"}),
+            "old-absolute": Arm("ral", "RAL old, A without its sign", {"attention_advantage": "absolute"}),
             "old-shuffled": Arm("ral", "RAL old, A shuffled", {"attention_advantage": "shuffled"}),
-            "explore-absolute": Arm("explore", "RAL explore, |A|", {"attention_advantage": "absolute"}),
+            "explore-absolute": Arm("explore", "RAL explore, A without its sign", {"attention_advantage": "absolute"}),
             "explore-shuffled": Arm("explore", "RAL explore, A shuffled", {"attention_advantage": "shuffled"}),
             "group": Arm("group", "RAL group, λ = 1"),
             "group-10": Arm("group", "RAL group, λ = 10", {"attention_coef": 10}),
