@@ -41,6 +41,7 @@ from ral.testbed import load_start
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
+from ral.vllm import merged_state
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
 ENGINES = ("ddp", "fsdp2")
@@ -182,10 +183,12 @@ def train(case: Case, engine: str, folder: Path) -> None:
         run = Reinforcement(model, args, records, processing_class=processor, reward_funcs=lengths, peft_config=adapter)
     run.train()
     weights = whole_state(run.model_wrapped, run.accelerator)  # whole, on the first process
+    merged = merged_state(run.model, run.accelerator) if adapter else {}  # what a vLLM server would be sent
     if run.is_world_process_zero():
         wrapper = "_checkpoint_wrapped_module."  # around a layer whose activations are not kept, and in no saved name
         trained = [name.replace(wrapper, "") for name, p in run.model.named_parameters() if p.requires_grad]
         end = {name: weights[name].contiguous() for name in trained}
+        end |= {name: value for name, value in merged.items() if ".layers." in name}  # others may share their memory
         save_file(end, folder / "end.safetensors")
 
 

@@ -10,22 +10,31 @@ import copy
 import math
 import os
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from PIL import Image
+from transformers import Qwen3VLConfig
 
+from ral.attention import Prompt
+from ral.attention.models import rope_positions
 from ral.config import ConfigError, RALConfig
+from ral.data.media import load_video
 from ral.data.record import DataError, Record
 from ral.files import read_jsonl
 from ral.objective import importance
 from ral.testbed import load_start
+from ral.testbed.episodes import encode_video, episode_records
 from ral.testbed.rings import ring_records
 from ral.trainer import RALTrainer
-from ral.vllm import ServerError, merged_state
+from ral.vllm import ServerError, lossless_video, merged_state, video_rates
 
 URL = os.environ.get("RAL_VLLM", "")
 with_server = pytest.mark.skipif(not URL, reason="RAL_VLLM names no vLLM server")
@@ -84,13 +93,75 @@ def test_an_image_that_the_server_resizes_otherwise_is_refused(tmp_path: Path) -
         trainer(tmp_path, records=[large] * 4, max_pixels=32 * 32).train()
 
 
-@with_server
-def test_videos_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("minigrid")
-    from ral.testbed.episodes import episode_records
+def doubled(record: Record, folder: Path) -> Record:
+    """An episode of four seconds at twice its size: its text stands behind it in time and in space."""
+    frames = load_video(record.videos[0], fps=8.0).frames.repeat(2, axis=1).repeat(2, axis=2)
+    path = folder / f"{record.id}.mp4"
+    path.write_bytes(encode_video(frames))
+    return replace(record, videos=(path,))
 
-    with pytest.raises(DataError, match=r"video.*rollout_engine to transformers"):
-        trainer(tmp_path, records=episode_records(4, 0, cache=tmp_path), fps=1.0, max_pixels=32 * 32).train()
+
+@with_server
+@pytest.mark.parametrize("shown", [{"fps": 2.0}, {"num_frames": 5}, {"num_frames": 1}], ids=str)
+def test_a_policy_trains_on_videos_that_the_server_sees_as_it_does(shown: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("minigrid")
+    episodes = episode_records(2, 0, picks=[2], cache=tmp_path)
+    records = [*(doubled(record, tmp_path) for record in episodes), *ring_records(2, 0)]
+    trainer(tmp_path, records=records, max_steps=3, **shown).train()
+    gaps = [row["rollout/logp_gap"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "rollout/logp_gap" in row]
+    assert len(gaps) == 2
+    assert max(gaps) < 0.02  # 0.2 and more with times that are wrong by a factor of two
+
+
+def shown_at(grid: tuple[int, int, int], seconds: float, model: Any) -> Prompt:
+    """A prompt of one video with this token grid and so many seconds from one temporal patch to the next, and a word."""
+    (t, h, w), merge = grid, model.config.vision_config.spatial_merge_size
+    ids = torch.tensor([1, *[model.config.video_token_id] * (t * h * w), 2])
+    inputs = {
+        "video_grid_thw": torch.tensor([[t, h * merge, w * merge]]),
+        "second_per_grid_ts": torch.tensor([seconds]),
+    }
+    places = torch.arange(1, len(ids) - 1)
+    return Prompt(ids, rope_positions(model, ids, inputs), (grid,), places, None, inputs)
+
+
+def test_a_video_is_sent_at_a_rate_that_gives_the_policys_positions() -> None:
+    model, _ = untied()
+    video = Record("clip", "<video> what?", "red", videos=(Path("clip.mp4"),), origin="row 3")
+    adjusted = 0
+    for frames in range(2, 25):
+        for length in range(1, 60):
+            seconds = 2 * length / 8 / frames  # of so many frames from a file of 8 a second
+            prompt = shown_at(((frames + 1) // 2, 1, 150), seconds, model)
+            [rate] = video_rates(model.config, video, prompt)
+            sent = torch.tensor(2 / float(rate))
+            adjusted += int(sent != torch.tensor(seconds))
+            t = len(prompt.places) // 150
+            own = prompt.position_ids[0, prompt.places[::150]]
+            assert ((torch.arange(t) * (sent.double() * 4)).long() + 1).equal(own)
+    assert adjusted  # some times are whole numbers, but for rounding
+    for grid, seconds in (((3, 8, 8), 1.0), ((2, 8, 8), 2.0)):
+        with pytest.raises(DataError, match=r"row 3: .* 9 in time and 8 in space.*rollout_engine to transformers"):
+            list(video_rates(model.config, video, shown_at(grid, seconds, model)))
+    assert list(video_rates(model.config, video, shown_at((2, 8, 8), 1.75, model))) == [Fraction(8, 7)]
+
+
+def test_videos_of_qwen3_are_refused() -> None:
+    video = Record("clip", "<video> what?", "red", videos=(Path("clip.mp4"),), origin="row 3")
+    with pytest.raises(DataError, match=r"row 3: .*Qwen3-VL.*rollout_engine to transformers"):
+        list(video_rates(Qwen3VLConfig(), video, shown_at((1, 2, 2), 1.0, untied()[0])))
+
+
+@pytest.mark.parametrize("rate", [Fraction(1), Fraction(8, 7), Fraction(30000, 1001), Fraction(3, 400)], ids=str)
+def test_frames_are_sent_without_loss_and_with_their_rate(rate: Fraction, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 36, 50, 3), dtype=np.uint8)
+    path = tmp_path / "clip.avi"
+    path.write_bytes(lossless_video(frames, rate))
+    video = load_video(path, num_frames=100)
+    assert np.array_equal(video.frames, frames)
+    assert video.fps == float(rate)
+    path.write_bytes(lossless_video(frames[:1], rate))
+    assert np.array_equal(load_video(path, num_frames=100).frames, frames[[0, 0]])
 
 
 def test_no_server_is_said_before_training(tmp_path: Path) -> None:
@@ -105,6 +176,8 @@ def test_what_vllm_cannot_do_is_refused(tmp_path: Path) -> None:
         (LoraConfig(target_modules=["q_proj"], use_dora=True), "DoRA"),
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "modules_to_save"),
         (LoraConfig(target_modules=["q_proj"], bias="lora_only"), "biases"),
+        (LoraConfig(target_modules=["q_proj"], lora_bias=True), "lora_bias"),
+        (LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3]), "trainable_token_indices"),
         (LoHaConfig(target_modules=["q_proj"]), "LOHA"),
     ):
         with pytest.raises(ConfigError, match=f"cannot send .*{match}.*rollout_engine=transformers"):
@@ -122,7 +195,7 @@ def test_an_adapter_is_sent_merged_and_stays_as_it_was() -> None:
     lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
     model = get_peft_model(base, lora)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    sent = merged_state(model)
+    sent = merged_state(model, Accelerator(cpu=True))
     assert set(sent) == names
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     merged = copy.deepcopy(model).merge_and_unload().state_dict()
@@ -138,7 +211,7 @@ def test_an_adapter_trains_on_rollouts_of_a_server_that_follows_it(tmp_path: Pat
     run = trainer(tmp_path, peft_config=lora, learning_rate=1e-2)
     start, _ = untied()
     run.train()
-    sent = merged_state(run.model)
+    sent = merged_state(run.model, run.accelerator)
     assert max(float((value - start.state_dict()[name]).abs().max()) for name, value in sent.items()) > 3e-3
     gaps = [row["rollout/logp_gap"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "rollout/logp_gap" in row]
     assert len(gaps) == 3

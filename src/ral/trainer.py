@@ -152,7 +152,7 @@ class RALTrainer(GuardedTrainer):
         self.server = None
         if args.rollout_engine == "vllm":
             folder = Path(args.vllm_weights or f"{args.output_dir}/vllm-weights")
-            self.server = VLLMServer(args.vllm_url, policy, folder)
+            self.server = VLLMServer(args.vllm_url, policy, folder, num_frames=args.num_frames, fps=args.fps)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         # In the policy's mixed precision, or the reference would differ from the start.
         if self.reference is not None:

@@ -1,6 +1,6 @@
 """Rollouts from a vLLM server, which lives in an environment, and usually on GPUs, of its own.
 
-The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their images beside them,
+The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their media beside them,
 completions come back as token ids with the log-probabilities they were drawn at. New weights are written to a folder that
 both see, and the server reads them in place. It is started on the model that training starts from:
 
@@ -12,26 +12,31 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from PIL import Image
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ral.attention import Prompt
 from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
 from ral.config import ConfigError
-from ral.data.media import load_image
+from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages
 from ral.data.reading import naming
 from ral.data.record import DataError, Record
@@ -55,20 +60,25 @@ class VLLMServer:
         url: its address, such as `http://127.0.0.1:8000`.
         model: the policy that it is to follow.
         folder: where new weights are written to, and read from by the server.
+        num_frames, fps: which frames of a video the policy is shown (`ral.data.media.frame_times`).
 
     Raises ServerError when nothing answers there, ConfigError for tied embeddings and for an adapter that `merged_state` refuses.
     """
 
-    def __init__(self, url: str, model: nn.Module, folder: Path):
+    def __init__(
+        self, url: str, model: nn.Module, folder: Path, *, num_frames: int | None = None, fps: float | None = None
+    ):
         if isinstance(model, PeftModel):
             refuse_unmergeable(model)
         self.url, self.folder = url.rstrip("/"), folder.resolve()
+        self.num_frames, self.fps = num_frames, fps
         base: Any = pretrained(model)
         if base.get_output_embeddings().weight is base.get_input_embeddings().weight:
             raise ConfigError(
                 "rollout_engine='vllm' needs an output embedding of its own: vLLM (0.32) keeps its old one where a model ties it to "
                 "the input's. Save the model with tie_word_embeddings=False, or set rollout_engine=transformers"
             )
+        self.config = base.config
         self.placeholders = set(visual_token_ids(base))
         self.banned = {str(token): BANNED for token in special_visual_token_ids(base)}
         self.name = self._request("GET", "/v1/models")["data"][0]["id"]
@@ -80,7 +90,8 @@ class VLLMServer:
             model: as accelerate has prepared it; sharded weights are gathered on the main process, an adapter is sent merged.
         """
         policy = accelerator.unwrap_model(model)
-        weights = merged_state(policy) if isinstance(policy, PeftModel) else whole_state(model, accelerator)
+        merge = isinstance(policy, PeftModel)
+        weights = merged_state(policy, accelerator) if merge else whole_state(model, accelerator)
         if accelerator.is_main_process:
             pretrained(model).save_pretrained(self.folder, state_dict=weights)
             path = {"weights_path": str(self.folder)}
@@ -98,12 +109,14 @@ class VLLMServer:
         sampling: Sampling,
         generators: Sequence[torch.Generator],
     ) -> list[list[Completion]]:
-        """`num_generations` completions for every prompt, all prompts at once; `records` are where their images are.
+        """`num_generations` completions for every prompt, all prompts at once; `records` are where their media are.
 
         The generators give each prompt's seed, so that it is drawn the same whatever it is batched with, as far as the
         server computes the same.
 
-        Raises ServerError when the server makes another prompt of an image than the policy's processor does.
+        Raises:
+            ServerError: the server makes another prompt of an image or video than the policy's processor does.
+            DataError: a video that stands at other positions for the server than for the policy.
         """
         complete = partial(self._complete, num_generations=num_generations, sampling=sampling)
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
@@ -120,7 +133,7 @@ class VLLMServer:
                 {
                     "model": self.name,
                     "token_ids": self._without_repeats(ids),
-                    "content_parts": _images(record) or None,
+                    "content_parts": self._media(record, prompt) or None,
                     "return_token_ids": True,
                     "sampling_params": {
                         "n": num_generations,
@@ -140,12 +153,28 @@ class VLLMServer:
             raise ServerError(
                 f"{record.origin}: the vLLM server makes {len(answer['prompt_token_ids'])} tokens of this prompt, the policy's "
                 f"processor {len(ids)}. Start the server on the same model, with the pixel limits of the run "
-                "(--mm-processor-kwargs)."
+                "(--mm-processor-kwargs) and, for videos, all frames that it is sent "
+                '(--media-io-kwargs \'{"video": {"video_backend": "opencv", "num_frames": -1}}\').'
             )
         return [_completion(choice) for choice in answer["choices"]]
 
+    def _media(self, record: Record, prompt: Prompt) -> list[dict[str, str]]:
+        """Images and videos in the order of their places in the prompt, without loss."""
+        rates = video_rates(self.config, record, prompt)
+        media = []
+        for part in (part for message in build_messages(record, think=False) for part in message["content"]):
+            if part["type"] == "image":
+                image = load_image(part["image"], record.origin)
+                media.append({"type": "image_url", "url": _data_url("image/png", _png(image))})
+            elif part["type"] == "video":
+                video = load_video(Path(part["video"]), num_frames=self.num_frames, fps=self.fps, origin=record.origin)
+                media.append(
+                    {"type": "video_url", "url": _data_url("video/avi", lossless_video(video.frames, next(rates)))}
+                )
+        return media
+
     def _without_repeats(self, ids: list[int]) -> list[int]:
-        """One placeholder for every image: the server repeats it for each of the image's visual tokens."""
+        """One placeholder for every image and video: the server repeats it for each of its visual tokens."""
         before = [None, *ids]
         return [
             token for token, last in zip(ids, before, strict=False) if token not in self.placeholders or token != last
@@ -175,14 +204,14 @@ class VLLMServer:
 def refuse_unmergeable(model: PeftModel) -> None:
     """Raise ConfigError for an adapter whose merged weights are more than its base's plus a product of two matrices."""
     config: Any = model.active_peft_config
-    sharded = isinstance(model, FSDPModule) or any(isinstance(module, FSDPModule) for module in model.modules())
     for refused, what in (
         (not isinstance(config, LoraConfig), f"an adapter of the kind {config.peft_type}"),
-        (getattr(config, "use_dora", False), "DoRA (use_dora)"),
+        (any(getattr(module, "lora_variant", None) for module in model.modules()), "a variant of LoRA such as DoRA"),
         (getattr(config, "bias", "none") != "none", "trained biases (bias)"),
+        (getattr(config, "lora_bias", False), "biases of the adapter (lora_bias)"),
         (bool(getattr(config, "modules_to_save", None)), "modules_to_save"),
+        (bool(getattr(config, "trainable_token_indices", None)), "trained tokens (trainable_token_indices)"),
         (any(not weight.is_floating_point() for weight in model.parameters()), "an adapter on quantised weights"),
-        (sharded, "an adapter under FSDP"),
     ):
         if refused:
             raise ConfigError(
@@ -192,8 +221,11 @@ def refuse_unmergeable(model: PeftModel) -> None:
 
 
 @torch.no_grad()
-def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is."""
+def merged_state(model: PeftModel, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is.
+
+    Sharded weights are whole on the main process, which alone has any then; all must call this.
+    """
     base = model.get_base_model()
     layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     weights = {}
@@ -204,29 +236,71 @@ def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
         if owner in layers and parameter == "weight":
             for adapter in layers[owner].active_adapters:
                 value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
-        weights[name.replace(".base_layer.", ".")] = value
+        sharded = isinstance(value, DTensor)
+        whole = value.full_tensor() if sharded else value
+        if accelerator.is_main_process:
+            weights[name.replace(".base_layer.", ".")] = whole.cpu() if sharded else whole
     return weights
 
 
-def _images(record: Record) -> list[dict[str, str]]:
-    """The images in the order of their places in the prompt, without loss."""
-    parts = [part for message in build_messages(record, think=False) for part in message["content"]]
-    if record.videos:
+def video_rates(config: Any, record: Record, prompt: Prompt) -> Iterator[Fraction]:
+    """Frames a second, for every video of a record, that give it the same positions in vLLM (0.32) as in the policy.
+
+    Args:
+        config: of the policy's model.
+
+    Raises DataError where no rate does.
+    """
+    if record.videos and config.model_type == "qwen3_vl":
         raise DataError(
-            f"{record.origin}: has a video, whose frames and times a vLLM server chooses by settings of its own; "
-            "set rollout_engine to transformers for data with videos"
+            f"{record.origin}: has a video, between whose frames a vLLM server writes times of its own for Qwen3-VL; "
+            "set rollout_engine to transformers"
         )
-    return [
-        {"type": "image_url", "url": _data_url(load_image(part["image"], record.origin))}
-        for part in parts
-        if part["type"] == "image"
-    ]
+    count = len(record.videos)
+    places = prompt.places.split([math.prod(grid) for grid in prompt.grids])
+    every = prompt.inputs.get("second_per_grid_ts", torch.ones(count)).float().cpu()  # Qwen2-VL knows no seconds
+    first = len(prompt.grids) - count  # images come before
+    for (t, h, w), where, seconds in zip(prompt.grids[first:], places[first:], every, strict=True):
+        own = prompt.position_ids[0, where[:: h * w]].cpu()
+        # vLLM rounds times down in float64, transformers in float32, and may need the next number up for the same.
+        for sent in (seconds, seconds.nextafter(seconds + 1)):
+            times = (torch.arange(t) * (sent.double() * getattr(config.vision_config, "tokens_per_second", 1))).long()
+            # Behind a video, vLLM counts on from its largest position in time or space, transformers 5 from space.
+            if torch.equal(times, own - own[0]) and times[-1] < max(h, w):
+                break
+        else:
+            raise DataError(
+                f"{record.origin}: to a vLLM server this video, or the text behind it, stands at other positions than to "
+                f"transformers: it takes {int(own[-1] - own[0]) + 1} in time and {max(h, w)} in space. Take no more in time than "
+                "in space (a shorter video, larger frames), or set rollout_engine to transformers"
+            )
+        yield Fraction(config.vision_config.temporal_patch_size / sent.item()).limit_denominator(1_000_000)
 
 
-def _data_url(image: Any) -> str:
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
+
+
+def lossless_video(frames: np.ndarray, rate: Fraction) -> bytes:
+    """`frames` uint8 `[T, H, W, 3]` as a video without loss, which says its rate exactly.
+
+    A single frame is doubled, as the processor doubles it, for the server's decoder (OpenCV) reads no video of one frame.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        for frame in frames if len(frames) > 1 else frames.repeat(2, axis=0):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def _completion(choice: dict[str, Any]) -> Completion:
