@@ -125,7 +125,8 @@ def test_a_run_writes_its_metrics_and_samples(tmp_path: Path, anchor: str) -> No
     for row in metrics:
         assert set(METRICS) <= row.keys()
         assert all(math.isfinite(value) for value in row.values())
-        assert ("attention/jsd_negative" in row) == (anchor != "group"), "group uses advantages by magnitude"
+        signed = anchor not in ("group", "credit")  # the one takes A by magnitude, the other into its target
+        assert ("attention/jsd_negative" in row) == signed
         assert row["reward"] == pytest.approx(0.9 * row["reward/accuracy"] + 0.1 * row["reward/format"])
         assert 0 < row["visual_share"] < 1
         assert row["advantage_std"] == pytest.approx(1 - row["groups_without_signal"], abs=0.01)
