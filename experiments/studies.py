@@ -42,8 +42,8 @@ class Study:
 _GRPO = Arm("grpo", "GRPO")
 _OLD = Arm("ral", "RAL old, λ = 1 (paper)")
 _EXPLORE = Arm("explore", "RAL explore, λ = 10, σ = 0.5")
-_CREDIT = Arm("credit", "RAL credit, λ = 1")
 _BIAS = Arm("explore", "its exploration alone, λ = 0", {"attention_coef": 0})
+_THINKING = {"grpo": _GRPO, "old": _OLD, "explore": _EXPLORE, "explore-bias": _BIAS}
 
 
 def _direct(recipe: str) -> dict[str, Arm]:
@@ -58,6 +58,16 @@ def _direct(recipe: str) -> dict[str, Arm]:
     }
 
 
+def _taught(reward_alone: str) -> dict[str, Arm]:
+    """Students of the shipped teacher, and what learns from the reward alone."""
+    return {
+        "tokens": Arm("distill-gkd", "tokens"),
+        "attention": Arm("distill-attention", "attention"),
+        "both": Arm("distill-both", "tokens and attention"),
+        "grpo": Arm("grpo", f"{reward_alone}, no teacher"),
+    }
+
+
 def _finer(tokens: int, max_steps: int) -> Study:
     """The ring search with every image enlarged to `tokens` visual tokens (64 as it is)."""
     pixels = 64 * tokens  # a visual token is 8×8 pixels
@@ -65,16 +75,13 @@ def _finer(tokens: int, max_steps: int) -> Study:
         f"Ring search, thinking, {tokens:,} visual tokens",
         "The same images, enlarged by the processor, so that the same ring is spread over more tokens. The cold start is made by "
         f"`python -m ral.testbed.cold_start --data rings --min_pixels {pixels} --max_pixels {pixels} "
-        f"{_FINER_STARTS[tokens]} --output runs/rings-{tokens}-start`.",
-        {"grpo": _GRPO, "old": _OLD, "explore": _EXPLORE, "explore-bias": _BIAS},
+        f"--steps 150 --output runs/rings-{tokens}-start`.",
+        _THINKING,
         {"model": f"runs/rings-{tokens}-start", "min_pixels": pixels, "max_pixels": pixels, "max_steps": max_steps},
         held_out=512,
         contrasts=(("explore", "explore-bias"),),
     )
 
-
-#: How long the cold starts of the finer images take to come near the start's accuracy of about 60 %.
-_FINER_STARTS = {256: "--steps 150", 1024: "--steps 150"}
 
 STUDIES: dict[str, Study] = {
     "rings": Study(
@@ -83,10 +90,7 @@ STUDIES: dict[str, Study] = {
         "attention term? The paper's anchor (`old`) and the controls of either stand beside it. 220 updates are what GRPO makes in the time "
         "of 160 of `explore`.",
         {
-            "grpo": _GRPO,
-            "old": _OLD,
-            "explore": _EXPLORE,
-            "explore-bias": _BIAS,
+            **_THINKING,
             "old-0.5": Arm("ral", "RAL old, λ = 0.5", {"attention_coef": 0.5}),
             "old-5": Arm("ral", "RAL old, λ = 5", {"attention_coef": 5}),
             "old-scaled": Arm(
@@ -98,7 +102,7 @@ STUDIES: dict[str, Study] = {
             "explore-shuffled": Arm("explore", "RAL explore, A shuffled", {"attention_advantage": "shuffled"}),
             "group": Arm("group", "RAL group, λ = 1"),
             "group-10": Arm("group", "RAL group, λ = 10", {"attention_coef": 10}),
-            "credit": _CREDIT,
+            "credit": Arm("credit", "RAL credit, λ = 1"),
             "credit-5": Arm("credit", "RAL credit, λ = 5", {"attention_coef": 5}),
             "credit-shuffled": Arm("credit", "RAL credit, A shuffled", {"attention_advantage": "shuffled"}),
             "grpo-long": Arm("grpo", "GRPO, 220 updates", {"max_steps": 220}),
@@ -155,12 +159,7 @@ STUDIES: dict[str, Study] = {
     "distill": Study(
         "Ring search, on-policy distillation",
         "Students of the shipped teacher (99.2 %): its tokens (GKD), its attention, or both, beside GRPO's reward, which all have.",
-        {
-            "tokens": Arm("distill-gkd", "tokens"),
-            "attention": Arm("distill-attention", "attention"),
-            "both": Arm("distill-both", "tokens and attention"),
-            "grpo": Arm("grpo", "GRPO, no teacher"),
-        },
+        _taught("GRPO"),
         {"max_steps": 60},
         held_out=512,
         contrasts=(("attention", "grpo"),),
@@ -168,12 +167,7 @@ STUDIES: dict[str, Study] = {
     "distill-zero": Study(
         "Ring search, direct answers, on-policy distillation",
         "The same teacher and students without thinking.",
-        {
-            "tokens": Arm("distill-gkd", "tokens"),
-            "attention": Arm("distill-attention", "attention"),
-            "both": Arm("distill-both", "tokens and attention"),
-            "grpo": Arm("grpo", "GRPO-zero, no teacher"),
-        },
+        _taught("GRPO-zero"),
         {"max_steps": 60, "think": False, "max_completion_length": 4},
         held_out=512,
         contrasts=(("attention", "grpo"),),
