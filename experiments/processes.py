@@ -190,6 +190,7 @@ def train(case: Case, engine: str, folder: Path) -> None:
         end = {name: weights[name].contiguous() for name in trained}
         end |= {name: value for name, value in merged.items() if ".layers." in name}  # others may share their memory
         save_file(end, folder / "end.safetensors")
+    run.accelerator.end_training()
 
 
 def run(case: Case, engine: str, processes: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

@@ -103,14 +103,17 @@ def disturb(recipe: Path, run: Path, rng: random.Random) -> dict[str, Any]:
 
 
 def digest(samples: list[dict[str, Any] | None], before: int) -> dict[str, Any] | None:
-    """Medians of the first and the last third of an attempt's samples; None for one too short to tell."""
+    """The first and the last third of an attempt's samples: median memory and fewest handles; None for one too short to tell.
+
+    The fewest, because a file that is being written when its handle is counted is closed again, and a leak never is.
+    """
     warm = [sample for sample in samples if sample and sample["step"] >= before + WARM_UP]
     third = len(warm) // 3
     if third < 3:
         return None
     thirds = {
-        name: [statistics.median(sample[name] for sample in part) for part in (warm[:third], warm[-third:])]
-        for name in ("memory", "handles")
+        name: [of(sample[name] for sample in part) for part in (warm[:third], warm[-third:])]
+        for name, of in (("memory", statistics.median), ("handles", min))
     }
     return {**thirds, "steps_per_second": round((warm[-1]["step"] - warm[0]["step"]) / len(warm), 3)}
 

@@ -16,6 +16,7 @@ from ral.data.fingerprint import fingerprint
 from ral.data.readers import read_records
 from ral.data.record import Record
 from ral.evaluate.along import LookRecorder
+from ral.interruption import Interrupted
 from ral.live import LiveReport
 from ral.loading import load_model, load_processor, training_dtype
 from ral.recipe import Recipe, Task
@@ -72,8 +73,14 @@ def run(
             facts = {"data": fingerprint(training), "processes": args.world_size}
             prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
     trainer.add_callback(LiveReport())
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except Interrupted:
+        trainer.accelerator.end_training()  # all processes are here; of another error this one alone may know
+        raise
     _save_final(trainer, folder)
+    # A thread of a process group that outlives the interpreter may abort its process: with the run done, a failure.
+    trainer.accelerator.end_training()
     return folder
 
 
