@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 
 from ral.checkpoints import MANIFEST, checkpoints, fault
@@ -137,6 +138,8 @@ def _train(
         os.environ.update(zip(names, map(str, (rank, rank, processes, processes, "127.0.0.1", port)), strict=True))
     resume = last_checkpoint(output) is not None
     train(load_recipe(recipe, ["--output_dir", str(output)]), resume=resume, overwrite=not resume)
+    if dist.is_initialized():
+        raise RuntimeError("the run has ended and left its process group up")
 
 
 def broken_files(output: Path) -> list[str]:

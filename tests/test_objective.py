@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
-from ral.objective import StepTotals, cancelled_share, group_advantages, grpo_loss, token_weights
+from ral.objective import StepTotals, cancelled_share, group_advantages, grpo_loss, importance, token_weights
 from ral.testbed.model import build_model, build_processor
 from ral.testbed.rings import ring_records
 from tests.tiny import tiny_model
@@ -255,3 +255,11 @@ def test_the_kl_is_bounded_where_its_exponential_overflows() -> None:
     assert term.loss.item() == pytest.approx(expected[0, :2].sum().item() + math.exp(20) - 21, rel=1e-6)
     assert torch.equal(gradient[0, :2], (1 - gap.exp())[0, :2])
     assert gradient[0, 2] == 0
+
+
+def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:
+    logps = torch.tensor([[-1.0, -1.0, -3.0]], requires_grad=True)
+    drawn_at = torch.tensor([[-1.0, -3.0, -1.0]])
+    found = importance(logps, drawn_at, cap=2.0)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, math.exp(-2)]]))
+    assert not found.requires_grad

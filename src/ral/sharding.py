@@ -7,7 +7,7 @@ Fine-tuning makes the same passes everywhere, but for the vision tower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -102,8 +102,13 @@ def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]
     """The state dict of a model as accelerate has prepared it, whole on the main process; all must call this."""
     if not isinstance(model, FSDPModule):
         return accelerator.get_state_dict(model)
+    return whole_on_main(model.state_dict().items(), accelerator)
+
+
+def whole_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Weights that may be sharded, whole on the main process's CPU; one at a time is whole on every process."""
     weights = {}
-    for name, value in model.state_dict().items():  # one weight at a time is whole on every process
+    for name, value in named:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if accelerator.is_main_process:
             weights[name] = whole.contiguous().cpu()

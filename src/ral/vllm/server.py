@@ -1,37 +1,24 @@
-"""Rollouts from a vLLM server, which lives in an environment, and usually on GPUs, of its own.
-
-The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their media beside them,
-completions come back as token ids with the log-probabilities they were drawn at. New weights are written to a folder that
-both see, and the server reads them in place. It is started on the model that training starts from:
-
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
-"""
+"""The client: a running vLLM server as a sampler of completions."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import math
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from PIL import Image
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ral.attention import Prompt
 from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
@@ -39,9 +26,11 @@ from ral.config import ConfigError
 from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages
 from ral.data.reading import naming
-from ral.data.record import DataError, Record
+from ral.data.record import Record
 from ral.rollout import Completion, Sampling
 from ral.sharding import whole_state
+from ral.vllm.merging import merged_state, refuse_unmergeable
+from ral.vllm.video import lossless_video, video_rates
 
 #: How long one request may take, in seconds: a batch of long completions, or the reading of new weights.
 TIMEOUT = 1800
@@ -201,82 +190,6 @@ class VLLMServer:
             ) from error
 
 
-def refuse_unmergeable(model: PeftModel) -> None:
-    """Raise ConfigError for an adapter whose merged weights are more than its base's plus a product of two matrices."""
-    config: Any = model.active_peft_config
-    for refused, what in (
-        (not isinstance(config, LoraConfig), f"an adapter of the kind {config.peft_type}"),
-        (any(getattr(module, "lora_variant", None) for module in model.modules()), "a variant of LoRA such as DoRA"),
-        (getattr(config, "bias", "none") != "none", "trained biases (bias)"),
-        (getattr(config, "lora_bias", False), "biases of the adapter (lora_bias)"),
-        (bool(getattr(config, "modules_to_save", None)), "modules_to_save"),
-        (bool(getattr(config, "trainable_token_indices", None)), "trained tokens (trainable_token_indices)"),
-        (any(not weight.is_floating_point() for weight in model.parameters()), "an adapter on quantised weights"),
-    ):
-        if refused:
-            raise ConfigError(
-                f"rollout_engine='vllm' sends LoRA merged into its base model's weights, and cannot send {what}; leave that "
-                "out, or set rollout_engine=transformers"
-            )
-
-
-@torch.no_grad()
-def merged_state(model: PeftModel, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is.
-
-    Sharded weights are whole on the main process, which alone has any then; all must call this.
-    """
-    base = model.get_base_model()
-    layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    weights = {}
-    for name, value in base.state_dict().items():
-        owner, _, parameter = name.rpartition(".base_layer.")
-        if any(f".{part}" in name for part in LoraLayer.adapter_layer_names):
-            continue
-        if owner in layers and parameter == "weight":
-            for adapter in layers[owner].active_adapters:
-                value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
-        sharded = isinstance(value, DTensor)
-        whole = value.full_tensor() if sharded else value
-        if accelerator.is_main_process:
-            weights[name.replace(".base_layer.", ".")] = whole.cpu() if sharded else whole
-    return weights
-
-
-def video_rates(config: Any, record: Record, prompt: Prompt) -> Iterator[Fraction]:
-    """Frames a second, for every video of a record, that give it the same positions in vLLM (0.32) as in the policy.
-
-    Args:
-        config: of the policy's model.
-
-    Raises DataError where no rate does.
-    """
-    if record.videos and config.model_type == "qwen3_vl":
-        raise DataError(
-            f"{record.origin}: has a video, between whose frames a vLLM server writes times of its own for Qwen3-VL; "
-            "set rollout_engine to transformers"
-        )
-    count = len(record.videos)
-    places = prompt.places.split([math.prod(grid) for grid in prompt.grids])
-    every = prompt.inputs.get("second_per_grid_ts", torch.ones(count)).float().cpu()  # Qwen2-VL knows no seconds
-    first = len(prompt.grids) - count  # images come before
-    for (t, h, w), where, seconds in zip(prompt.grids[first:], places[first:], every, strict=True):
-        own = prompt.position_ids[0, where[:: h * w]].cpu()
-        # vLLM rounds times down in float64, transformers in float32, and may need the next number up for the same.
-        for sent in (seconds, seconds.nextafter(seconds + 1)):
-            times = (torch.arange(t) * (sent.double() * getattr(config.vision_config, "tokens_per_second", 1))).long()
-            # Behind a video, vLLM counts on from its largest position in time or space, transformers 5 from space.
-            if torch.equal(times, own - own[0]) and times[-1] < max(h, w):
-                break
-        else:
-            raise DataError(
-                f"{record.origin}: to a vLLM server this video, or the text behind it, stands at other positions than to "
-                f"transformers: it takes {int(own[-1] - own[0]) + 1} in time and {max(h, w)} in space. Take no more in time than "
-                "in space (a shorter video, larger frames), or set rollout_engine to transformers"
-            )
-        yield Fraction(config.vision_config.temporal_patch_size / sent.item()).limit_denominator(1_000_000)
-
-
 def _data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -284,22 +197,6 @@ def _data_url(kind: str, data: bytes) -> str:
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def lossless_video(frames: np.ndarray, rate: Fraction) -> bytes:
-    """`frames` uint8 `[T, H, W, 3]` as a video without loss, which says its rate exactly.
-
-    A single frame is doubled, as the processor doubles it, for the server's decoder (OpenCV) reads no video of one frame.
-    """
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "bgr0"
-        for frame in frames if len(frames) > 1 else frames.repeat(2, axis=0):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
     return buffer.getvalue()
 
 
