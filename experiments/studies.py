@@ -88,7 +88,8 @@ STUDIES: dict[str, Study] = {
         "Ring search, thinking",
         "Primary comparison: does RAL (`explore`) answer better than GRPO, and better than its own exploration without the "
         "attention term? The paper's anchor (`old`) and the controls of either stand beside it. 220 updates are what GRPO makes in the time "
-        "of 160 of `explore`.",
+        "of 160 of `explore`. Arms with one or four updates a batch of rollouts draw twice or half as many rollouts as all others, which make "
+        "two: they are compared with each other, below the table.",
         {
             **_THINKING,
             "old-0.5": Arm("ral", "RAL old, λ = 0.5", {"attention_coef": 0.5}),
