@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import yaml
 
 from ral.checkpoints import MANIFEST, checkpoints, fault
@@ -124,6 +123,8 @@ class Attempt:
 def _train(
     recipe: Path, output: Path, log: Path, rank: int, processes: int, port: int, largest_file: int | None
 ) -> None:
+    import torch.distributed as dist
+
     from ral.checkpoints import last_checkpoint
     from ral.launch import train
     from ral.recipe import load_recipe
