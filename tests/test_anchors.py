@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -272,3 +273,29 @@ def test_explore_is_a_score_function_estimate() -> None:
     # Without a baseline the mean is another one: terms of second order in η are as large, and no longer cancel.
     biased = (reward[..., None] + 1) * jsd_gradient(s.expand_as(eta), looked.softmax(-1))
     assert (biased.mean(dim=(0, 1)) - gradient).norm() > gradient.norm()
+
+
+def test_the_token_gradient_is_the_score_of_sampled_attention_given_the_words() -> None:
+    """Tweedie's formula, and what Rao and Blackwell make of it; two keys, three words, Gauss-Hermite quadrature."""
+    sigma, s = 0.5, torch.tensor([0.3, -0.4], dtype=torch.float64)
+    words = torch.tensor([[4.0, -2.0], [-1.0, 3.0], [0.5, 0.0]], dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(40))
+    eta = sigma * torch.cartesian_prod(nodes, nodes)
+    mass = torch.cartesian_prod(weights, weights).prod(-1)
+    mass = mass / mass.sum()
+
+    def said(s: Tensor) -> Tensor:
+        """π(y | s + η), `[nodes, words]`."""
+        return ((s + eta).softmax(-1) @ words.T).softmax(-1)
+
+    together = mass[:, None] * said(s)
+    smoothed = together.sum(0)
+    token_scores = torch.autograd.functional.jacobian(lambda s: (mass @ said(s)).log(), s)
+    expected = together.T @ (eta / sigma**2) / smoothed[:, None]
+    torch.testing.assert_close(expected, token_scores)
+
+    reward = torch.tensor([1.0, 0.0, 0.2], dtype=torch.float64)
+    torch.testing.assert_close((smoothed * reward) @ token_scores, (together @ reward) @ (eta / sigma**2))
+    of_tokens = (smoothed * reward**2) @ token_scores.square().sum(-1)
+    of_looks = (together @ reward**2) @ (eta / sigma**2).square().sum(-1)
+    assert of_looks > 5 * of_tokens  # the same mean, and mostly noise

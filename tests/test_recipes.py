@@ -11,7 +11,7 @@ import pytest
 import yaml
 from peft import get_peft_model
 
-from ral.attention.models import decoder_layers, make_capturable, resolve_layers, vision_parameters
+from ral.attention.models import decoder_layers, make_capturable, resolve_layers, vision_tower
 from ral.attention.packed import NAME
 from ral.launch import lora_config
 from ral.plan.shapes import PUBLISHED, meta_model
@@ -72,7 +72,7 @@ def test_the_model_of_a_recipe_can_be_trained_as_it_says(path: Path) -> None:
     adapted = get_peft_model(base, adapter, low_cpu_mem_usage=True)
     try:
         trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-        assert not any(parameter.requires_grad for parameter in vision_parameters(base))
+        assert not any(parameter.requires_grad for parameter in vision_tower(base).parameters())
         assert not any("visual" in name for name in trained)
         projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
         assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == projections

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from transformers import BitsAndBytesConfig
 
-from ral.attention.models import vision_parameters
+from ral.attention.models import vision_tower
 from ral.config import ConfigError, RALConfig
 from ral.loading import frozen
 from ral.sharding import idle_vision, refuse_sharded_rollouts, refuse_sharding
@@ -94,7 +94,7 @@ def test_a_blank_image_gives_the_whole_tower_a_gradient_of_zero(model: str) -> N
     nothing = idle_vision(policy)
     assert nothing == 0
     nothing.backward()
-    for parameter in vision_parameters(policy):
+    for parameter in vision_tower(policy).parameters():
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ral.attention.models import trains_vision, vision_parameters
+from ral.attention.models import trains_vision, vision_tower
 from ral.config import ConfigError
 
 
@@ -100,8 +100,7 @@ def export(name: str | Path, output: Path) -> None:
 
 def freeze_vision(model: PreTrainedModel) -> None:
     """Keep the vision tower and its projector as they are; nothing of a text model."""
-    for parameter in vision_parameters(model):
-        parameter.requires_grad_(False)
+    vision_tower(model).requires_grad_(False)
 
 
 def refuse_adapter_of_frozen_vision(model: PreTrainedModel, keeps_vision: bool) -> None:

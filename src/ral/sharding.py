@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from ral.attention.models import patch_values, pretrained, trains_vision, vision_features, vision_modules
+from ral.attention.models import patch_values, pretrained, trains_vision, vision_features, vision_tower
 from ral.config import QUANTISED_SHARDS, WEIGHTS_GIVEN_BACK, ConfigError
 
 
@@ -70,7 +70,7 @@ def gather_vision(model: nn.Module) -> None:
 
     It may be sharded in any way; its weights are kept until the next backward pass.
     """
-    for module in vision_modules(pretrained(model)):
+    for module in vision_tower(pretrained(model)).modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()

@@ -6,7 +6,8 @@ One optimiser step, in the order of the code below:
     compute_loss        packed forward → token loss + λ · attention term
     log                 the step's metrics, averaged over groups and processes
 
-A loss or gradient that is not a number stops the run before the update (`GuardedTrainer`). Everything else (optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
+A loss or gradient that is not a number stops the run before the update (`GuardedTrainer`). Everything else (optimiser,
+scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ral.attention.models import (
     resolve_layers,
     rope_positions,
     vision_features,
-    vision_parameters,
+    vision_tower,
     visual_token_ids,
 )
 from ral.attention.rows import Query, attention_rows, head_mean_attention
@@ -130,7 +130,7 @@ def prepare_prompt(
     grids = _check_visual_tokens(base, input_ids, inputs) if has_vision(base) else ()
     # Images before videos, as their grids are.
     places = [(input_ids == kind).nonzero()[:, 0] for kind in visual_token_ids(base)]
-    if features is None and not any(p.requires_grad for p in vision_parameters(base)):
+    if features is None and not any(p.requires_grad for p in vision_tower(base).parameters()):
         with torch.no_grad():
             features = vision_features(model, inputs)
     return Prompt(

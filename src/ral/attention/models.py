@@ -34,19 +34,14 @@ def has_vision(model: PreTrainedModel) -> bool:
     return model.config.model_type in VISION_MODELS
 
 
-def vision_modules(model: Any) -> Iterator[nn.Module]:
-    """Modules of the vision tower and its projector; none of a text model."""
-    return model.base_model.visual.modules() if has_vision(model) else iter(())
-
-
-def vision_parameters(model: Any) -> Iterator[nn.Parameter]:
-    """Parameters of the vision tower and its projector; none of a text model."""
-    return model.base_model.visual.parameters() if has_vision(model) else iter(())
+def vision_tower(model: Any) -> nn.Module:
+    """The vision tower with its projector; a module without weights for a text model."""
+    return model.base_model.visual if has_vision(model) else nn.Module()
 
 
 def trains_vision(model: Any) -> bool:
     """Whether any weight of the vision tower, or an adapter's in it, is trained."""
-    return any(parameter.requires_grad for parameter in vision_parameters(model))
+    return any(parameter.requires_grad for parameter in vision_tower(model).parameters())
 
 
 def patch_values(model: PreTrainedModel) -> int:

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
 
-from ral.attention.models import decoder_layers, has_vision, make_capturable, vision_parameters
+from ral.attention.models import decoder_layers, has_vision, make_capturable, vision_tower
 from ral.loading import freeze_vision, load_config
 
 Method = Literal["full", "adapter", "adapter on 4 bits"]
@@ -172,7 +172,7 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
         decoder=decoder,
         vocabulary=text.vocab_size,
         parameters=_count(model.parameters()),
-        vision_parameters=_count(vision_parameters(model)),
+        vision_parameters=_count(vision_tower(model).parameters()),
         linear_parameters=sum(module.weight.numel() for module in linear),
         saved_bytes=saved.itemsize,
         **vision,
