@@ -1,11 +1,17 @@
-"""Keeps the attention term's gradient at a stated share of the token loss's."""
+"""Measures the gradients of the token loss and the attention term, and keeps the second at a stated share of the first."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+from ral.objective import Mean
+from ral.sharding import another_backward
 
 
 class GradientBalance(TrainerCallback, ExportableState):
@@ -21,10 +27,35 @@ class GradientBalance(TrainerCallback, ExportableState):
     def __init__(self, share: float | None):
         self.share, self.factor = share, 1.0
 
-    def measured(self, token_norm: float, attention_norm: float) -> None:
-        """Take in the norms of the two gradients, the second with λ but without the factor."""
+    def measure(self, model: nn.Module, token: Tensor, attention: Tensor, accelerator: Accelerator) -> dict[str, Mean]:
+        """Norms of the two losses' gradients on a micro-batch, and the factor that follows from them.
+
+        All processes must call this. It takes a backward pass for each loss and leaves no gradient behind.
+
+        Args:
+            token, attention: scalar losses of this process, whose weights count for all processes; the second with λ, but
+                without the factor.
+
+        Returns:
+            `grad/token_norm` and `grad/attention_norm`, the latter with the factor, means over processes; where the first is
+            not 0 their ratio `grad/attention_to_token`.
+        """
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norms = []
+        for loss in (token, attention):
+            with another_backward(model):
+                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norms.append(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+            del gradients  # or the next loss's would come to stand beside them
+        # The weights of a process count for all, so its own gradient is too large by as many times as there are processes.
+        means = accelerator.reduce(torch.stack(norms), reduction="mean") / accelerator.num_processes
+        token_norm, attention_norm = means.tolist()
         if self.share is not None and token_norm > 0 and attention_norm > 0:
             self.factor = self.share * token_norm / attention_norm
+        figures = {"grad/token_norm": token_norm, "grad/attention_norm": self.factor * attention_norm}
+        if token_norm > 0:
+            figures["grad/attention_to_token"] = self.factor * attention_norm / token_norm
+        return {name: Mean(torch.tensor(value), torch.tensor(1.0)) for name, value in figures.items()}
 
     def state(self) -> dict[str, dict[str, float | None]]:
         return {"args": {"share": self.share}, "attributes": {"factor": self.factor}}

@@ -61,7 +61,6 @@ from ral.rewards import RewardError, RewardFunction, build_rewards, of_record, s
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 from ral.runs import SAMPLES, MetricsWriter, append_jsonl
 from ral.sharding import (
-    another_backward,
     gather_weights,
     gathered,
     idle_vision,
@@ -350,7 +349,7 @@ class RALTrainer(GuardedTrainer):
             teaching = teaching + self._observed(distillation_term(group, output, args))
         coef = args.attention_coef * args.scheduled(args.attention_schedule, self._progress)
         if measure:
-            self._measure_gradients(token, coef * attention)
+            self._meters.add(self.balance.measure(self.model, token, coef * attention, self.accelerator))
         loss = token + coef * self.balance.factor * attention if coef else token
         loss = loss + teaching if self.teacher is not None else loss
         self.require_finite("the loss", loss)
@@ -473,25 +472,6 @@ class RALTrainer(GuardedTrainer):
         """Whether the gradients' norms are measured in this step: all inner updates of every n-th rollout batch."""
         every = self.args.gradient_norm_steps
         return every > 0 and (self._step // self.args.num_iterations) % every == 0
-
-    def _measure_gradients(self, token: Tensor, attention: Tensor) -> None:
-        """Norms of the two terms' gradients on this micro-batch, the mean over processes; λ is included."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norms = []
-        for loss in (token, attention):
-            with another_backward(self.model):
-                grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.float().norm() for g in grads if g is not None]).norm())
-            del grads  # or the next term's would come to stand beside them
-        # The weights of a process count for all (`make_rollouts`), so its own gradient is W times too large.
-        means = self.accelerator.reduce(torch.stack(norms), reduction="mean") / self.args.world_size
-        of_token, of_attention = means.tolist()
-        self.balance.measured(of_token, of_attention)
-        of_attention *= self.balance.factor
-        figures = {"grad/token_norm": of_token, "grad/attention_norm": of_attention}
-        if of_token > 0:
-            figures["grad/attention_to_token"] = of_attention / of_token
-        self._meters.add({name: Mean(torch.tensor(value), torch.tensor(1.0)) for name, value in figures.items()})
 
     def _observed(self, term: Term) -> Tensor:
         self._meters.add(term.metrics)
