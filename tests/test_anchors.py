@@ -17,6 +17,7 @@ G, R, P = 4, 3, 6
 LENGTHS = torch.tensor([3, 2, 3, 1])
 MASK = torch.arange(R) < LENGTHS[:, None]
 ADVANTAGES = group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0])).double()
+EVIDENCE = torch.tensor([False, True, True, False, False, False])
 WEIGHTS = token_weights(MASK, StepTotals(G, int(LENGTHS.sum())), "grpo", R).double()
 
 
@@ -34,7 +35,7 @@ def rows_of(scores: Tensor) -> Tensor:
 
 def state(rows: Tensor, old: Tensor | None = None, target: Tensor | None = None, **changes: object) -> AttentionState:
     old = rows.detach().clone() if old is None else old
-    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P), **changes)
+    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P, EVIDENCE), **changes)
 
 
 def gradient(anchor: str, logits: Tensor, **parts: object) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def test_explore_does_not_cancel_on_a_shared_context() -> None:
     assert torch.cosine_similarity(whole.flatten(), estimate, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("anchor", ["group", "credit", "explore"])
+@pytest.mark.parametrize("anchor", ["group", "credit", "evidence", "explore"])
 def test_first_order_anchors_have_a_gradient_before_the_first_update(anchor: str) -> None:
     target = rows_of(scores() + 0.5 * torch.nan_to_num(scores(2), neginf=0)) if anchor == "explore" else None
     loss, grad = gradient(anchor, scores(), target=target)
@@ -156,11 +157,38 @@ def test_credit_pulls_every_rollout_to_keys_that_only_successful_ones_looked_at(
     assert target[0, 0, 0] > 0.5 > target[1, 0, 1]
 
 
+def test_evidence_pulls_every_rollout_onto_it_whatever_it_was_rewarded() -> None:
+    def on_evidence(logits: Tensor) -> Tensor:
+        rows = rows_of(logits)[..., :P]
+        return rows[..., EVIDENCE].sum(-1)[MASK] / rows.sum(-1)[MASK]
+
+    start = scores()
+    loss, grad = gradient("evidence", start)
+    assert (on_evidence(start - 0.1 * grad) > on_evidence(start)).all()
+    other, same = gradient("evidence", start, advantages=-ADVANTAGES)
+    assert loss == other
+    assert torch.equal(grad, same)
+    metrics = ANCHORS["evidence"].term(state(rows_of(start))).metrics
+    seen = metrics["attention/on_evidence"]
+    torch.testing.assert_close(seen.total / seen.weight, on_evidence(start).mean())
+    assert metrics["attention/without_evidence"].total == 0
+
+
+def test_evidence_trains_nothing_where_it_is_not_known_or_all_is_looked_at_already() -> None:
+    loss, grad = gradient("evidence", scores(), evidence=None)
+    assert loss == 0
+    assert not grad.any()
+    unknown = ANCHORS["evidence"].term(state(rows_of(scores()), evidence=None)).metrics
+    assert unknown["attention/without_evidence"].total == 1
+    _, grad = gradient("evidence", scores(), evidence=torch.ones(P, dtype=torch.bool))
+    assert grad.norm() < 1e-9
+
+
 @pytest.mark.parametrize("anchor", list(ANCHORS))
 def test_padding_and_zero_advantages_train_nothing(anchor: str) -> None:
     _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)))
     assert not grad[~MASK].any()
-    if anchor not in ("group", "credit"):  # which are about the whole group
+    if anchor not in ("group", "credit", "evidence"):  # which are about the whole group, or about looks alone
         advantages = ADVANTAGES.clone()
         advantages[0] = 0
         _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)), advantages=advantages)
@@ -256,6 +284,22 @@ def test_credit_is_the_policy_gradient_of_the_worth_of_a_look() -> None:
     best = p * big.exp() / (p * big.exp()).sum()
     others = (best.log() + 0.1 * drawn(100, P, seed=4)).softmax(-1)
     assert (objective(others) < objective(best)).all()
+
+
+def test_evidence_is_the_policy_gradient_of_the_mass_on_it() -> None:
+    """To first order in the worth of a look; here of a hundredth in place of 1."""
+    s = drawn(P, seed=0)
+    worth = EVIDENCE.double() / 100
+    target = (s + worth).softmax(-1)
+    torch.testing.assert_close(jsd_gradient(s, target), -along(s, worth) / 4, rtol=0.02, atol=1e-8)
+    logits = s.clone().requires_grad_()
+    [mass] = torch.autograd.grad(logits.softmax(-1)[EVIDENCE].sum(), logits)
+    torch.testing.assert_close(along(s, EVIDENCE.double()), mass)
+    # The anchor's target is that of worth 1.
+    rows = s.softmax(-1).expand(G, 1, P).contiguous()
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    loss = ANCHORS["evidence"].term(state(rows, weights=weights)).loss
+    torch.testing.assert_close(loss, jensen_shannon(s.softmax(-1), (s + EVIDENCE.double()).softmax(-1)))
 
 
 def test_explore_is_a_score_function_estimate() -> None:

@@ -92,8 +92,9 @@ def test_a_gradient_scaler_steps_over_what_it_caused_and_over_nothing_else(tmp_p
     assert all(torch.equal(parameter, before[name]) for name, parameter in run.model.named_parameters())
 
 
-def test_a_dump_holds_the_batch_as_it_was(tmp_path: Path) -> None:
-    run = trainer(tmp_path, reward_funcs=spread, attention_anchor="explore")
+@pytest.mark.parametrize("anchor", ["explore", "evidence"])
+def test_a_dump_holds_the_batch_as_it_was(tmp_path: Path, anchor: str) -> None:
+    run = trainer(tmp_path, reward_funcs=spread, attention_anchor=anchor)
     [groups] = run.make_rollouts([list(RECORDS[:2])])
     expected = run.compute_loss(run.model, groups)
     run.groups = [groups]

@@ -28,6 +28,7 @@ ORDER = [
     "anchors",
     "distill",
     "rollout",
+    "evidence",
     "groups",
     "dumps",
     "guards",

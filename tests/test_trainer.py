@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from ral.anchors import ANCHORS
 from ral.attention import forward_groups
 from ral.config import ConfigError, RALConfig
-from ral.data.record import Record
+from ral.data.record import Box, DataError, Record
 from ral.groups import ScoredGroup, selected_rows
 from ral.rewards import RewardError
 from ral.testbed import load_start
@@ -125,7 +126,8 @@ def test_a_run_writes_its_metrics_and_samples(tmp_path: Path, anchor: str) -> No
     for row in metrics:
         assert set(METRICS) <= row.keys()
         assert all(math.isfinite(value) for value in row.values())
-        signed = anchor not in ("group", "credit")  # the one takes A by magnitude, the other into its target
+        # `group` takes A by magnitude, `credit` into its target, `evidence` not at all.
+        signed = anchor not in ("group", "credit", "evidence")
         assert ("attention/jsd_negative" in row) == signed
         assert row["reward"] == pytest.approx(0.9 * row["reward/accuracy"] + 0.1 * row["reward/format"])
         assert 0 < row["visual_share"] < 1
@@ -615,3 +617,39 @@ def test_missing_datasets_are_refused(tmp_path: Path) -> None:
         run.train()
     with pytest.raises(ValueError, match="eval_dataset"):
         run.evaluate()
+
+
+def test_evidence_raises_the_mass_on_the_boxes(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "max_steps": 8,
+        "num_iterations": 1,
+        "attention_query": "predictor",
+        "attention_keys": "visual",
+    }
+    _, plain = trained(tmp_path / "grpo", attention_coef=0.0, **changes)
+    _, metrics = trained(tmp_path / "evidence", attention_anchor="evidence", attention_coef=100.0, **changes)
+    assert "attention/on_evidence" not in plain[0]
+    assert metrics[-1]["attention/on_evidence"] > metrics[0]["attention/on_evidence"] + 0.05
+    assert all(row["attention/without_evidence"] == 0 for row in metrics)
+
+
+def test_records_without_evidence_are_told_and_all_of_them_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blind = [dataclasses.replace(record, boxes=()) for record in RECORDS]
+    with pytest.raises(DataError, match=r"none of the 4 records says where it is; give them boxes"):
+        trainer(tmp_path / "none", blind, attention_anchor="evidence")
+    trainer(tmp_path / "off", blind, attention_anchor="evidence", attention_coef=0.0)
+    run = trainer(tmp_path / "some", [*RECORDS[:1], *blind[1:]], attention_anchor="evidence")
+    assert "3 of 4 records say nothing of where their evidence is" in caplog.text
+    run.train()
+    shares = [row["attention/without_evidence"] for row in lines(tmp_path / "some" / "metrics.jsonl")]
+    assert sum(shares) > 0
+
+
+def test_a_box_outside_its_image_names_the_record(tmp_path: Path) -> None:
+    [record] = RECORDS[:1]
+    wrong = dataclasses.replace(record, boxes=(Box(900, 900, 950, 950),))
+    run = trainer(tmp_path, [wrong], attention_anchor="evidence", per_device_train_batch_size=G)
+    with pytest.raises(DataError, match=rf"(?s)covers nothing of its 64x64 medium.*{record.id}"):
+        run.train()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ral.attention.rows import renormalise
-from ral.objective import Term, attention_loss
+from ral.objective import Mean, Term, attention_loss
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class AttentionState:
         target: `[G, R, K]` rows of the reference, the teacher or the biased rollout, if the anchor asked for them.
         advantages: `[G]`. weights: `[G, R]`, see `ral.objective.token_weights`.
         shared_keys: how many leading keys are the same position in every completion (the prompt's).
+        evidence: `[shared_keys]` bool, which of them show the evidence; None where it is not known or was not asked for.
     """
 
     rows: Tensor
@@ -35,6 +36,7 @@ class AttentionState:
     advantages: Tensor
     weights: Tensor
     shared_keys: int
+    evidence: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Anchor:
 
     Attributes:
         term: the loss of one group and layer.
-        target: where `AttentionState.target` comes from, or None.
+        target: where `AttentionState.target` comes from, or None; `evidence` asks for that field instead.
         needs_inner_updates: its gradient vanishes identically when every rollout batch gets one update only.
     """
 
     term: Callable[[AttentionState], Term]
-    target: Literal["ref", "explore", "teacher"] | None = None
+    target: Literal["ref", "explore", "teacher", "evidence"] | None = None
     needs_inner_updates: bool = False
 
 
@@ -86,12 +88,32 @@ def credit(state: AttentionState) -> Term:
     target is the best policy near the old one, argmax_q E_q[Â] − KL(q ‖ p_old), and the pull to it the policy gradient of
     E_p[Â]. First order wherever rollouts of different reward look at different places.
     """
-    old = state.old[..., : state.shared_keys]
-    looked = _where_it_looked(old, state.weights > 0)
+    looked = _where_it_looked(state.old[..., : state.shared_keys], state.weights > 0)
     total = looked.sum(dim=0)
     seen = total > 0
     worth = torch.where(seen, (state.advantages.to(looked.dtype) @ looked) / torch.where(seen, total, 1.0), 0.0)
+    return _improved(state, worth)
+
+
+def evidence(state: AttentionState) -> Term:
+    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) on the prompt's keys: a look at the evidence is rewarded as such.
+
+    As `credit`, with a worth of looks that is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected reward of
+    a look is the mass on the evidence, and its gradient exact, so no rollout has to be compared with another. First order
+    while some of the attention is elsewhere; nothing for a group whose evidence is not known, which `without_evidence` counts.
+    """
+    unknown = Mean.over(torch.tensor([float(state.evidence is None)]), torch.ones(1, dtype=torch.bool))
+    if state.evidence is None:
+        return Term(0.0 * state.rows.sum(), {"attention/without_evidence": unknown})
+    term = _improved(state, state.evidence.to(state.rows.dtype))
     rows = renormalise(state.rows[..., : state.shared_keys])
+    on_evidence = Mean.over(rows[..., state.evidence].sum(dim=-1), state.weights > 0)
+    return Term(term.loss, term.metrics | {"attention/without_evidence": unknown, "attention/on_evidence": on_evidence})
+
+
+def _improved(state: AttentionState, worth: Tensor) -> Term:
+    """JSD(p_θ ‖ argmax_q E_q[worth] − KL(q ‖ p_old)) of every row on the prompt's keys; worth: `[shared_keys]`."""
+    rows, old = (renormalise(rows[..., : state.shared_keys]) for rows in (state.rows, state.old))
     return attention_loss(rows, renormalise(old * worth.exp()), torch.ones_like(state.advantages), state.weights)
 
 
@@ -105,6 +127,7 @@ ANCHORS: dict[str, Anchor] = {
     "ref": Anchor(to_target, target="ref"),
     "group": Anchor(group),
     "credit": Anchor(credit),
+    "evidence": Anchor(evidence, target="evidence"),
     "explore": Anchor(to_target, target="explore"),
     "teacher": Anchor(to_target, target="teacher"),
 }

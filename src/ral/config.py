@@ -93,7 +93,7 @@ class RALConfig(TrainingArguments):
     # --- the attention term -------------------------------------------------------------------------------------
     attention_coef: float = _doc(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
     attention_anchor: str = _doc(
-        "old", "What attention is pulled to: old (the paper's), ref, group, credit, explore or teacher."
+        "old", "What attention is pulled to: old (the paper's), ref, group, credit, evidence, explore or teacher."
     )
     attention_query: Query = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
     attention_keys: Keys = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
@@ -286,7 +286,13 @@ class RALConfig(TrainingArguments):
             raise ConfigError(
                 f"attention_anchor={self.attention_anchor!r} with num_iterations=1 trains nothing: with one update per "
                 "rollout batch the policy equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "
-                "more, choose another attention_anchor (group, credit, explore), or set attention_coef=0 for plain GRPO."
+                "more, choose another attention_anchor (group, credit, evidence, explore), or set attention_coef=0 for plain GRPO."
+            )
+
+        if ANCHORS[self.attention_anchor].target == "evidence" and self.attention_advantage != "signed":
+            raise ConfigError(
+                f"attention_advantage={self.attention_advantage!r} changes nothing with attention_anchor={self.attention_anchor!r}, "
+                "which rewards looks and not rollouts; leave it out"
             )
 
     def _check_sharding(self) -> None:

@@ -29,6 +29,7 @@ class ScoredGroup:
         reward, advantages: `[G]`.
         weights: `[G, R]`, how much each token counts in the optimiser step.
         attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
+        evidence: `[P]` bool, the prompt's tokens that show it (`evidence`), None where it is not known.
         look_bias: `[G, P]` the rollouts were sampled under (`explore`), biased_logps: `[G, R]` under it.
         old_logps: `[G, R]`, old_rows: layer → `[G, R, K]`: the policy when the rollouts were made.
         ref_logps: `[G, R]` of the start model. target_rows: layer → `[G, R, K]` the anchor asked for.
@@ -44,6 +45,7 @@ class ScoredGroup:
     advantages: Tensor
     attention_advantages: Tensor
     weights: Tensor = field(init=False)  # once the whole optimiser step is known
+    evidence: Tensor | None = None
     look_bias: Tensor | None = None
     biased_logps: Tensor | None = None
     old_logps: Tensor | None = None
@@ -71,6 +73,12 @@ class ScoredGroup:
     def shared_keys(self, keys: Keys, skip: int = 0) -> int:
         """Leading keys of a selected row that are the same position for every completion."""
         return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids) - skip
+
+    def shared_evidence(self, keys: Keys, skip: int = 0) -> Tensor | None:
+        """Which of the `shared_keys` show the evidence."""
+        if self.evidence is None:
+            return None
+        return self.evidence[self.prompt.visual] if keys == "visual" else self.evidence[skip:]
 
     def samples(self, step: int) -> Iterator[dict[str, Any]]:
         """One row of `samples.jsonl` per completion."""

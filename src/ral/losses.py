@@ -51,8 +51,16 @@ def attention_term(group: ScoredGroup, output: GroupOutput, args: RALConfig, mea
         old = group.old_rows[layer]
         # Without a target the term is measured, but not trained: an arm without the attention term.
         target = old if group.target_rows is None else group.target_rows[layer]
-        shared_keys = group.shared_keys(args.attention_keys, args.attention_skip)
-        state = AttentionState(current, old, target, group.attention_advantages, group.weights, shared_keys)
+        keys = args.attention_keys, args.attention_skip
+        state = AttentionState(
+            current,
+            old,
+            target,
+            group.attention_advantages,
+            group.weights,
+            group.shared_keys(*keys),
+            group.shared_evidence(*keys),
+        )
         term = anchor.term(state)
         losses.append(term.loss / len(rows))
         metrics |= term.metrics | {"attention/loss": _one(term.loss)}

@@ -41,6 +41,7 @@ from ral.data.reading import naming
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.dumps import FailedReward, RolloutsDump
+from ral.evidence import evidence_tokens, require_evidence
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
 from ral.guarded import GuardedTrainer
 from ral.guards import Watch
@@ -148,6 +149,8 @@ class RALTrainer(GuardedTrainer):
             callbacks=[MetricsWriter(), Watch(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
             **trainer_arguments,
         )
+        if args.attention_coef and self.anchor.target == "evidence" and self.train_dataset is not None:
+            require_evidence(self.train_dataset)
         refuse_sharded_rollouts(self.accelerator)
         self.server = None
         if args.rollout_engine == "vllm":
@@ -301,7 +304,7 @@ class RALTrainer(GuardedTrainer):
 
     @torch.no_grad()
     def _add_targets(self, groups: list[ScoredGroup]) -> None:
-        """What the reference, the policy under its look bias and the teacher say about these rollouts."""
+        """What the reference, the policy under its look bias, the evidence and the teacher say about these rollouts."""
         args, trained = self.args, self.args.attention_coef > 0
         if self.needs_reference:
             with self._reference_policy() as reference:
@@ -317,6 +320,12 @@ class RALTrainer(GuardedTrainer):
                 group.biased_logps = output.logps
                 group.old_logps = output.logps if args.explore_ratio == "behaviour" else None
                 group.target_rows = self._rows(output) if trained else None
+        if self.anchor.target == "evidence" and trained:
+            for group in groups:
+                with naming(group.record):
+                    group.evidence = evidence_tokens(
+                        group.record, group.prompt, self.processing_class, args.num_frames, args.fps
+                    )
         if self.teacher is not None:
             for group, (output, hidden) in zip(groups, self._teacher_pass(groups), strict=True):
                 rows = self._rows(output)

@@ -4,20 +4,16 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from ral.data.boxes import box_mask
 from ral.data.record import Box, DataError
 from ral.evaluate.grounding import (
     Grounding,
     attention_sinks,
-    box_coverage,
-    box_mask,
     control_mask,
     grounding,
     item_mask,
     mean_grounding,
-    place_on_patches,
     relative_attention,
 )
 
@@ -69,50 +65,6 @@ def test_attention_wholly_in_the_box_is_perfect():
     attention[1, 4] = 3.0
     result = grounding(attention, [Box(4, 1, 5, 2)], (6, 2), 1.0)
     assert result == Grounding(pointing=1.0, mass=1.0, lift=12.0, auc=1.0, visual_share=1.0)
-
-
-def test_coverage_on_cells_of_fractional_size():
-    # A 2 x 3 grid on 100 x 50 pixels: cells of 33.33 x 25.
-    coverage = box_coverage((2, 3), (100, 50), Box(50, 20, 70, 30))
-    assert coverage == pytest.approx(np.array([[0, 0.1, 0.02], [0, 0.1, 0.02]]), abs=1e-12)
-
-
-@given(
-    st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    st.tuples(st.integers(1, 640), st.integers(1, 640)),
-    st.lists(st.floats(0, 1), min_size=4, max_size=4),
-)
-def test_coverage_adds_up_to_the_area_of_the_box(grid, size, corners):
-    (rows, columns), (width, height) = grid, size
-    x0, x1 = sorted(corners[:2])
-    y0, y1 = sorted(corners[2:])
-    if x1 - x0 < 1e-6 or y1 - y0 < 1e-6:
-        return
-    coverage = box_coverage(grid, size, Box(x0 * width, y0 * height, x1 * width, y1 * height))
-    assert coverage.sum() == pytest.approx((x1 - x0) * (y1 - y0) * rows * columns, rel=1e-6, abs=1e-9)
-    assert box_mask(grid, size, [Box(x0 * width, y0 * height, x1 * width, y1 * height)]).any()
-
-
-def test_mask_takes_cells_covered_by_half_or_more():
-    mask = box_mask((1, 4), (40, 10), [Box(5, 0, 24, 10)])  # halves of cells 0 and 1 whole, 0.4 of cell 2
-    assert mask.tolist() == [[True, True, False, False]]
-
-
-def test_mask_of_a_small_box_is_the_cells_it_covers_most():
-    assert box_mask((2, 2), (20, 20), [Box(7, 2, 12, 4)]).tolist() == [[True, False], [False, False]]
-    # On a corner it belongs to all four alike.
-    assert box_mask((2, 2), (20, 20), [Box(9, 9, 11, 11)]).all()
-
-
-def test_mask_is_the_union_and_boxes_are_cut_at_the_border():
-    mask = box_mask((2, 3), (30, 20), [Box(-50, -50, 10, 10), Box(20, 10, 99, 99)])
-    assert mask.tolist() == [[True, False, False], [False, False, True]]
-
-
-@pytest.mark.parametrize("box", [Box(30, 0, 40, 10), Box(5, 5, 5, 9), Box(9, 0, 3, 9), Box(0, math.nan, 3, 9)])
-def test_a_box_that_covers_nothing_is_refused_by_name(box):
-    with pytest.raises(DataError, match=r"covers nothing of its 30x20 medium"):
-        box_mask((2, 3), (30, 20), [box])
 
 
 def test_several_images_share_one_ranking():
@@ -207,15 +159,3 @@ def test_control_has_the_size_of_the_box_and_misses_it():
     assert not (control & mask).any()
     with pytest.raises(ValueError, match="no control"):
         control_mask(np.ones((2, 2)), np.random.default_rng(0))
-
-
-def test_boxes_of_a_video_go_to_the_patches_that_show_them():
-    sampled = [0, 10, 20, 30, 40, 50]  # three patches of two frames
-    boxes = [Box(0, 0, 1, 1, frame=30), Box(1, 1, 2, 2, frame=31), Box(2, 2, 3, 3)]
-    placed = place_on_patches(boxes, sampled)
-    assert [(box.x0, box.medium, box.frame) for box in placed] == [
-        (0, 1, None),
-        (2, 0, None),
-        (2, 1, None),
-        (2, 2, None),
-    ]

@@ -11,17 +11,18 @@ from typer.testing import CliRunner
 
 from ral.cli import app
 from ral.data.record import Box, Record
+from ral.data.view import View
 from ral.evaluate.answering import glance
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.testbed import named
-from ral.evaluate.viewing import View, sheet, sheet_map, view
+from ral.evaluate.viewing import sheet, sheet_map
 from ral.files import read_jsonl
 from ral.report.artefacts import Arm, Evaluation, Run
 from ral.report.gallery import build_gallery
 from ral.testbed import load_start
-from ral.testbed.episodes import LEG, episode_records, make_episode
+from ral.testbed.episodes import episode_records
 
 SETTINGS = EvalSettings(template="plain", max_completion_length=8, fps=1.0)
 
@@ -53,21 +54,6 @@ def test_frames_boxes_and_maps_stand_at_the_same_places(count: int, size: tuple[
         assert whole.picture.getpixel((int(x0), int(y0))) == (10 * i,) * 3
         row, column = round((y0 - 2) / cell[0]), round((x0 - 5) / cell[1])
         assert np.array_equal(values[row : row + 2, column : column + 3], maps[i])
-
-
-def test_a_view_has_a_picture_for_every_map_and_the_boxes_of_what_is_asked(record: Record) -> None:
-    _, processor = load_start()
-    image = Image.new("RGB", (30, 30))
-    both = Record("b", "?", "", images=(image,), videos=record.videos, boxes=(Box(0, 0, 9, 9), *(
-        Box(b.x0, b.y0, b.x1, b.y1, medium=1, frame=b.frame) for b in record.boxes)))  # fmt: skip
-    found = view(both, processor, SETTINGS)
-    assert [picture.size for picture in found.pictures] == [(30, 30), *[(64, 64)] * 3]
-    assert (found.media, found.times) == ((range(1), range(1, 4)), (None, 0.0, 2.0, 4.0))
-    patch = record.boxes[0].frame // LEG
-    assert {box.medium for box in found.boxes} == {0, 1 + patch}
-    frames = make_episode(record.id).frames()
-    for number, time in enumerate((0, LEG, 2 * LEG), start=1):
-        assert np.abs(np.asarray(found.pictures[number]).astype(int) - frames[time]).mean() < 5
 
 
 def test_a_glance_at_a_video_has_a_map_for_every_temporal_patch(record: Record) -> None:

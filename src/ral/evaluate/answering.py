@@ -16,15 +16,16 @@ from transformers import PreTrainedModel
 from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.data.passage import passage
 from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.record import Record
+from ral.data.view import view
 from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 
 from .looking import LayerLook, Look, answer_token, look
-from .reading import passage
 from .settings import EvalSettings
-from .viewing import Sheet, sheet, sheet_map, view
+from .viewing import Sheet, sheet, sheet_map
 
 
 @dataclass(frozen=True)
@@ -150,5 +151,5 @@ def glance(
     if seen is None:
         found = None
         (seen,) = look(model, [item.prompt], [item.completion.ids], [0])
-    shows = view(record, processor, settings)
+    shows = view(record, processor, settings.num_frames, settings.fps)
     return Glance(sheet(shows, shows.media[0]), item.text, found, seen, number)

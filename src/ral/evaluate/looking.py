@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
 from ral.attention.models import decoder_layers, make_capturable
+from ral.data.passage import token_at
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,6 @@ def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
         return None
     first, last = (token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
     return slice(first, last + 1)
-
-
-def token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
-    """The first token whose end lies beyond character `place` of the decoded text."""
-    low, high = 0, len(ids) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > place:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 @torch.no_grad()

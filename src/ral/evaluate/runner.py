@@ -24,18 +24,19 @@ from torch import nn
 
 from ral.attention import prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.data.passage import Passage, passage
 from ral.data.record import DataError, Record
+from ral.data.view import View, view
 from ral.files import atomic_write_text, json_line, read_jsonl
 
 from .answering import Answered, answer, encode, look_at_answers
 from .grounding import Grounding, grounding, mean_grounding
 from .looking import Look, answer_span
 from .probes import Seen, neutral_record, probe, summarise
-from .reading import Passage, passage
 from .settings import EvalSettings, parse_probes
 from .statistics import Interval, mean_interval, proportion_interval
 from .tasks import Scored, Task
-from .viewing import View, sheet, sheet_map, view
+from .viewing import sheet, sheet_map
 
 SETTINGS, ITEMS, SUMMARY, MEDIA = "settings.json", "items.jsonl", "summary.json", "media"
 
@@ -276,7 +277,9 @@ def item_rows(
 def _view(processor: Any, item: Answered, settings: EvalSettings) -> View | Passage:
     """What the maps of one item lie on: its document, or else its images and videos."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    return passage(tokenizer, item.prompt.input_ids, item.record) or view(item.record, processor, settings)
+    return passage(tokenizer, item.prompt.input_ids, item.record) or view(
+        item.record, processor, settings.num_frames, settings.fps
+    )
 
 
 def _probes(

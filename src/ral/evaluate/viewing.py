@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ral.data.media import load_image, load_video
-from ral.data.record import Box, Record
-
-from .grounding import place_on_patches
-from .settings import EvalSettings
+from ral.data.view import View
 
 #: Pictures side by side before a sheet goes on in the next row.
 COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class View:
-    """The media of a record as the model was shown them.
-
-    pictures: at original size, as boxes are in its pixels, one for each attention map: every image, then of every video the
-    first frame of each temporal patch. boxes: `medium` numbers the pictures. media: the numbers of each medium's pictures.
-    times: seconds of each picture in its video, None for an image.
-    """
-
-    pictures: tuple[Image.Image, ...]
-    boxes: tuple[Box, ...]
-    media: tuple[range, ...]
-    times: tuple[float | None, ...]
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(width, height) of every picture."""
-        return [picture.size for picture in self.pictures]
-
-    def medium_of(self, picture: int) -> range:
-        """The numbers of the pictures that are of one medium with this one."""
-        return next(numbers for numbers in self.media if picture in numbers)
 
 
 @dataclass(frozen=True)
@@ -51,24 +22,6 @@ class Sheet:
     picture: Image.Image
     boxes: list[list[float]]
     times: list[float]
-
-
-def view(record: Record, processor: Any, settings: EvalSettings) -> View:
-    """The pictures of `record`, at the frames that the prompt has. Raises DataError as `load_image` and `load_video` do."""
-    pictures = [load_image(image, record.origin) for image in record.images]
-    boxes = [box for box in record.boxes if box.medium < len(pictures)]
-    media = [range(number, number + 1) for number in range(len(pictures))]
-    times: list[float | None] = [None] * len(pictures)
-    for number, path in enumerate(record.videos, start=len(record.images)):
-        video = load_video(path, num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
-        patch, first = processor.video_processor.temporal_patch_size, len(pictures)
-        own = [box for box in record.boxes if box.medium == number]
-        placed = dict.fromkeys(place_on_patches(own, video.indices, patch))  # once for the frames of one patch
-        boxes += [replace(box, medium=box.medium + first) for box in placed]
-        pictures += [Image.fromarray(frame) for frame in video.frames[::patch]]
-        times += video.times[::patch].tolist()
-        media.append(range(first, len(pictures)))
-    return View(tuple(pictures), tuple(boxes), tuple(media), tuple(times))
 
 
 def sheet(view: View, medium: range) -> Sheet:

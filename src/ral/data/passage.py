@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ral.data.record import Box, DataError, Record, Span
-
-from .looking import token_at
+from .record import Box, DataError, Record, Span
 
 
 @dataclass(frozen=True)
@@ -56,3 +54,15 @@ def passage(tokenizer: Any, ids: Tensor, record: Record) -> Passage | None:
     whole = tokens(document)
     places = [tokens(span) for span in record.evidence]
     return Passage(whole, tuple(Box(at.start - whole.start, 0, at.stop - whole.start, 1) for at in places))
+
+
+def token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
+    """The first token whose end lies beyond character `place` of the decoded text."""
+    low, high = 0, len(ids) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > place:
+            high = middle
+        else:
+            low = middle + 1
+    return low

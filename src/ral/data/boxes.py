@@ -1,0 +1,86 @@
+"""Boxes on grids of visual tokens: which tokens show what a box holds. Grids are (h, w), sizes (width, height) in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .record import Box, DataError
+
+Size = tuple[int, int]
+
+
+def box_coverage(grid: tuple[int, int], size: Size, box: Box) -> NDArray[np.float64]:
+    """Share [h, w] of each token's cell that `box` covers.
+
+    The `grid` (h, w) tiles the medium of `size` (width, height) in pixels: the processor resizes a whole medium to the
+    grid, so cells are width/w by height/h pixels, fractions included. The part of a box beyond the medium is cut off;
+    a box that lies wholly outside raises `DataError`.
+    """
+    (rows, columns), (width, height) = grid, size
+    coverage = np.outer(
+        _overlap(box.y0 * rows / height, box.y1 * rows / height, rows),
+        _overlap(box.x0 * columns / width, box.x1 * columns / width, columns),
+    )
+    if not coverage.sum() > 0:  # not a number is nothing too
+        raise DataError(
+            f"box ({box.x0}, {box.y0}, {box.x1}, {box.y1}) covers nothing of its {width}x{height} medium: "
+            "expected x0 < x1 and y0 < y1 in pixels of the original image or video, not shares or resized pixels"
+        )
+    return coverage
+
+
+def box_mask(grid: tuple[int, int], size: Size, boxes: Iterable[Box]) -> NDArray[np.bool_]:
+    """Tokens [h, w] that belong to any of `boxes`.
+
+    A token belongs to a box that covers at least half of its cell. A box that covers half of no cell owns the cells it
+    covers most, so that small evidence is never lost and no box is empty.
+    """
+    mask = np.zeros(grid, dtype=bool)
+    for box in boxes:
+        coverage = box_coverage(grid, size, box)
+        # The slack is for rounding: an edge that falls on the middle of a cell must not depend on the image's width.
+        mask |= coverage >= min(0.5, coverage.max()) - 1e-9
+    return mask
+
+
+def box_masks(grids: Sequence[tuple[int, int]], boxes: Iterable[Box], sizes: Sequence[Size]) -> list[NDArray[np.bool_]]:
+    """One `box_mask` per grid, whose medium has the size at the same place; `Box.medium` says which grid a box belongs to.
+
+    Raises `DataError` where they do not fit.
+    """
+    if len(sizes) != len(grids):
+        raise DataError(f"{len(grids)} attention maps but {len(sizes)} media sizes: give one size per map")
+    boxes = list(boxes)
+    for box in boxes:
+        if box.medium >= len(grids):
+            raise DataError(f"a box belongs to medium {box.medium}, but there are {len(grids)} attention maps")
+    return [
+        box_mask(grid, size, [box for box in boxes if box.medium == medium])
+        for medium, (grid, size) in enumerate(zip(grids, sizes, strict=True))
+    ]
+
+
+def place_on_patches(boxes: Iterable[Box], frames: Sequence[int], temporal_patch: int = 2) -> list[Box]:
+    """Boxes of one video moved from source frames to the temporal patches of visual tokens that show them.
+
+    `frames` are the source numbers of the sampled frames, `temporal_patch` of which make one patch; the result's
+    `medium` is the patch. A box without a frame holds in all of them; a box on a frame that was not sampled was not
+    seen by the model and is left out.
+    """
+    return [
+        replace(box, medium=patch, frame=None)
+        for box in boxes
+        for patch in sorted(
+            {place // temporal_patch for place, frame in enumerate(frames) if box.frame in (None, frame)}
+        )
+    ]
+
+
+def _overlap(start: float, end: float, cells: int) -> NDArray[np.float64]:
+    """Length of [start, end) within each unit cell 0..cells-1."""
+    left = np.arange(cells)
+    return np.clip(np.minimum(end, left + 1) - np.maximum(start, left), 0.0, 1.0)
