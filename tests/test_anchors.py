@@ -17,6 +17,7 @@ G, R, P = 4, 3, 6
 LENGTHS = torch.tensor([3, 2, 3, 1])
 MASK = torch.arange(R) < LENGTHS[:, None]
 ADVANTAGES = group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0])).double()
+ANSWER = LENGTHS[:, None] - 1 == torch.arange(R)  # of every completion its last token
 EVIDENCE = torch.tensor([False, True, True, False, False, False])
 WEIGHTS = token_weights(MASK, StepTotals(G, int(LENGTHS.sum())), "grpo", R).double()
 
@@ -35,7 +36,7 @@ def rows_of(scores: Tensor) -> Tensor:
 
 def state(rows: Tensor, old: Tensor | None = None, target: Tensor | None = None, **changes: object) -> AttentionState:
     old = rows.detach().clone() if old is None else old
-    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P, EVIDENCE), **changes)
+    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P, EVIDENCE, ANSWER), **changes)
 
 
 def gradient(anchor: str, logits: Tensor, **parts: object) -> tuple[Tensor, Tensor]:
@@ -160,10 +161,11 @@ def test_credit_pulls_every_rollout_to_keys_that_only_successful_ones_looked_at(
 def test_evidence_pulls_every_rollout_onto_it_whatever_it_was_rewarded() -> None:
     def on_evidence(logits: Tensor) -> Tensor:
         rows = rows_of(logits)[..., :P]
-        return rows[..., EVIDENCE].sum(-1)[MASK] / rows.sum(-1)[MASK]
+        return rows[..., EVIDENCE].sum(-1)[ANSWER] / rows.sum(-1)[ANSWER]
 
     start = scores()
     loss, grad = gradient("evidence", start)
+    assert not grad[~ANSWER].any()
     assert (on_evidence(start - 0.1 * grad) > on_evidence(start)).all()
     other, same = gradient("evidence", start, advantages=-ADVANTAGES)
     assert loss == other
@@ -298,7 +300,8 @@ def test_evidence_is_the_policy_gradient_of_the_mass_on_it() -> None:
     # The anchor's target is that of worth 1.
     rows = s.softmax(-1).expand(G, 1, P).contiguous()
     weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
-    loss = ANCHORS["evidence"].term(state(rows, weights=weights)).loss
+    every = torch.ones(G, 1, dtype=torch.bool)
+    loss = ANCHORS["evidence"].term(state(rows, weights=weights, answer=every)).loss
     torch.testing.assert_close(loss, jensen_shannon(s.softmax(-1), (s + EVIDENCE.double()).softmax(-1)))
 
 

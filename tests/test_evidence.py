@@ -13,7 +13,7 @@ from ral.attention import prepare_prompt
 from ral.data.boxes import box_mask
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
-from ral.evidence import evidence_tokens
+from ral.evidence import answer_tokens, evidence_tokens
 from ral.testbed import load_start
 from ral.testbed.episodes import LEG, episode_records
 from ral.testbed.model import build_text_model, build_tokenizer
@@ -71,3 +71,20 @@ def test_without_boxes_it_is_not_known() -> None:
     [record] = ring_records(1, seed=0)
     prompt = prepare_prompt(MODEL, encode_prompt(PROCESSOR, record, think=True, template="plain"))
     assert evidence_tokens(replace(record, boxes=()), prompt, PROCESSOR) is None
+
+
+@pytest.mark.parametrize(
+    ("think", "texts", "expected"),
+    [
+        (True, ["<think> row 2 col 3 </think><answer> blue </answer>", "<think> blue"], ["blue", ""]),
+        (False, ["blue", "blue <answer> red </answer>"], ["blue", "red"]),
+    ],
+)
+def test_the_answer_is_its_body_alone(think: bool, texts: list[str], expected: list[str]) -> None:
+    tokenizer = PROCESSOR.tokenizer
+    ids = [torch.tensor(tokenizer.encode(text)) for text in texts]
+    found = answer_tokens(texts, ids, PROCESSOR, "strict", think)
+    assert found.shape == (2, max(map(len, ids)))
+    for row, tokens, body in zip(found, ids, expected, strict=True):
+        assert tokenizer.decode(tokens[row[: len(tokens)]]).strip() == body
+        assert not row[len(tokens) :].any()

@@ -7,7 +7,7 @@ An anchor is one function of `AttentionState` that returns a `Term`. To add one,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,6 +28,7 @@ class AttentionState:
         advantages: `[G]`. weights: `[G, R]`, see `ral.objective.token_weights`.
         shared_keys: how many leading keys are the same position in every completion (the prompt's).
         evidence: `[shared_keys]` bool, which of them show the evidence; None where it is not known or was not asked for.
+        answer: `[G, R]` bool, the tokens that give the answer, if evidence was asked for.
     """
 
     rows: Tensor
@@ -37,6 +38,7 @@ class AttentionState:
     weights: Tensor
     shared_keys: int
     evidence: Tensor | None = None
+    answer: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,20 @@ def credit(state: AttentionState) -> Term:
 
 
 def evidence(state: AttentionState) -> Term:
-    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) on the prompt's keys: a look at the evidence is rewarded as such.
+    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) in the answer's rows: looking at the evidence to answer is rewarded as such.
 
     As `credit`, with a worth of looks that is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected reward of
     a look is the mass on the evidence, and its gradient exact, so no rollout has to be compared with another. First order
     while some of the attention is elsewhere; nothing for a group whose evidence is not known, which `without_evidence` counts.
+    Only the answer's rows, because others have other things to look at: which, nobody has marked.
     """
     unknown = Mean.over(torch.tensor([float(state.evidence is None)]), torch.ones(1, dtype=torch.bool))
-    if state.evidence is None:
+    if state.evidence is None or state.answer is None:
         return Term(0.0 * state.rows.sum(), {"attention/without_evidence": unknown})
-    term = _improved(state, state.evidence.to(state.rows.dtype))
+    answers = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
+    term = _improved(answers, state.evidence.to(state.rows.dtype))
     rows = renormalise(state.rows[..., : state.shared_keys])
-    on_evidence = Mean.over(rows[..., state.evidence].sum(dim=-1), state.weights > 0)
+    on_evidence = Mean.over(rows[..., state.evidence].sum(dim=-1), answers.weights > 0)
     return Term(term.loss, term.metrics | {"attention/without_evidence": unknown, "attention/on_evidence": on_evidence})
 
 

@@ -30,7 +30,7 @@ MODEL = "model"
 
 #: Fields of `ScoredGroup` that are one tensor or None.
 _TENSORS = (
-    "reward", "advantages", "attention_advantages", "weights", "evidence", "look_bias", "biased_logps", "old_logps", "ref_logps",
+    "reward", "advantages", "attention_advantages", "weights", "evidence", "answer", "look_bias", "biased_logps", "old_logps", "ref_logps",
     "teacher_hidden",
 )  # fmt: skip
 #: Fields that hold several tensors, by name, layer or place.

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt show the evidence: boxes on images and videos, or spans of a document's text."""
+"""Which tokens of a prompt show the evidence (boxes on images and videos, or spans of a document), and which give the answer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ral.answers import Mode, extract_answer
 from ral.attention import Prompt
 from ral.data.boxes import box_masks
-from ral.data.passage import passage
 from ral.data.record import DataError, Record
+from ral.data.spans import answer_span, passage
 from ral.data.view import view
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,20 @@ def evidence_tokens(
         masks = np.concatenate([mask.ravel() for mask in box_masks(grids, shows.boxes, shows.sizes)])
         inside[prompt.places] = torch.from_numpy(masks).to(inside.device)
     return inside if bool(inside.any()) else None
+
+
+def answer_tokens(texts: Sequence[str], ids: Sequence[Tensor], processor: Any, mode: Mode, think: bool) -> Tensor:
+    """`[G, R]` bool, true on the tokens that spell the answer of each completion, as `extract_answer` reads it from its text.
+
+    Its tags and the thinking are left out; a completion without a readable answer has none.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.bool)
+    for row, text, tokens in zip(found, texts, ids, strict=True):
+        body = extract_answer(text, mode, think)
+        if body is not None and (span := answer_span(tokenizer, tokens, body)) is not None:
+            row[span] = True
+    return found
 
 
 def require_evidence(records: Sequence[Record]) -> None:

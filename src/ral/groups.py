@@ -29,7 +29,8 @@ class ScoredGroup:
         reward, advantages: `[G]`.
         weights: `[G, R]`, how much each token counts in the optimiser step.
         attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
-        evidence: `[P]` bool, the prompt's tokens that show it (`evidence`), None where it is not known.
+        evidence: `[P]` bool, the prompt's tokens that show it (`evidence`), None where it is not known. answer: `[G, R]` bool,
+            the completions' tokens that give the answer.
         look_bias: `[G, P]` the rollouts were sampled under (`explore`), biased_logps: `[G, R]` under it.
         old_logps: `[G, R]`, old_rows: layer → `[G, R, K]`: the policy when the rollouts were made.
         ref_logps: `[G, R]` of the start model. target_rows: layer → `[G, R, K]` the anchor asked for.
@@ -46,6 +47,7 @@ class ScoredGroup:
     attention_advantages: Tensor
     weights: Tensor = field(init=False)  # once the whole optimiser step is known
     evidence: Tensor | None = None
+    answer: Tensor | None = None
     look_bias: Tensor | None = None
     biased_logps: Tensor | None = None
     old_logps: Tensor | None = None

@@ -60,6 +60,7 @@ def attention_term(group: ScoredGroup, output: GroupOutput, args: RALConfig, mea
             group.weights,
             group.shared_keys(*keys),
             group.shared_evidence(*keys),
+            group.answer,
         )
         term = anchor.term(state)
         losses.append(term.loss / len(rows))

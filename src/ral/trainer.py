@@ -41,7 +41,7 @@ from ral.data.reading import naming
 from ral.data.record import Record
 from ral.distill import TokenDivergence, check_same_tokens, teacher_pass
 from ral.dumps import FailedReward, RolloutsDump
-from ral.evidence import evidence_tokens, require_evidence
+from ral.evidence import answer_tokens, evidence_tokens, require_evidence
 from ral.groups import ScoredGroup, draw_look_bias, rollout_metrics, selected_rows
 from ral.guarded import GuardedTrainer
 from ral.guards import Watch
@@ -326,6 +326,8 @@ class RALTrainer(GuardedTrainer):
                     group.evidence = evidence_tokens(
                         group.record, group.prompt, self.processing_class, args.num_frames, args.fps
                     )
+                spelt = answer_tokens(group.texts, group.ids, self.processing_class, args.scorer, args.think)
+                group.answer = spelt.to(args.device)
         if self.teacher is not None:
             for group, (output, hidden) in zip(groups, self._teacher_pass(groups), strict=True):
                 rows = self._rows(output)

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ral.attention import prepare_prompt
-from ral.evaluate.looking import answer_token, look
+from ral.data.spans import answer_token
+from ral.evaluate.looking import look
 from ral.testbed.model import build_processor
 from tests.tiny import IMAGE, VIDEO, VISION_KINDS, completions, prompt, tiny_model, twin
 

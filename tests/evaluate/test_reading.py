@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ral.attention import prepare_prompt
-from ral.data.passage import passage
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
+from ral.data.spans import passage
 from ral.evaluate.looking import look
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.passage import passage
 from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.record import Record
+from ral.data.spans import answer_token, passage
 from ral.data.view import view
 from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
 
-from .looking import LayerLook, Look, answer_token, look
+from .looking import LayerLook, Look, look
 from .settings import EvalSettings
 from .viewing import Sheet, sheet, sheet_map
 

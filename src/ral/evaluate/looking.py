@@ -7,10 +7,8 @@ would mostly show how the format is kept.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
 from ral.attention.models import decoder_layers, make_capturable
-from ral.data.passage import token_at
 
 
 @dataclass(frozen=True)
@@ -46,27 +43,6 @@ class Look:
 
     token: int
     layers: tuple[LayerLook, ...]
-
-
-def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
-    """The place in completion `ids` [R] of the first token of its answer's body; None if the answer is not in one piece.
-
-    `answer` is the body as `ral.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
-    stands counts. A token that holds the body's first character together with other text counts as the body's first.
-    """
-    span = answer_span(tokenizer, ids, answer)
-    return None if span is None else span.start
-
-
-def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
-    """The tokens of completion `ids` [R] that spell its answer's body, see `answer_token`."""
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    tagged = list(re.finditer(rf"<answer>\s*({re.escape(answer)})\s*</answer>", text))
-    start = tagged[-1].start(1) if tagged else text.rfind(answer)
-    if start < 0:
-        return None
-    first, last = (token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
-    return slice(first, last + 1)
 
 
 @torch.no_grad()

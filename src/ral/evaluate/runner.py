@@ -24,14 +24,14 @@ from torch import nn
 
 from ral.attention import prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.passage import Passage, passage
 from ral.data.record import DataError, Record
+from ral.data.spans import Passage, answer_span, passage
 from ral.data.view import View, view
 from ral.files import atomic_write_text, json_line, read_jsonl
 
 from .answering import Answered, answer, encode, look_at_answers
 from .grounding import Grounding, grounding, mean_grounding
-from .looking import Look, answer_span
+from .looking import Look
 from .probes import Seen, neutral_record, probe, summarise
 from .settings import EvalSettings, parse_probes
 from .statistics import Interval, mean_interval, proportion_interval

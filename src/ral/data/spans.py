@@ -1,7 +1,8 @@
-"""Where the evidence stands in a prompt of words: a document's tokens as a map of one row, and spans as boxes in it."""
+"""Where words stand among tokens: a document and its evidence in a prompt, an answer in a completion."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,27 @@ def passage(tokenizer: Any, ids: Tensor, record: Record) -> Passage | None:
     whole = tokens(document)
     places = [tokens(span) for span in record.evidence]
     return Passage(whole, tuple(Box(at.start - whole.start, 0, at.stop - whole.start, 1) for at in places))
+
+
+def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
+    """The place in completion `ids` [R] of the first token of its answer's body; None if the answer is not in one piece.
+
+    `answer` is the body as `ral.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
+    stands counts. A token that holds the body's first character together with other text counts as the body's first.
+    """
+    span = answer_span(tokenizer, ids, answer)
+    return None if span is None else span.start
+
+
+def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
+    """The tokens of completion `ids` [R] that spell its answer's body, see `answer_token`."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    tagged = list(re.finditer(rf"<answer>\s*({re.escape(answer)})\s*</answer>", text))
+    start = tagged[-1].start(1) if tagged else text.rfind(answer)
+    if start < 0:
+        return None
+    first, last = (token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
+    return slice(first, last + 1)
 
 
 def token_at(tokenizer: Any, ids: Tensor, place: int) -> int:

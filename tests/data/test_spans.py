@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ral.data.passage import passage
 from ral.data.prompt import encode_prompt
 from ral.data.record import DataError, Record, Span
+from ral.data.spans import passage
 from ral.testbed.model import build_tokenizer
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
