@@ -41,7 +41,7 @@ def distillation() -> str:
     table = Table("distill")
     seeds = table.seeds(table.study.baseline)
     return (
-        f"{summary_table(table, list(table.study.arms))}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}, as above; "
+        f"{summary_table(table, table.arms)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}, as above; "
         "`python -m experiments.study distill`.\n"
     )
 
