@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PRIMARY = ("grpo", "old", "explore", "explore-bias")
+PRIMARY = ("grpo", "old", "explore", "explore-bias", "grpo-long", "evidence")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", flags=re.DOTALL)
 
 
