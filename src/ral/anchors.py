@@ -105,14 +105,17 @@ def evidence(state: AttentionState) -> Term:
     while some of the attention is elsewhere; nothing for a group whose evidence is not known, which `without_evidence` counts.
     Only the answer's rows, because others have other things to look at: which, nobody has marked.
     """
-    unknown = Mean.over(torch.tensor([float(state.evidence is None)]), torch.ones(1, dtype=torch.bool))
-    if state.evidence is None or state.answer is None:
-        return Term(0.0 * state.rows.sum(), {"attention/without_evidence": unknown})
+    if state.evidence is None:
+        return Term(0.0 * state.rows.sum(), {"attention/without_evidence": Mean.of(1.0)})
+    assert state.answer is not None
     answers = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
     term = _improved(answers, state.evidence.to(state.rows.dtype))
-    rows = renormalise(state.rows[..., : state.shared_keys])
-    on_evidence = Mean.over(rows[..., state.evidence].sum(dim=-1), answers.weights > 0)
-    return Term(term.loss, term.metrics | {"attention/without_evidence": unknown, "attention/on_evidence": on_evidence})
+    looks = renormalise(state.rows[..., : state.shared_keys].detach())
+    seen = {
+        "attention/without_evidence": Mean.of(0.0),
+        "attention/on_evidence": Mean.over(looks[..., state.evidence].sum(dim=-1), answers.weights > 0),
+    }
+    return Term(term.loss, term.metrics | seen)
 
 
 def _improved(state: AttentionState, worth: Tensor) -> Term:

@@ -55,7 +55,7 @@ class GradientBalance(TrainerCallback, ExportableState):
         figures = {"grad/token_norm": token_norm, "grad/attention_norm": self.factor * attention_norm}
         if token_norm > 0:
             figures["grad/attention_to_token"] = self.factor * attention_norm / token_norm
-        return {name: Mean(torch.tensor(value), torch.tensor(1.0)) for name, value in figures.items()}
+        return {name: Mean.of(value) for name, value in figures.items()}
 
     def state(self) -> dict[str, dict[str, float | None]]:
         return {"args": {"share": self.share}, "attributes": {"factor": self.factor}}

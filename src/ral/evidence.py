@@ -59,7 +59,7 @@ def answer_tokens(texts: Sequence[str], ids: Sequence[Tensor], processor: Any, m
 
 def require_evidence(records: Sequence[Record]) -> None:
     """Raise DataError unless some record says where its evidence is; warn of those that do not."""
-    without = [record for record in records if not (record.boxes or record.evidence)]
+    without = [record for record in records if not record.grounded]
     if len(without) == len(records):
         raise DataError(
             f"attention_anchor='evidence' rewards looks at the evidence, but none of the {len(records):,} records says where it is; "

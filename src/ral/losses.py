@@ -7,7 +7,6 @@ the group when its rollouts were made; the formulas are those of `objective` and
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ral.anchors import ANCHORS, AttentionState
 from ral.attention import GroupOutput, visual_share
@@ -46,31 +45,24 @@ def attention_term(group: ScoredGroup, output: GroupOutput, args: RALConfig, mea
     rows = selected_rows(output, args.attention_keys, args.attention_skip)
     metrics: dict[str, Mean] = {}
     losses = [torch.zeros((), device=output.logps.device)]
-    anchor = ANCHORS[args.attention_anchor]
+    anchor, keys = ANCHORS[args.attention_anchor], (args.attention_keys, args.attention_skip)
+    shared_keys, evidence = group.shared_keys(*keys), group.shared_evidence(*keys)
     for layer, current in rows.items():
         old = group.old_rows[layer]
         # Without a target the term is measured, but not trained: an arm without the attention term.
         target = old if group.target_rows is None else group.target_rows[layer]
-        keys = args.attention_keys, args.attention_skip
         state = AttentionState(
-            current,
-            old,
-            target,
-            group.attention_advantages,
-            group.weights,
-            group.shared_keys(*keys),
-            group.shared_evidence(*keys),
-            group.answer,
+            current, old, target, group.attention_advantages, group.weights, shared_keys, evidence, group.answer
         )
         term = anchor.term(state)
         losses.append(term.loss / len(rows))
-        metrics |= term.metrics | {"attention/loss": _one(term.loss)}
+        metrics |= term.metrics | {"attention/loss": Mean.of(term.loss)}
         if measure and term.loss.requires_grad:
             (signal,) = torch.autograd.grad(term.loss, current, retain_graph=True)
             metrics["attention/cancelled"] = cancelled_share(signal, group.ids, args.attention_query == "token")
         if bool(output.visual.any()):
             share = visual_share(output.layers[layer].detach(), output.own[layer], output.mask, output.visual)
-            metrics["visual_share"] = _one(share)
+            metrics["visual_share"] = Mean.of(share)
     return Term(torch.stack(losses).sum(), metrics)
 
 
@@ -89,8 +81,3 @@ def distillation_term(group: ScoredGroup, output: GroupOutput, args: RALConfig) 
             loss = loss + args.attention_distill_coef * term.loss / len(group.teacher_rows)
             metrics |= term.metrics
     return Term(loss, metrics)
-
-
-def _one(value: Tensor) -> Mean:
-    """A mean over groups."""
-    return Mean(value.detach(), torch.tensor(1.0))

@@ -36,6 +36,11 @@ class Mean(NamedTuple):
         """Mean of detached `values` where `mask` is true."""
         return cls(torch.where(mask, values.detach(), 0.0).sum(), mask.sum())
 
+    @classmethod
+    def of(cls, value: Tensor | float) -> Mean:
+        """A single observation, of a group or a step."""
+        return cls(torch.as_tensor(value).detach(), torch.tensor(1.0))
+
 
 class Term(NamedTuple):
     """A loss (scalar) and the metrics seen while computing it."""

@@ -68,6 +68,11 @@ class Record:
         return re.sub(rf"\s*(?:{IMAGE_MARK}|{VIDEO_MARK})\s*", " ", self.problem).strip()
 
     @property
+    def grounded(self) -> bool:
+        """Whether it says where its evidence is."""
+        return bool(self.boxes or self.evidence)
+
+    @property
     def place(self) -> str:
         """Which record it is, for messages."""
         return f"record {self.id} ({self.origin or 'in memory'})"

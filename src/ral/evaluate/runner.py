@@ -251,7 +251,7 @@ def item_rows(
     the images in the folder `output`; nothing of them without a folder. `settings.layer` counts from the first layer.
     """
     scored = [_judge(task, item.record, item.text, settings) for item in answered]
-    wanted = [bool(item.record.boxes or item.record.evidence) or item.record.id in shown for item in answered]
+    wanted = [item.record.grounded or item.record.id in shown for item in answered]
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
     looks = look_at_answers(model, processor, answered, answers, per_head="heads" in settings.probes)
     views = [_view(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)]
