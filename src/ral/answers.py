@@ -22,8 +22,8 @@ from typing import Literal
 import jiwer
 from rouge_score.rouge_scorer import RougeScorer
 
-from .data.record import ProblemType
-from .mathematics import math_equal
+from ral.data.record import ProblemType
+from ral.mathematics import math_equal
 
 Mode = Literal["strict", "compat"]
 

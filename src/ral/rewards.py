@@ -27,8 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from .answers import SCORERS, Mode, judge
-from .data.record import ProblemType, Record
+from ral.answers import SCORERS, Mode, judge
+from ral.data.record import ProblemType, Record
 
 RewardFunction = Callable[..., Sequence[float | None]]
 

@@ -16,9 +16,8 @@ from ral.answers import unscorable
 from ral.data.check import CheckReport, LookIndex, check_records, image_look
 from ral.data.readers import read_records
 from ral.data.record import Record
-
-from .conftest import picture, write_video
-from .test_readers import write_lines
+from tests.data.conftest import picture, write_video
+from tests.data.test_readers import write_lines
 
 
 def check(source: Path, **settings: Any) -> CheckReport:

@@ -13,8 +13,7 @@ from PIL import Image
 from ral.data import media as module
 from ral.data.media import frame_times, load_image, load_video
 from ral.data.record import DataError
-
-from .conftest import picture, write_video
+from tests.data.conftest import picture, write_video
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from ral.data.media import load_image
 from ral.data.prompt import build_messages
 from ral.data.readers import as_records, detect_format, guess_type, read_records
 from ral.data.record import Box, DataError, Record
-
-from .conftest import picture
+from tests.data.conftest import picture
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import Box, DataError
+from ral.data.record import Box, DataError
 
 Size = tuple[int, int]
 

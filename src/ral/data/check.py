@@ -25,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from .media import load_image, load_video
-from .prompt import build_messages, encode_prompt
-from .record import DataError, Record
+from ral.data.media import load_image, load_video
+from ral.data.prompt import build_messages, encode_prompt
+from ral.data.record import DataError, Record
 
 Kind = Literal["row", "media", "prompt", "tokens", "solution", "text", "duplicate", "leak"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
-from .media import Video, load_image, load_video
-from .record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
+from ral.data.media import Video, load_image, load_video
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
 
 Template = Literal["paper", "plain"]
 

@@ -24,9 +24,9 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from .media import image_from_bytes
-from .record import IMAGE_MARK, VIDEO_MARK, Box, DataError, ProblemType, Record
-from .sources import Row, rows, undecoded
+from ral.data.media import image_from_bytes
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, DataError, ProblemType, Record
+from ral.data.sources import Row, rows, undecoded
 
 _TYPES: dict[str, ProblemType] = {kind.casefold(): kind for kind in get_args(ProblemType)}
 #: VLM-R1's `accu_reward_method`, where it says what kind of answer is meant.

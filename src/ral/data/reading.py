@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .record import Record
+from ral.data.record import Record
 
 #: How torch tells of dead workers: by `DataLoader`'s own check and, in POSIX's words for the signal, on SIGCHLD.
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is killed by signal: (?P<signal>[^.]+))?")

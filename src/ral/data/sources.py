@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .record import DataError
+from ral.data.record import DataError
 
 Row = dict[str, Any]
 

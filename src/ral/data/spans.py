@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .record import Box, DataError, Record, Span
+from ral.data.record import Box, DataError, Record, Span
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from .boxes import Size, place_on_patches
-from .media import load_image, load_video
-from .record import Box, Record
+from ral.data.boxes import Size, place_on_patches
+from ral.data.media import load_image, load_video
+from ral.data.record import Box, Record
 
 
 @dataclass(frozen=True)

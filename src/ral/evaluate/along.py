@@ -16,14 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
+from ral.evaluate.answering import answer
+from ral.evaluate.runner import ITEMS, item_rows
+from ral.evaluate.settings import EvalSettings
+from ral.evaluate.tasks import Task
+from ral.evaluate.tasks.own import by_type
 from ral.rollout import evaluating
 from ral.runs import append_jsonl, truncate_after
-
-from .answering import answer
-from .runner import ITEMS, item_rows
-from .settings import EvalSettings
-from .tasks import Task
-from .tasks.own import by_type
 
 LOOKS = "looks"
 

@@ -20,12 +20,11 @@ from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.record import Record
 from ral.data.spans import answer_token, passage
 from ral.data.view import view
+from ral.evaluate.looking import LayerLook, Look, look
+from ral.evaluate.settings import EvalSettings
+from ral.evaluate.viewing import Sheet, sheet, sheet_map
 from ral.loading import load_model, load_processor
 from ral.rollout import Completion, Sampling, eos_token_ids, sample
-
-from .looking import LayerLook, Look, look
-from .settings import EvalSettings
-from .viewing import Sheet, sheet, sheet_map
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
-
-from .settings import EvalSettings
+from ral.evaluate.settings import EvalSettings
 
 
 def manifest() -> Any:

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from ral.answers import extract_answer
 from ral.data.record import DataError, ProblemType
-
-from .answering import answer, encode, load_for_answering
-from .lmms import record_of, token_limit
-from .settings import EvalSettings
+from ral.evaluate.answering import answer, encode, load_for_answering
+from ral.evaluate.lmms import record_of, token_limit
+from ral.evaluate.settings import EvalSettings
 
 
 class RAL(lmms):

@@ -24,8 +24,7 @@ from torch import nn
 
 from ral.attention import Prompt, forward_groups
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, Record
-
-from .grounding import (
+from ral.evaluate.grounding import (
     Grounding,
     attention_sinks,
     control_mask,
@@ -34,8 +33,8 @@ from .grounding import (
     mean_grounding,
     relative_attention,
 )
-from .looking import Look, as_maps, look_on, prompt_and_rest
-from .statistics import mean_interval
+from ral.evaluate.looking import Look, as_maps, look_on, prompt_and_rest
+from ral.evaluate.statistics import mean_interval
 
 #: The neutral question of arXiv 2502.17422.
 NEUTRAL = "Write a general description of the image."

@@ -27,16 +27,15 @@ from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.record import DataError, Record
 from ral.data.spans import Passage, answer_span, passage
 from ral.data.view import View, view
+from ral.evaluate.answering import Answered, answer, encode, look_at_answers
+from ral.evaluate.grounding import Grounding, grounding, mean_grounding
+from ral.evaluate.looking import Look
+from ral.evaluate.probes import Seen, neutral_record, probe, summarise
+from ral.evaluate.settings import EvalSettings, parse_probes
+from ral.evaluate.statistics import Interval, mean_interval, proportion_interval
+from ral.evaluate.tasks import Scored, Task
+from ral.evaluate.viewing import sheet, sheet_map
 from ral.files import atomic_write_text, json_line, read_jsonl
-
-from .answering import Answered, answer, encode, look_at_answers
-from .grounding import Grounding, grounding, mean_grounding
-from .looking import Look
-from .probes import Seen, neutral_record, probe, summarise
-from .settings import EvalSettings, parse_probes
-from .statistics import Interval, mean_interval, proportion_interval
-from .tasks import Scored, Task
-from .viewing import sheet, sheet_map
 
 SETTINGS, ITEMS, SUMMARY, MEDIA = "settings.json", "items.jsonl", "summary.json", "media"
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ..data.prompt import build_messages
-from ..data.record import Record
+from ral.data.prompt import build_messages
+from ral.data.record import Record
 
 
 class Turn(NamedTuple):

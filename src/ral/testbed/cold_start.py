@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ..attention import forward_groups, prepare_prompt, vision_features
-from ..data.prompt import encode_completion, encode_prompt
-from ..data.record import Record
-from . import start_checkpoint
-from .easy_vqa import easy_vqa_records
-from .episodes import episode_records, told_records
-from .model import build_text_model, build_tokenizer
-from .needles import needle_records, recital_records
-from .rings import ring_records
+from ral.attention import forward_groups, prepare_prompt, vision_features
+from ral.data.prompt import encode_completion, encode_prompt
+from ral.data.record import Record
+from ral.testbed import start_checkpoint
+from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.model import build_text_model, build_tokenizer
+from ral.testbed.needles import needle_records, recital_records
+from ral.testbed.rings import ring_records
 
 #: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
 _TAUGHT = ("colour", "place", "order")

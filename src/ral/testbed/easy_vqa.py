@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..data.record import DataError, Record
+from ral.data.record import DataError, Record
 
 
 def easy_vqa_records(split: Literal["train", "test"], n: int | None = None, seed: int = 0) -> list[Record]:

@@ -23,8 +23,8 @@ from typing import Any
 import av
 import numpy as np
 
-from ..data.record import Box, DataError, Record
-from ..files import atomic_write_bytes
+from ral.data.record import Box, DataError, Record
+from ral.files import atomic_write_bytes
 
 #: Cells of the room's side, and pixels of a cell's: a 64×64 frame, the ring search's board.
 SIDE, TILE = 4, 16

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ..data.record import Record
-from .batch import Turn, encode_turns
-from .rings import ring_records
+from ral.data.record import Record
+from ral.testbed.batch import Turn, encode_turns
+from ral.testbed.rings import ring_records
 
 FORMAT = re.compile(r"<think>row \d col \d</think><answer>(\w+)</answer>")
 _NEW_TOKENS = 16

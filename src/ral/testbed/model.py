@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from .rings import COLOURS, QUESTIONS
+from ral.testbed.rings import COLOURS, QUESTIONS
 
 PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE = 4, 2, 2
 CONTEXT = 4096  # positions

@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..data.record import DataError, Record, Span
-from .rings import COLOURS, QUESTIONS
+from ral.data.record import DataError, Record, Span
+from ral.testbed.rings import COLOURS, QUESTIONS
 
 #: What says which colour is in which ring, and the hay around it, which names no colour.
 FACT = "the {} ring:{}"

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForImageTextToText
 
-from .batch import Turn, encode_turns
-from .measure import complete, score
-from .model import build_model, build_processor
-from .rings import Scene, ring_records, ring_scenes
+from ral.testbed.batch import Turn, encode_turns
+from ral.testbed.measure import complete, score
+from ral.testbed.model import build_model, build_processor
+from ral.testbed.rings import Scene, ring_records, ring_scenes
 
 _HELD_OUT_SEED = 999
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .image import IMAGE_TASKS
-from .task import HubTable, Scored, Task
-from .video import VIDEO_TASKS
+from ral.evaluate.tasks.image import IMAGE_TASKS
+from ral.evaluate.tasks.task import HubTable, Scored, Task
+from ral.evaluate.tasks.video import VIDEO_TASKS
 
 BENCHMARKS: dict[str, Task] = {task.name: task for task in (*IMAGE_TASKS, *VIDEO_TASKS)}
 

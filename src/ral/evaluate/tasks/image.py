@@ -12,10 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ral.data.record import Record
-
-from .. import metrics
-from .rows import Row
-from .task import HubTable, Scored, Task, accuracy_by
+from ral.evaluate import metrics
+from ral.evaluate.tasks.rows import Row
+from ral.evaluate.tasks.task import HubTable, Scored, Task, accuracy_by
 
 
 def lettered(options: Sequence[str]) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from ral.answers import Mode, score_answer
 from ral.data.readers import read_records
 from ral.data.record import Record
-
-from .task import Task
+from ral.evaluate.tasks.task import Task
 
 
 def by_type(answer: str, record: Record, mode: Mode) -> float:

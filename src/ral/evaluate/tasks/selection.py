@@ -9,11 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ral.data.record import DataError, Record
-
-from . import BENCHMARKS
-from .own import own_task
-from .task import Task
-from .testbed import easy_vqa_task, episodes_task, needles_task, rings_task, told_task
+from ral.evaluate.tasks import BENCHMARKS
+from ral.evaluate.tasks.own import own_task
+from ral.evaluate.tasks.task import Task
+from ral.evaluate.tasks.testbed import easy_vqa_task, episodes_task, needles_task, rings_task, told_task
 
 #: The testbed's tasks by name, as functions of the number of items (None: all) and a seed.
 TESTBED: dict[str, Callable[[int | None, int], Task]] = {

@@ -10,9 +10,8 @@ from statistics import mean
 
 from ral.answers import Mode, extract_answer
 from ral.data.record import DataError, Record
-
-from ..metrics import Metric
-from .rows import Row, read_rows
+from ral.evaluate.metrics import Metric
+from ral.evaluate.tasks.rows import Row, read_rows
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ral.answers import Mode, same_text
 from ral.data.record import Record
+from ral.evaluate.tasks.task import Task
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
-
-from .task import Task
 
 #: Held-out items of the ring search, of the episodes, and of the needle search, when no number is asked for.
 RINGS, EPISODES, NEEDLES = 512, 256, 512

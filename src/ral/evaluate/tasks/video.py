@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from statistics import mean
 
 from ral.data.record import Record
-
-from .. import metrics
-from .image import columns, lettered
-from .rows import Row
-from .task import HubTable, Scored, Task
+from ral.evaluate import metrics
+from ral.evaluate.tasks.image import columns, lettered
+from ral.evaluate.tasks.rows import Row
+from ral.evaluate.tasks.task import HubTable, Scored, Task
 
 # ------------------------------------------------------------------------------------------- LongVideoBench
 
