@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ral.files import atomic_write_text
-from ral.resources import memory_peak_gib
-from ral.runs import environment
+from ral.runs.folder import environment
+from ral.runs.machine import memory_peak_gib
 
 RESULTS = Path(__file__).parent / "results"
 

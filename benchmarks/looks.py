@@ -17,11 +17,11 @@ from transformers import PrinterCallback
 
 from benchmarks.common import RESULTS, write_result
 from ral.config import RALConfig
-from ral.evaluate.along import LookRecorder
+from ral.evaluate.look_recorder import LookRecorder
+from ral.quickstart import ARMS, LOOK_ITEMS, LOOK_STEPS, LOOKS_DATA_SEED, TRAINING_DATA_SEED, arm_settings
 from ral.testbed import load_start
-from ral.testbed.quickstart import ARMS, LOOK_ITEMS, LOOK_STEPS, LOOKS_DATA_SEED, TRAINING_DATA_SEED, arm_settings
 from ral.testbed.rings import ring_records
-from ral.trainer import RALTrainer
+from ral.training.trainer import RALTrainer
 
 
 class TimedLooks(LookRecorder):

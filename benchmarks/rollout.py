@@ -1,6 +1,6 @@
 """G completions behind every prompt, from the prompt's tensors to the tokens, the vision tower included.
 
-- `ours`: `ral.rollout.sample`.
+- `ours`: `ral.rollouts.sampling.sample`.
 - `generate`: transformers' `generate(num_return_sequences=G)` on the prompts as one batch.
 
 Both draw from the whole softmax at temperature 1, never one of the tokens with a visual meaning.
@@ -15,7 +15,7 @@ import torch
 from benchmarks.cases import Case, Setting, build_case
 from benchmarks.common import Arm
 from ral.attention import prepare_prompt
-from ral.rollout import Sampling, eos_token_ids, sample
+from ral.rollouts.sampling import Sampling, eos_token_ids, sample
 
 
 def ours(case: Case) -> list[list[torch.Tensor]]:

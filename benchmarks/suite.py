@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from benchmarks import data_loading, evaluation, rollout, training_step, update_step
 from benchmarks.cases import Setting
 from benchmarks.common import Arm, compare, in_fresh_process, write_result
-from ral.testbed.quickstart import run_quickstart
+from ral.quickstart import run_quickstart
 
 BUILDS: dict[str, Callable[[Any, str], Arm]] = {
     "update_step": update_step.build,

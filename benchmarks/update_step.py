@@ -32,7 +32,7 @@ from benchmarks.common import Arm
 from ral import forward_group
 from ral.attention import forward_groups, prepare_prompt
 from ral.attention.rows import policy_rows
-from ral.objective import StepTotals, attention_loss, group_advantages, grpo_loss, token_weights
+from ral.objective.terms import StepTotals, attention_loss, group_advantages, grpo_loss, token_weights
 
 EPSILON = 0.2
 #: Arms that compute the same loss: what `differences` holds them to.

@@ -11,8 +11,8 @@ from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks.selection import find_task
-from ral.launch import train
 from ral.recipe import Recipe
+from ral.training.launch import train
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
 RESULTS = Path(__file__).parent / "results"

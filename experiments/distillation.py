@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from experiments.common import RECIPES, RESULTS, trained
 
-from ral.answers import extract_answer, same_text
 from ral.attention import forward_groups
-from ral.distill import TokenDivergence, teacher_pass
-from ral.divergence import jensen_shannon
 from ral.evaluate.answering import answer, load_for_answering
 from ral.evaluate.settings import EvalSettings
-from ral.evaluate.statistics import seed_interval
 from ral.evaluate.tasks.testbed import rings_task
 from ral.files import atomic_write_text
+from ral.objective.divergence import jensen_shannon
 from ral.recipe import load_recipe
-from ral.runs import machine_class, source_commit
+from ral.rewards.answers import extract_answer, same_text
+from ral.runs.folder import machine_class, source_commit
+from ral.statistics import seed_interval
 from ral.testbed import start_checkpoint, teacher_checkpoint
+from ral.training.distillation import TokenDivergence, teacher_pass
 
 FILE = RESULTS / "distillation.json"
 ARMS = {"tokens": "distill-gkd", "tokens + attention": "distill-both"}

@@ -19,9 +19,9 @@ from typing import Any
 
 from tests.killing import LORA, Attempt, Case, broken_files, result
 
-from ral.checkpoints import MANIFEST, checkpoints
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs import machine_class
+from ral.runs.checkpoints import MANIFEST, checkpoints
+from ral.runs.folder import machine_class
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 

@@ -33,15 +33,15 @@ from ral.config import RALConfig
 from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.files import atomic_write_text, read_jsonl
-from ral.loading import freeze_vision
-from ral.runs import MetricsWriter, machine_class, source_commit
-from ral.sft import Examples, SFTSettings, WorkedExamplesTrainer
-from ral.sharding import whole_state
+from ral.models.loading import freeze_vision
+from ral.models.sharding import whole_state
+from ral.rollouts.vllm import merged_state
+from ral.runs.folder import MetricsWriter, machine_class, source_commit
 from ral.testbed import load_start
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.rings import ring_records
-from ral.trainer import RALTrainer
-from ral.vllm import merged_state
+from ral.training.sft import Examples, SFTSettings, WorkedExamplesTrainer
+from ral.training.trainer import RALTrainer
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
 ENGINES = ("ddp", "fsdp2")

@@ -19,8 +19,8 @@ from experiments.study import read_cells, result_file
 from numpy.typing import NDArray
 from statsmodels.stats.power import TTestPower
 
-from ral.evaluate.statistics import interquartile_mean_interval, probability_of_improvement, seed_interval
 from ral.files import atomic_write_text
+from ral.statistics import interquartile_mean_interval, probability_of_improvement, seed_interval
 
 PAGE = RESULTS.parent / "results.md"
 FIGURES = RESULTS.parents[1] / "docs" / "assets"

@@ -21,9 +21,9 @@ from typing import Any
 
 from tests.killing import Attempt, Case, broken_files, flip_bit, result
 
-from ral.checkpoints import checkpoints, fault
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs import machine_class, source_commit
+from ral.runs.checkpoints import checkpoints, fault
+from ral.runs.folder import machine_class, source_commit
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 
@@ -87,7 +87,7 @@ def disturb(recipe: Path, run: Path, rng: random.Random) -> dict[str, Any]:
         attempt.kill(0)
     elif kind == "full disk" and any(attempt.wait()):
         told = attempt.log.read_text(errors="replace").splitlines()
-        entry["explained"] = any(line.startswith("ral.checkpoints.CheckpointError") for line in told)
+        entry["explained"] = any(line.startswith("ral.runs.checkpoints.CheckpointError") for line in told)
     elif any(attempt.wait()):
         raise RuntimeError(f"the run failed without a fault; see {attempt.log}")
     else:

@@ -75,7 +75,7 @@ def _finer(tokens: int, max_steps: int) -> Study:
     return Study(
         f"Ring search, thinking, {tokens:,} visual tokens",
         "The same images, enlarged by the processor, so that the same ring is spread over more tokens. The cold start is made by "
-        f"`python -m ral.testbed.cold_start --data rings --min_pixels {pixels} --max_pixels {pixels} "
+        f"`python -m experiments.testbed.cold_start --data rings --min_pixels {pixels} --max_pixels {pixels} "
         f"--steps 150 --output runs/rings-{tokens}-start`.",
         _THINKING,
         {"model": f"runs/rings-{tokens}-start", "min_pixels": pixels, "max_pixels": pixels, "max_steps": max_steps},

@@ -25,7 +25,7 @@ from experiments.studies import STUDIES, Study
 from ral.evaluate.settings import EvalSettings
 from ral.files import atomic_write_text, read_jsonl
 from ral.recipe import Recipe, load_recipe
-from ral.runs import machine_class
+from ral.runs.folder import machine_class
 from ral.testbed import model_name
 
 #: Blocks of updates that a training curve is averaged over.

@@ -19,7 +19,7 @@ from ral.evaluate.settings import EvalSettings
 from ral.files import atomic_write_text, read_jsonl
 from ral.recipe import Recipe, load_recipe
 from ral.report import write_report
-from ral.runs import machine_class
+from ral.runs.folder import machine_class
 from ral.testbed import model_name
 
 FILE = RESULTS / "variants.json"

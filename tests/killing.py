@@ -18,14 +18,14 @@ from typing import Any
 
 import yaml
 
-from ral.checkpoints import MANIFEST, checkpoints, fault
 from ral.files import read_jsonl
+from ral.runs.checkpoints import MANIFEST, checkpoints, fault
 
 #: Metrics that differ between two runs of the same updates.
 TIMES = {"step_seconds", "tokens_per_second", "memory_peak_gib"}
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["ral.launch"])
+_context.set_forkserver_preload(["ral.training.launch"])
 
 SETTINGS: dict[str, Any] = {
     "model": "start",
@@ -125,9 +125,9 @@ def _train(
 ) -> None:
     import torch.distributed as dist
 
-    from ral.checkpoints import last_checkpoint
-    from ral.launch import train
     from ral.recipe import load_recipe
+    from ral.runs.checkpoints import last_checkpoint
+    from ral.training.launch import train
 
     with open(log, "ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)

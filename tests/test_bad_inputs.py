@@ -24,13 +24,13 @@ from ral import RALConfig, RALTrainer
 from ral.cli import app
 from ral.data.media import load_image, load_video
 from ral.data.readers import as_records, read_records
-from ral.launch import start_model
-from ral.loading import load_config, load_model
+from ral.models.loading import load_config, load_model
 from ral.recipe import load_recipe
-from ral.runs import prepare_run
-from ral.sft import SFTTask
+from ral.runs.folder import prepare_run
 from ral.testbed import load_start, start_checkpoint
 from ral.testbed.rings import ring_records
+from ral.training.launch import start_model
+from ral.training.sft import SFTTask
 
 Cause = Callable[[Path], Any]
 

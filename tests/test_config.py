@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ral.anchors import ANCHORS
 from ral.config import CHOICES, ConfigError, RALConfig
+from ral.objective.anchors import ANCHORS
 
 
 def config(folder: Path, **settings: Any) -> RALConfig:

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 import pytest
 
-from ral.anchors import ANCHORS
 from ral.config import ConfigError, RALConfig
 from ral.evaluate.tasks import BENCHMARKS
+from ral.objective.anchors import ANCHORS
 
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)

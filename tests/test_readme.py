@@ -15,9 +15,9 @@ from experiments.packed_figure import ASSETS, THEMES, figure
 from typer.main import get_group
 from typer.testing import CliRunner
 
-from ral.anchors import ANCHORS
 from ral.cli import app
 from ral.evaluate.tasks import BENCHMARKS
+from ral.objective.anchors import ANCHORS
 from ral.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

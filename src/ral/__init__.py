@@ -5,12 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ral import moved
+
 if TYPE_CHECKING:
     from ral.attention import forward_group
     from ral.config import RALConfig
-    from ral.trainer import RALTrainer
+    from ral.training.trainer import RALTrainer
 
-_HOMES = {"forward_group": "ral.attention", "RALConfig": "ral.config", "RALTrainer": "ral.trainer"}
+moved.install()
+
+_HOMES = {"forward_group": "ral.attention", "RALConfig": "ral.config", "RALTrainer": "ral.training.trainer"}
 
 __all__ = ["RALConfig", "RALTrainer", "forward_group"]
 

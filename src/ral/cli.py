@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from ral.redaction import redacted
+from ral.runs.redaction import redacted
 
 
 class _Commands(TyperGroup):
@@ -49,7 +49,7 @@ def quickstart(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
 ) -> None:
     """Train GRPO and RAL from the embedded start checkpoint on the CPU, and write the page that compares them."""
-    from ral.testbed.quickstart import run_quickstart
+    from ral.quickstart import run_quickstart
 
     typer.echo(run_quickstart(output, seed=seed, steps=steps, held_out=held_out, overwrite=overwrite))
 
@@ -66,7 +66,7 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
     """Fine-tune on worked examples, the stage before `ral train`. Every key can be given as --key VALUE and wins."""
     from ral.recipe import load_recipe
     from ral.report import write_report
-    from ral.sft import SFTTask, fine_tune
+    from ral.training.sft import SFTTask, fine_tune
 
     loaded = load_recipe(recipe, context.args, SFTTask)
     folder = fine_tune(loaded, resume=resume, overwrite=overwrite)
@@ -77,9 +77,9 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
 @app.command(context_settings=_TAKES_OVERRIDES)
 def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Train what a recipe says, and write the run's report. Every key can be given as --key VALUE and wins."""
-    from ral.launch import train
     from ral.recipe import load_recipe
     from ral.report import write_report
+    from ral.training.launch import train
 
     loaded = load_recipe(recipe, context.args)
     folder = train(loaded, resume=resume, overwrite=overwrite)
@@ -140,7 +140,7 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write the model to.")],
 ) -> None:
     """Merge an adapter into its base model, and write the whole model for use without this package."""
-    from ral.loading import export
+    from ral.models.loading import export
 
     export(run, output)
     typer.echo(output)
@@ -175,17 +175,17 @@ def check(
     """Say what is in a data set and what is wrong with it. Exit code 1 when training would fail."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from ral.answers import Mode, unscorable
     from ral.data.check import check_records
     from ral.data.prompt import Template
     from ral.data.readers import read_records
+    from ral.rewards.answers import Mode, unscorable
 
     if max_prompt_tokens is not None and model is None:
         raise ValueError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
     processor = None
     if model is not None:
-        from ral.loading import load_processor, prompt_budget
+        from ral.models.loading import load_processor, prompt_budget
 
         processor = load_processor(_model_path(model))
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
@@ -348,7 +348,7 @@ def compare(
     run_b: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
 ) -> None:
     """Compare the evaluations of two runs, item by item, on the tasks that both have."""
-    from ral.evaluate.statistics import compare_tasks, read_outcomes
+    from ral.statistics import compare_tasks, read_outcomes
 
     items_a, items_b = _evaluations(run_a), _evaluations(run_b)
     common = [task for task in items_a if task in items_b]
@@ -381,7 +381,7 @@ def replay(
     """Run the batch again that stopped a run, and show where it becomes non-finite."""
     from tempfile import TemporaryDirectory
 
-    from ral.replay import replay
+    from ral.training.replay import replay
 
     with TemporaryDirectory() as scratch:
         for finding in replay(dump, Path(scratch), process, reward):

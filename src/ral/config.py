@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ral.anchors import ANCHORS
-from ral.answers import Mode
 from ral.attention.keys import Keys
 from ral.attention.layout import Kernel
 from ral.attention.rows import Query
 from ral.data.prompt import Template
-from ral.groups import BiasKeys
-from ral.objective import LossType, ScaleRewards
-from ral.rewards import TIME_LIMIT
+from ral.errors import ConfigError
+from ral.models.sharding import WEIGHTS_GIVEN_BACK
+from ral.objective.anchors import ANCHORS
+from ral.objective.terms import LossType, ScaleRewards
+from ral.rewards.answers import Mode
+from ral.rewards.functions import TIME_LIMIT
+from ral.rollouts.group import BiasKeys
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -42,25 +44,6 @@ CHOICES: dict[str, Collection[str]] = {
     "scorer": get_args(Mode),
     "rollout_engine": get_args(Engine),
 }
-
-
-#: Why sharding that gathers a layer's weights anew for every pass is refused, in a recipe or by a launcher.
-WEIGHTS_GIVEN_BACK = (
-    "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot wait for "
-    "each other in each of their steps; set version: 2 and reshard_after_forward: false (fsdp_config of the recipe or of the "
-    "launcher's file)"
-)
-
-#: Why a quantised model is not sharded, in a recipe or by a launcher. accelerate 1.15 says the first of itself.
-QUANTISED_SHARDS = (
-    "quantization under fsdp: accelerate leaves weights of 4 bits whole on every process, as under DDP, and in another "
-    "bnb_4bit_quant_storage mixed precision would take them for numbers; leave fsdp out (recipes/accelerate/ddp.yaml), or "
-    "quantization"
-)
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names it and what to change."""
 
 
 def _doc(default: Any, text: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ral.attention import forward_group
-from ral.rollout import Sampling, sample
+from ral.rollouts.sampling import Sampling, sample
 from tests.attention.test_flex import functional, outputs
 from tests.attention.test_forward import assert_same_gradients, ordinary
 from tests.tiny import EOS, VISION_KINDS, completions, prompt, tiny_model, twin

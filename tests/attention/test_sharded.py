@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ral.attention import forward_groups, prepare_prompt
 from ral.attention.models import make_capturable
-from ral.rollout import Sampling, sample
+from ral.rollouts.sampling import Sampling, sample
 from tests.tiny import EOS, completions, prompt, tiny_model
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageEnhance
 
-from ral.answers import unscorable
 from ral.data.check import CheckReport, LookIndex, check_records, image_look
 from ral.data.readers import read_records
 from ral.data.record import Record
+from ral.rewards.answers import unscorable
 from tests.data.conftest import picture, write_video
 from tests.data.test_readers import write_lines
 

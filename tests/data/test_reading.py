@@ -1,4 +1,4 @@
-"""What is said of a worker that dies, and of a record that cannot be used; that a record is named is in tests/test_sft.py."""
+"""What is said of a worker that dies, and of a record that cannot be used; that a record is named is in tests/training/test_sft.py."""
 
 from __future__ import annotations
 

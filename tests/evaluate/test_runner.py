@@ -22,17 +22,17 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from typer.testing import CliRunner
 
-from ral.answers import Mode
 from ral.cli import app
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, DataError, Record
 from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import ITEMS, SETTINGS, SUMMARY, Summary, evaluate
 from ral.evaluate.settings import EvalSettings
-from ral.evaluate.statistics import proportion_interval
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.selection import find_task
 from ral.evaluate.tasks.testbed import named, rings_task
+from ral.rewards.answers import Mode
+from ral.statistics import proportion_interval
 from ral.testbed import load_start, start_checkpoint
 from ral.testbed.rings import ring_records
 from tests.tiny import tiny_model

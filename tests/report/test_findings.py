@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ral.evaluate.statistics import holm
 from ral.report import findings
 from ral.report.artefacts import Arm, Evaluation, Experiment, Run
+from ral.statistics import holm
 
 
 def run(correct: list[float], seed: int | None = None, ids: str = "item", **changes: object) -> Run:

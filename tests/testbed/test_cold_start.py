@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from experiments.testbed.cold_start import ColdStart, cold_start, encode_example, example_loss
 
 from ral.attention import forward_group
 from ral.testbed import load_start
-from ral.testbed.cold_start import ColdStart, cold_start, encode_example, example_loss
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.rings import ring_records
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from experiments.testbed.measure import complete, looking, score
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from ral.testbed import load_start, start_checkpoint
-from ral.testbed.measure import complete, looking, score
 from ral.testbed.model import build_processor
 from ral.testbed.rings import ring_records
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from experiments.testbed.halve import halve
+from experiments.testbed.measure import complete, score
 
-from ral.distill import check_same_tokens
-from ral.loading import load_model, load_processor
+from ral.models.loading import load_model, load_processor
 from ral.testbed import load_start, model_name, teacher_checkpoint
-from ral.testbed.halve import halve
-from ral.testbed.measure import complete, score
 from ral.testbed.rings import ring_records
+from ral.training.distillation import check_same_tokens
 
 RECORDS = ring_records(64, seed=2_000)
 

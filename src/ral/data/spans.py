@@ -60,7 +60,7 @@ def passage(tokenizer: Any, ids: Tensor, record: Record) -> Passage | None:
 def answer_token(tokenizer: Any, ids: Tensor, answer: str) -> int | None:
     """The place in completion `ids` [R] of the first token of its answer's body; None if the answer is not in one piece.
 
-    `answer` is the body as `ral.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
+    `answer` is the body as `ral.rewards.answers.extract_answer` gives it. In `<answer>` tags or without, the last place where it
     stands counts. A token that holds the body's first character together with other text counts as the body's first.
     """
     span = answer_span(tokenizer, ids, answer)

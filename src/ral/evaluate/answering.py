@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from ral.answers import extract_answer
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.prompt import encode_prompt, prompt_settings
@@ -23,8 +22,9 @@ from ral.data.view import view
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.viewing import Sheet, sheet, sheet_map
-from ral.loading import load_model, load_processor
-from ral.rollout import Completion, Sampling, eos_token_ids, sample
+from ral.models.loading import load_model, load_processor
+from ral.rewards.answers import extract_answer
+from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from ral.answers import extract_answer
 from ral.data.record import DataError, ProblemType
 from ral.evaluate.answering import answer, encode, load_for_answering
 from ral.evaluate.lmms import record_of, token_limit
 from ral.evaluate.settings import EvalSettings
+from ral.rewards.answers import extract_answer
 
 
 class RAL(lmms):

@@ -1,12 +1,12 @@
 """How each benchmark turns an answer into a score.
 
-A `Metric` takes the body of an answer (as `ral.answers.extract_answer` gives it), the record and a mode, and returns a
+A `Metric` takes the body of an answer (as `ral.rewards.answers.extract_answer` gives it), the record and a mode, and returns a
 score in [0, 1], or None where the answer cannot be read: such items count as wrong and are shown as unparsed, never
 guessed.
 
 `compat` reads answers as lmms-eval 0.7 does for the benchmark, oddities included, so that numbers can be set beside
 published ones; random guesses are the one thing left out. `strict` reads choices as a careful person would, with
-`ral.answers.parse_choice`, the same for all benchmarks. Metrics without a choice of letters have one definition only.
+`ral.rewards.answers.parse_choice`, the same for all benchmarks. Metrics without a choice of letters have one definition only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
-from ral.answers import Mode, option_texts, parse_choice
 from ral.data.record import Record
+from ral.rewards.answers import Mode, option_texts, parse_choice
 
 Metric = Callable[[str, Record, Mode], float | None]
 

@@ -34,7 +34,7 @@ from ral.evaluate.grounding import (
     relative_attention,
 )
 from ral.evaluate.looking import Look, as_maps, look_on, prompt_and_rest
-from ral.evaluate.statistics import mean_interval
+from ral.statistics import mean_interval
 
 #: The neutral question of arXiv 2502.17422.
 NEUTRAL = "Write a general description of the image."

@@ -32,10 +32,10 @@ from ral.evaluate.grounding import Grounding, grounding, mean_grounding
 from ral.evaluate.looking import Look
 from ral.evaluate.probes import Seen, neutral_record, probe, summarise
 from ral.evaluate.settings import EvalSettings, parse_probes
-from ral.evaluate.statistics import Interval, mean_interval, proportion_interval
 from ral.evaluate.tasks import Scored, Task
 from ral.evaluate.viewing import sheet, sheet_map
 from ral.files import atomic_write_text, json_line, read_jsonl
+from ral.statistics import Interval, mean_interval, proportion_interval
 
 SETTINGS, ITEMS, SUMMARY, MEDIA = "settings.json", "items.jsonl", "summary.json", "media"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from ral.answers import Mode
 from ral.config import CHOICES
 from ral.data.prompt import Template
 from ral.data.record import DataError
-from ral.runs import CONFIG
+from ral.rewards.answers import Mode
+from ral.runs.folder import CONFIG
 
 #: Measures of looking that can be asked for, see `ral.evaluate.probes`.
 PROBES = ("heads", "relative", "sinks", "masking", "masking-text")

@@ -12,7 +12,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ral.launch import lora_config
 from ral.plan.advice import ADAPTER, Advice, advise
 from ral.plan.duration import Duration, Machine, duration
 from ral.plan.memory import GIB, PHASES, Memory, memory
@@ -20,6 +19,7 @@ from ral.plan.setup import Setup, Sharding, examples_of, setup_of
 from ral.plan.shapes import meta_model, weights_of
 from ral.recipe import Recipe, load_recipe
 from ral.testbed import model_name
+from ral.training.launch import lora_config
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from transformers.training_args import OptimizerNames
 
-from ral.anchors import ANCHORS
 from ral.attention.layout import GroupLayout
 from ral.config import RALConfig
 from ral.data.media import DEFAULT_FRAMES
-from ral.launch import DRAWN, load_data, lora_config
+from ral.objective.anchors import ANCHORS
 from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
 from ral.recipe import Recipe
 from ral.testbed import model_name
+from ral.training.launch import DRAWN, load_data, lora_config
 
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
 
 from ral.attention.models import decoder_layers, has_vision, make_capturable, vision_tower
-from ral.loading import freeze_vision, load_config
+from ral.models.loading import freeze_vision, load_config
 
 Method = Literal["full", "adapter", "adapter on 4 bits"]
 

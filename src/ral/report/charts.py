@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ral.evaluate.statistics import seed_band
 from ral.report.artefacts import Arm, Run, number
 from ral.report.templating import compact
+from ral.statistics import seed_band
 
 #: The drawing area, in units of the SVG's view box.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420.0, 230.0, 52.0, 12.0, 12.0, 38.0

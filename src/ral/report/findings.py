@@ -16,10 +16,10 @@ from typing import Any, Literal
 from scipy import stats
 
 from ral.data.record import DataError
-from ral.evaluate.statistics import Outcome, holm, p_text, seed_interval
-from ral.evaluate.statistics import compare as compare_items
 from ral.report.artefacts import Arm, Evaluation, Experiment, Run, number
 from ral.report.templating import clip, compact, percent, points
+from ral.statistics import Outcome, holm, p_text, seed_interval
+from ral.statistics import compare as compare_items
 
 #: Differences with an adjusted p below this are called clear.
 LEVEL = 0.05

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ral.evaluate.statistics import p_text
+from ral.statistics import p_text
 
 #: What stands where a value was not measured: a page must not leave the reader to guess at a blank.
 MISSING = "not measured"

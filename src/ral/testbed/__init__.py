@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def start_checkpoint() -> Path:
-    """The folder of the shipped start checkpoint (model and processor), made by `ral.testbed.pretrain`."""
+    """The folder of the shipped start checkpoint (model and processor), made by `experiments/testbed/pretrain.py`."""
     return Path(__file__).parent / "assets" / "start"
 
 

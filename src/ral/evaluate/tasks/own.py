@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ral.answers import Mode, score_answer
 from ral.data.readers import read_records
 from ral.data.record import Record
 from ral.evaluate.tasks.task import Task
+from ral.rewards.answers import Mode, score_answer
 
 
 def by_type(answer: str, record: Record, mode: Mode) -> float:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from ral.answers import Mode, extract_answer
 from ral.data.record import DataError, Record
 from ral.evaluate.metrics import Metric
 from ral.evaluate.tasks.rows import Row, read_rows
+from ral.rewards.answers import Mode, extract_answer
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ral.answers import Mode, same_text
 from ral.data.record import Record
 from ral.evaluate.tasks.task import Task
+from ral.rewards.answers import Mode, same_text
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.needles import needle_records

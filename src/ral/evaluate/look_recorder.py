@@ -1,0 +1,81 @@
+"""Where a model looks while it learns: a few held-out records, answered again and again during training.
+
+looks/items.jsonl   one object per record and look: a row of an evaluation's items.jsonl, and the `step` it was taken behind
+looks/media/        the images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ral.attention.models import make_capturable, resolve_layers
+from ral.data.record import Record
+from ral.evaluate.answering import answer
+from ral.evaluate.runner import ITEMS, item_rows
+from ral.evaluate.settings import EvalSettings
+from ral.evaluate.tasks import Task
+from ral.evaluate.tasks.own import by_type
+from ral.rollouts.sampling import evaluating
+from ral.runs.folder import append_jsonl, truncate_after
+
+LOOKS = "looks"
+
+
+class LookRecorder(TrainerCallback):
+    """Takes a look at every one of `records` before the first update, behind every `every`-th, and behind the last.
+
+    A look is the most likely answer, its score, and the attention map of the row that predicts it, asked as in training.
+    It draws no random number: training goes on as it would without. Of several processes all look, as sharded weights are
+    used together, and the main one writes. On a resumed run, looks taken behind the checkpoint are taken anew.
+
+    Raises ValueError without records, and unless `every` is at least 1.
+    """
+
+    def __init__(self, records: Sequence[Record], every: int):
+        if every < 1 or not records:
+            raise ValueError(f"every={every} with {len(records)} records: looks need a number of steps and a record")
+        self.records, self.every = list(records), every
+        self.task = Task(LOOKS, lambda table, media: iter(self.records), by_type)
+        self._taken: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            truncate_after(_folder(args) / ITEMS, state.global_step - 1)
+        self._take(args, state, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self._take(args, state, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._taken != state.global_step:
+            self._take(args, state, **kwargs)
+
+    def _take(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, processing_class: Any, **kwargs: Any
+    ) -> None:
+        settings = EvalSettings.of_config(vars(args))
+        settings = replace(settings, layer=resolve_layers(make_capturable(model), [settings.layer])[0])
+        folder = _folder(args) if state.is_world_process_zero else None
+        shown = {record.id for record in self.records}
+        with evaluating(model):
+            answered = answer(model, processing_class, self.records, settings)
+            rows = list(item_rows(model, processing_class, self.task, answered, settings, shown, folder))
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+            append_jsonl(folder / ITEMS, ({"step": state.global_step, **row} for row in rows))
+        self._taken = state.global_step
+
+
+def _folder(args: TrainingArguments) -> Path:
+    return Path(str(args.output_dir)) / LOOKS

@@ -1,0 +1,1 @@
+"""Losses as pure functions: tensors in, a `Term` (a loss and its metrics) out."""

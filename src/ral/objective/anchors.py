@@ -1,0 +1,140 @@
+"""Anchors: what a rollout's attention is pulled to when it succeeded and pushed from when it failed.
+
+An anchor is one function of `AttentionState` that returns a `Term`. To add one, write the function and put it into
+`ANCHORS`; the trainer, the configuration and the command line know it by its name from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ral.attention.rows import renormalise
+from ral.objective.terms import Mean, Term, attention_loss
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """One group's attention in one layer, as an anchor sees it.
+
+    Attributes:
+        rows: `[G, R, K]` the policy's current rows, with gradient.
+        old: `[G, R, K]` its rows when the rollouts were made.
+        target: `[G, R, K]` rows of the reference, the teacher or the biased rollout, if the anchor asked for them.
+        advantages: `[G]`. weights: `[G, R]`, see `ral.objective.terms.token_weights`.
+        shared_keys: how many leading keys are the same position in every completion (the prompt's).
+        evidence: `[shared_keys]` bool, which of them show the evidence; None where it is not known or was not asked for.
+        answer: `[G, R]` bool, the tokens that give the answer, if evidence was asked for.
+    """
+
+    rows: Tensor
+    old: Tensor
+    target: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+    shared_keys: int
+    evidence: Tensor | None = None
+    answer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An anchor and what it needs.
+
+    Attributes:
+        term: the loss of one group and layer.
+        target: where `AttentionState.target` comes from, or None; `evidence` asks for that field instead.
+        needs_inner_updates: its gradient vanishes identically when every rollout batch gets one update only.
+    """
+
+    term: Callable[[AttentionState], Term]
+    target: Literal["ref", "explore", "teacher", "evidence"] | None = None
+    needs_inner_updates: bool = False
+
+
+def old(state: AttentionState) -> Term:
+    """The paper's: A · JSD(p_θ ‖ p_old). Second order in the update: exactly zero while p_θ = p_old."""
+    return attention_loss(state.rows, state.old, state.advantages, state.weights)
+
+
+def to_target(state: AttentionState) -> Term:
+    """A · JSD(p_θ ‖ target) with the rows of the start model (`ref`), the biased rollout (`explore`) or the `teacher`."""
+    assert state.target is not None
+    return attention_loss(state.rows, state.target, state.advantages, state.weights)
+
+
+def group(state: AttentionState) -> Term:
+    """|A| · JSD(where the rollout looks ‖ where the group's successful rollouts looked), pooled over the completion.
+
+    "Where it looks" is the mean row over the completion's tokens, on the prompt's keys only: those are the same positions
+    for all rollouts, whatever their wording and length. First order wherever rollouts of a group look at different places.
+    """
+    mask = state.weights > 0
+    now = _where_it_looked(state.rows[..., : state.shared_keys], mask)
+    then = _where_it_looked(state.old[..., : state.shared_keys], mask)
+    succeeded = state.advantages > 0
+    target = then[succeeded].mean(dim=0) if bool(succeeded.any()) else torch.zeros_like(then[0])
+    # One row per completion, which weighs as much as all its tokens.
+    weights = state.weights.sum(dim=1, keepdim=True)
+    return attention_loss(now[:, None], target.expand(len(now), 1, -1), state.advantages.abs(), weights)
+
+
+def credit(state: AttentionState) -> Term:
+    """JSD(p_θ ‖ p_old · exp Â / Z) on the prompt's keys: every row is pulled to what the whole group's rewards say of each key.
+
+    Â(k) = Σ_g A_g p_g(k) / Σ_g p_g(k) is what looking at key k was worth, with p_g where rollout g looked (see `group`). The
+    target is the best policy near the old one, argmax_q E_q[Â] − KL(q ‖ p_old), and the pull to it the policy gradient of
+    E_p[Â]. First order wherever rollouts of different reward look at different places.
+    """
+    looked = _where_it_looked(state.old[..., : state.shared_keys], state.weights > 0)
+    total = looked.sum(dim=0)
+    seen = total > 0
+    worth = torch.where(seen, (state.advantages.to(looked.dtype) @ looked) / torch.where(seen, total, 1.0), 0.0)
+    return _improved(state, worth)
+
+
+def evidence(state: AttentionState) -> Term:
+    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) in the answer's rows: looking at the evidence to answer is rewarded as such.
+
+    As `credit`, with a worth of looks that is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected reward of
+    a look is the mass on the evidence, and its gradient exact, so no rollout has to be compared with another. First order
+    while some of the attention is elsewhere; nothing for a group whose evidence is not known, which `without_evidence` counts.
+    Only the answer's rows, because others have other things to look at: which, nobody has marked.
+    """
+    if state.evidence is None:
+        return Term(0.0 * state.rows.sum(), {"attention/without_evidence": Mean.of(1.0)})
+    assert state.answer is not None
+    answers = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
+    term = _improved(answers, state.evidence.to(state.rows.dtype))
+    looks = renormalise(state.rows[..., : state.shared_keys].detach())
+    seen = {
+        "attention/without_evidence": Mean.of(0.0),
+        "attention/on_evidence": Mean.over(looks[..., state.evidence].sum(dim=-1), answers.weights > 0),
+    }
+    return Term(term.loss, term.metrics | seen)
+
+
+def _improved(state: AttentionState, worth: Tensor) -> Term:
+    """JSD(p_θ ‖ argmax_q E_q[worth] − KL(q ‖ p_old)) of every row on the prompt's keys; worth: `[shared_keys]`."""
+    rows, old = (renormalise(rows[..., : state.shared_keys]) for rows in (state.rows, state.old))
+    return attention_loss(rows, renormalise(old * worth.exp()), torch.ones_like(state.advantages), state.weights)
+
+
+def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:
+    """`[G, R, K]` rows → `[G, K]`: their mean over real tokens, summing to 1."""
+    return renormalise((rows * mask[..., None]).sum(dim=1))
+
+
+ANCHORS: dict[str, Anchor] = {
+    "old": Anchor(old, needs_inner_updates=True),
+    "ref": Anchor(to_target, target="ref"),
+    "group": Anchor(group),
+    "credit": Anchor(credit),
+    "evidence": Anchor(evidence, target="evidence"),
+    "explore": Anchor(to_target, target="explore"),
+    "teacher": Anchor(to_target, target="teacher"),
+}

@@ -1,0 +1,189 @@
+"""The objective: GRPO's token loss, the attention term and their distillation counterparts, as pure functions.
+
+Every function takes per-token tensors `[G, R]` of one group, and `weights [G, R]` that say how much each token counts. The
+weights of a whole optimiser step (all groups, accumulation steps and processes) come from one normalisation, so the losses of
+groups simply add up: L = Σ_groups Σ_tokens w · ℓ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ral.objective.divergence import jensen_shannon
+
+LossType = Literal["grpo", "dapo", "dr_grpo"]
+ScaleRewards = Literal["group", "none"]
+
+
+#: Bound on log(π_ref / π) in the KL estimate, whose exp overflows for a token that the policy has all but given up; the KL
+#: of one token is then 5e8, far outside of any useful training. verl bounds at 20, too.
+MAX_LOG_RATIO = 20.0
+
+
+class Mean(NamedTuple):
+    """A metric on the way: `total / weight` once all groups and processes are added up."""
+
+    total: Tensor
+    weight: Tensor
+
+    @classmethod
+    def over(cls, values: Tensor, mask: Tensor) -> Mean:
+        """Mean of detached `values` where `mask` is true."""
+        return cls(torch.where(mask, values.detach(), 0.0).sum(), mask.sum())
+
+    @classmethod
+    def of(cls, value: Tensor | float) -> Mean:
+        """A single observation, of a group or a step."""
+        return cls(torch.as_tensor(value).detach(), torch.tensor(1.0))
+
+
+class Term(NamedTuple):
+    """A loss (scalar) and the metrics seen while computing it."""
+
+    loss: Tensor
+    metrics: dict[str, Mean]
+
+
+def group_advantages(rewards: Tensor, scale: ScaleRewards = "group", epsilon: float = 1e-4) -> Tensor:
+    """GRPO's advantage A_g = (r_g − mean r) / (std r + ε) inside one group (arXiv 2402.03300, eq. 4).
+
+    Args:
+        rewards: `[G]`. scale: `"none"` leaves out the division (Dr. GRPO, arXiv 2503.20783).
+
+    Returns:
+        `[G]`; the standard deviation is the unbiased one, as in TRL. All zero where all rewards are equal.
+    """
+    if bool((rewards == rewards[0]).all()):
+        return torch.zeros_like(rewards)  # the mean of equal floats may differ from them in the last bit
+    centred = rewards - rewards.mean()
+    return centred / (rewards.std() + epsilon) if scale == "group" else centred
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What one optimiser step holds over all groups, accumulation steps and processes."""
+
+    completions: int
+    tokens: int
+
+
+def token_weights(mask: Tensor, totals: StepTotals, loss_type: LossType, max_completion_length: int) -> Tensor:
+    """Weight of every token in the step's loss.
+
+    - `grpo` (arXiv 2402.03300): mean over the tokens of a completion, then over completions.
+    - `dapo` (arXiv 2503.14476): mean over all tokens of the step.
+    - `dr_grpo` (arXiv 2503.20783): sum over tokens, divided by completions × the maximal completion length.
+
+    Args:
+        mask: `[G, R]` bool of one group.
+
+    Returns:
+        `[G, R]` float32, zero on padding.
+    """
+    real = mask.float()
+    if loss_type == "grpo":
+        return real / mask.sum(dim=1, keepdim=True) / totals.completions
+    if loss_type == "dapo":
+        return real / totals.tokens
+    return real / (totals.completions * max_completion_length)
+
+
+def importance(logps: Tensor, drawn_at: Tensor, cap: float) -> Tensor:
+    """min(π/μ, cap): how much a token that another engine drew from μ counts (truncated importance sampling).
+
+    Args:
+        logps, drawn_at: `[G, R]` under the policy that is trained, and under what it was drawn from.
+
+    Returns:
+        `[G, R]`, detached.
+    """
+    return (logps - drawn_at).detach().exp().clamp_max(cap)
+
+
+def grpo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    epsilon: float,
+    epsilon_high: float | None = None,
+    ref_logps: Tensor | None = None,
+    beta: float = 0.0,
+) -> Term:
+    """Clipped token objective with an optional KL to a reference (arXiv 2402.03300, eq. 3; KL estimator k3).
+
+    Args:
+        logps, old_logps, ref_logps: `[G, R]`. advantages: `[G]`. weights: `[G, R]`, see `token_weights`.
+        epsilon, epsilon_high: the ratio is clipped to [1 − ε, 1 + ε_high] (ε_high = ε where None).
+        beta: of the KL estimate, whose log-ratio is bounded by `MAX_LOG_RATIO`.
+    """
+    mask = weights > 0
+    advantage = advantages[:, None]
+    ratio = (logps - old_logps).exp()
+    low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
+    per_token = -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
+    clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
+    metrics = {"clip_fraction": Mean.over(clipped.float(), mask), "ratio": Mean.over(ratio, mask)}
+    if ref_logps is not None:
+        gap = (ref_logps - logps).clamp(max=MAX_LOG_RATIO)
+        kl = gap.exp() - gap - 1
+        metrics["kl"] = Mean.over(kl, mask)
+        per_token = per_token + beta * kl
+    return Term((per_token * weights).sum(), metrics)
+
+
+def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Tensor) -> Term:
+    """L_attn = Σ w · A · JSD(p_θ ‖ target): pulled to the target where A > 0, pushed from it where A < 0.
+
+    Args:
+        rows, target: `[G, R, K]`, the target detached. advantages: `[G]`. weights: `[G, R]`.
+    """
+    divergence = jensen_shannon(rows, target)
+    mask = weights > 0
+    per_token = advantages[:, None] * divergence
+    metrics = {
+        "attention/jsd_positive": Mean.over(divergence, mask & (advantages > 0)[:, None]),
+        "attention/jsd_negative": Mean.over(divergence, mask & (advantages < 0)[:, None]),
+    }
+    return Term((per_token * weights).sum(), metrics)
+
+
+def cancelled_share(signal: Tensor, completions: Sequence[Tensor], sees_itself: bool) -> Mean:
+    """How much of a signal on attention rows is lost because rollouts of one group share their context.
+
+    Rows whose context is the same are the same function of the policy, so only the sum of what pulls at them counts:
+    1 − Σ_c ‖Σ_{g ∈ c} s_g‖ / Σ_g ‖s_g‖ over the classes c of equal contexts. As Σ_g A_g = 0 it is 1 where all completions agree.
+
+    Args:
+        signal: `[G, R, K]` gradient of the loss in the rows. completions: G token sequences.
+        sees_itself: whether a row's context includes its own token (`attention_query="token"`).
+
+    Returns:
+        The share, weighing as one group; weight 0 where there is no signal.
+    """
+    tokens = torch.nn.utils.rnn.pad_sequence(list(completions), batch_first=True, padding_value=-1)
+    context = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    left = torch.zeros((), device=signal.device)
+    for t in range(tokens.shape[1]):
+        before = context
+        _, context = torch.stack([context, tokens[:, t]], dim=1).unique(dim=0, return_inverse=True)
+        classes = (context if sees_itself else before).to(signal.device)
+        summed = signal.new_zeros(len(tokens), signal.shape[2]).index_add_(0, classes, signal[:, t])
+        left = left + summed.norm(dim=-1).sum()
+    total = signal.norm(dim=-1).sum()
+    return Mean(torch.where(total > 0, 1 - left / total, 0.0), (total > 0).float())
+
+
+def distillation_loss(divergence: Tensor, weights: Tensor, name: str) -> Term:
+    """Σ w · D, without advantage: the student is pulled to the teacher on all of its rollouts.
+
+    Args:
+        divergence, weights: `[G, R]`. name: what the mean divergence is logged under.
+    """
+    return Term((divergence * weights).sum(), {name: Mean.over(divergence, weights > 0)})

@@ -1,0 +1,57 @@
+"""LoRA adapters, sent to a server merged into their base model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from ral.errors import ConfigError
+from ral.models.sharding import whole_on_main
+
+
+def refuse_unmergeable(model: PeftModel) -> None:
+    """Raise ConfigError for an adapter whose merged weights are more than its base's plus a product of two matrices."""
+    config: Any = model.active_peft_config
+    for refused, what in (
+        (not isinstance(config, LoraConfig), f"an adapter of the kind {config.peft_type}"),
+        (any(getattr(module, "lora_variant", None) for module in model.modules()), "a variant of LoRA such as DoRA"),
+        (getattr(config, "bias", "none") != "none", "trained biases (bias)"),
+        (getattr(config, "lora_bias", False), "biases of the adapter (lora_bias)"),
+        (bool(getattr(config, "modules_to_save", None)), "modules_to_save"),
+        (bool(getattr(config, "trainable_token_indices", None)), "trained tokens (trainable_token_indices)"),
+        (any(not weight.is_floating_point() for weight in model.parameters()), "an adapter on quantised weights"),
+    ):
+        if refused:
+            raise ConfigError(
+                f"rollout_engine='vllm' sends LoRA merged into its base model's weights, and cannot send {what}; leave that "
+                "out, or set rollout_engine=transformers"
+            )
+
+
+@torch.no_grad()
+def merged_state(model: PeftModel, accelerator: Accelerator) -> dict[str, Tensor]:
+    """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is.
+
+    They are on the CPU of the main process, which alone has any; all must call this.
+    """
+    return whole_on_main(_merged(model), accelerator)
+
+
+def _merged(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """One weight after the other, so that only one merged layer is held beside the model."""
+    base = model.get_base_model()
+    layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    for name, value in base.state_dict().items():
+        owner, _, parameter = name.rpartition(".base_layer.")
+        if any(f".{part}" in name for part in LoraLayer.adapter_layer_names):
+            continue
+        if owner in layers and parameter == "weight":
+            for adapter in layers[owner].active_adapters:
+                value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
+        yield name.replace(".base_layer.", "."), value

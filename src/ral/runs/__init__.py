@@ -1,0 +1,1 @@
+"""The folder of a run: what it holds, checkpoints that can be trusted, an exact resume, interruption."""

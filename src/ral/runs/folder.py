@@ -1,0 +1,226 @@
+"""The run folder: who may write into it, what it says about its origin, and its metrics.
+
+config.yaml        every setting, as resolved; `ral train` takes it as a recipe
+environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
+metrics.jsonl      one object per logged step
+samples.jsonl, looks/, checkpoint-N/, final/, eval/, report.html    written by later stages
+nonfinite-N/, failed-reward-N/                                     what a guard stopped the run at
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
+from ral.runs.checkpoints import checkpoints, last_checkpoint
+from ral.runs.redaction import without_credentials
+from ral.runs.resume import refuse_changes
+
+logger = logging.getLogger(__name__)
+
+CONFIG, ENVIRONMENT, METRICS, SAMPLES = "config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"
+_ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "looks", "final", "eval", "report.html")
+_PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
+
+
+def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise ValueError, saying what to do, unless a run may be written to `output_dir`.
+
+    A folder that holds a run needs exactly one of `resume` and `overwrite`; `resume` needs a finished checkpoint:
+    starting again silently would lose what the user meant to keep.
+    """
+    folder = Path(output_dir)
+    if resume and overwrite:
+        raise ValueError(f"{folder}: resume and overwrite exclude each other; give one of them.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
+    if resume and last_checkpoint(folder) is None:
+        raise ValueError(
+            f"{folder}: no finished checkpoint to resume from; start the run again, with --overwrite in place of --resume."
+        )
+    held = _run_artefacts(folder)
+    if held and not (resume or overwrite):
+        raise ValueError(
+            f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); choose another output_dir, "
+            "continue it with --resume, or replace it with --overwrite."
+        )
+
+
+def prepare_run(
+    output_dir: Path | str,
+    config: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    processes: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
+
+    With several processes call it on the main one only. `overwrite` removes the earlier run's own files and nothing else in
+    the folder.
+
+    Args:
+        config: plain YAML values; credentials in them are left out.
+        data: fingerprint of the training data. processes: how many train.
+
+    Raises:
+        ValueError: as `refuse_occupied` does; on `resume` for settings or data that are not the run's (`refuse_changes`).
+    """
+    folder = Path(output_dir)
+    refuse_occupied(folder, resume=resume, overwrite=overwrite)
+    public = yaml.safe_dump(without_credentials(config), sort_keys=False, allow_unicode=True)
+    facts = {**environment(), "processes": processes, "data": data}
+    if resume:
+        _check_resumed(folder, yaml.safe_load(public), facts)
+    if overwrite:
+        for path in _run_artefacts(folder):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    remove_parts(folder)
+    atomic_write_text(folder / CONFIG, public)
+    atomic_write_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
+
+
+def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    try:
+        old = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        old_facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{folder}: {CONFIG} and {ENVIRONMENT} say what the run was started with, and cannot be read ({error}); copy "
+            "them back to go on with --resume."
+        ) from error
+    try:
+        refuse_changes(old, settings, old_facts, facts)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if (before := old_facts["packages"]) != (now := facts["packages"]):
+        changed = [f"{name} {before.get(name)} → {now.get(name)}" for name in now if before.get(name) != now[name]]
+        logger.warning("other packages than before (%s): the run goes on, but not bit for bit", ", ".join(changed))
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, commit, and the class of the machine.
+
+    Holds no host or user name, no path and no environment variable.
+    """
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "commit": source_commit(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "memory_gib": _memory_gib(),
+            "gpus": gpus,
+        },
+    }
+
+
+def machine_class() -> str:
+    """The machine in words that name nobody's, as stands beside every figure."""
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+def source_commit() -> str | None:
+    """The git commit of this package's source, with `-dirty` when files are changed; None when not in git.
+
+    The package may be installed inside somebody else's repository, so only a tracked source counts.
+    """
+    here = Path(__file__).resolve()
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class MetricsWriter(TrainerCallback):
+    """Appends what the trainer logs to `metrics.jsonl`, one flushed line per logged step.
+
+    On a resumed run the lines after the checkpoint's step are dropped first, since those steps are run again.
+    The summary that Trainer logs once at the end (`train_runtime` …) belongs to no step and is left out.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            truncate_after(_output(args) / METRICS, state.global_step)
+            truncate_after(_output(args) / SAMPLES, state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        append_jsonl(_output(args) / METRICS, [{"step": state.global_step, **logs}])
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append one flushed line per row. Raises OSError, which names the file."""
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.writelines(map(json_line, rows))
+    except OSError as error:
+        error.filename = str(path)  # a failed write does not say where
+        raise
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the rows of a JSONL file whose `step` lies after `step`, and a last line that was cut off."""
+    if path.exists():
+        kept = [json_line(row) for row in read_jsonl(path) if row["step"] <= step]
+        atomic_write_text(path, "".join(kept))
+
+
+def _output(args: TrainingArguments) -> Path:
+    assert args.output_dir is not None  # TrainingArguments fills in a default
+    return Path(args.output_dir)
+
+
+def _run_artefacts(folder: Path) -> list[Path]:
+    named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
+    dumps = [*folder.glob("nonfinite-*"), *folder.glob("failed-reward-*")]
+    return named + checkpoints(folder) + sorted(dumps)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None

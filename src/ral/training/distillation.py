@@ -1,0 +1,154 @@
+"""On-policy distillation from a teacher: its token distributions (GKD) and its attention, on the student's own rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
+from ral.attention.layout import Kernel
+from ral.attention.models import has_vision, make_capturable, patch_values
+from ral.attention.rows import Query
+from ral.objective.divergence import generalised_jensen_shannon
+
+
+class TeacherError(ValueError):
+    """The teacher cannot teach this student: another vocabulary, or other visual tokens."""
+
+
+@dataclass
+class TokenDivergence:
+    """A `TokenStatistics`: per token, the generalised JSD between student and teacher (arXiv 2306.13649).
+
+    The teacher is kept as its last hidden states `[N, d]`; its logits are formed chunk by chunk beside the student's.
+    """
+
+    head: nn.Module
+    hidden: Tensor
+    beta: float
+    temperature: float
+
+    def __call__(self, logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = self.head(self.hidden[rows]).to(logits.dtype) / self.temperature
+        # Models of one family pad their vocabulary to different sizes; the real tokens come first.
+        shared = min(teacher.shape[-1], logits.shape[-1])
+        student_logps, teacher_logps = (x[..., :shared].log_softmax(dim=-1) for x in (logits, teacher))
+        return {"gkd": generalised_jensen_shannon(student_logps, teacher_logps, self.beta)}
+
+
+class _KeepHidden:
+    """A `TokenStatistics` that keeps the hidden states of the predicting positions and computes nothing."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        self.parts.append(hidden)
+        return {}
+
+
+@torch.no_grad()
+def teacher_pass(
+    teacher: nn.Module,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    *,
+    layers: Sequence[int],
+    query: Query,
+    temperature: float,
+    kernel: Kernel = "sdpa",
+) -> list[tuple[GroupOutput, Tensor]]:
+    """The teacher's packed forward over the student's rollouts.
+
+    Returns:
+        Per group its output (policy rows) and its last hidden states `[ΣR, d]` at the predicting positions.
+
+    Raises:
+        TeacherError: the teacher's prompt has other visual tokens than the student's.
+    """
+    own_prompts = [_own_prompt(teacher, prompt) for prompt in prompts]
+    keep = _KeepHidden()
+    outputs = forward_groups(
+        teacher,
+        own_prompts,
+        completions,
+        layers=layers,
+        query=query,
+        temperature=temperature,
+        token_statistics=keep,
+        kernel=kernel,
+    )
+    totals = [sum(len(y) for y in ys) for ys in completions]
+    return list(zip(outputs, torch.cat(keep.parts).split(totals), strict=True))
+
+
+def _own_prompt(teacher: nn.Module, prompt: Prompt) -> Prompt:
+    """The same prompt with the teacher's vision features; its visual tokens must be the student's."""
+    _check_patches(teacher, prompt)
+    try:
+        own = prepare_prompt(teacher, prompt.inputs)
+    except ValueError as error:
+        raise TeacherError(f"teacher and student see different visual tokens: {error} {_SAME_TOKENS}") from error
+    if own.grids != prompt.grids or not torch.equal(own.visual, prompt.visual):
+        raise TeacherError(
+            f"teacher and student see different visual tokens: grids {own.grids} against {prompt.grids}. {_SAME_TOKENS}"
+        )
+    return own
+
+
+def _check_patches(teacher: nn.Module, prompt: Prompt) -> None:
+    """Patches of another size could be read as more or fewer of the teacher's own."""
+    base = make_capturable(teacher)
+    for name in ("pixel_values", "pixel_values_videos"):
+        if (patches := prompt.inputs.get(name)) is None:
+            continue
+        if not has_vision(base):
+            raise TeacherError(
+                "the student sees images or videos, the teacher reads text only; choose one that sees them"
+            )
+        if patches.shape[-1] != (values := patch_values(base)):
+            raise TeacherError(
+                f"teacher and student see different visual tokens: the student's patches have {patches.shape[-1]} values "
+                f"({name}), the teacher's {values}. {_SAME_TOKENS}"
+            )
+
+
+_SAME_TOKENS = (
+    "Their patch size and merge size must agree, so that attention can be compared position by position; pixel limits are "
+    "the student's for both."
+)
+#: What makes patches of an image; resize limits are not among them, as the student's processor makes the prompts of both.
+_VISION = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+
+
+def check_same_tokens(student_processor: Any, teacher_processor: Any) -> None:
+    """Refuse a teacher whose text tokens or visual tokens are others: prompts are made once, by the student's processor.
+
+    Raises:
+        TeacherError: with the first token, or the first setting of the image processor, that differs.
+    """
+    student, teacher = (
+        {index: token for token, index in getattr(p, "tokenizer", p).get_vocab().items()}
+        for p in (student_processor, teacher_processor)
+    )
+    for index in sorted(student.keys() | teacher.keys()):
+        if student.get(index) != teacher.get(index):
+            raise TeacherError(
+                f"teacher and student use different tokenizers: token {index} is {student.get(index)!r} for the student "
+                f"and {teacher.get(index)!r} for the teacher. Choose a teacher of the student's family."
+            )
+    images = [getattr(p, "image_processor", None) for p in (student_processor, teacher_processor)]
+    if None in images:
+        return  # one of them reads no images; prompts that hold some are refused when they come
+    for name in _VISION:
+        own, other = (getattr(image, name, None) for image in images)
+        if own != other:
+            raise TeacherError(
+                f"teacher and student see images differently: {name} is {own} for the student and {other} for the teacher. "
+                f"{_SAME_TOKENS}"
+            )

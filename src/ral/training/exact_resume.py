@@ -1,0 +1,186 @@
+"""What makes transformers' Trainer lose nothing: checkpoints that are sealed and checked, and a resume that is exact.
+
+Saving and loading have no public seam in Trainer; the private methods that are overridden are all in this file, and
+`tests/training/test_exact_resume.py` tells when one of them changes its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+
+from ral.attention.models import pretrained
+from ral.files import atomic_write_text
+from ral.runs.checkpoints import (
+    CheckpointError,
+    good_checkpoint,
+    keep_newest,
+    last_checkpoint,
+    newest_good_checkpoint,
+    read_manifest,
+    remove,
+    seal,
+)
+from ral.runs.interruption import Interrupted, Interruption
+from ral.runs.redaction import without_credentials
+
+logger = logging.getLogger(__name__)
+
+#: The settings beside saved weights.
+SETTINGS = "training_args.json"
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer, to be mixed in before another, whose checkpoints can be trusted and gone on from exactly."""
+
+    model: nn.Module
+
+    def __init__(self, *arguments: Any, **named: Any):
+        self._resumed_step: int | None = None
+        super().__init__(*arguments, **named)
+        self.interruption = Interruption(every=getattr(self.args, "num_iterations", 1))
+        for callback in (self.interruption, LogBeforeSave()):
+            self.add_callback(callback)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
+        """As Trainer's, but of a checkpoint every file is checked before one is read.
+
+        Args:
+            resume_from_checkpoint: the folder of a checkpoint; True: the newest good one in `output_dir`.
+
+        Raises:
+            CheckpointError: the checkpoint is unfinished, damaged or holds weights alone, or there is no good one.
+            Interrupted: SIGTERM or Ctrl-C ended the run before its last step; it is saved.
+        """
+        checkpoint = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed_step = None if checkpoint is None else _global_step(checkpoint)
+        try:
+            output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **named)
+        finally:
+            self.interruption.restore()
+        if self.interruption.received is not None and self.state.global_step < self.state.max_steps:
+            logger.warning(
+                "the run was interrupted after step %d of %d and is saved in %s; go on with --resume",
+                self.state.global_step,
+                self.state.max_steps,
+                last_checkpoint(self._folder),
+            )
+            raise Interrupted(self.interruption.received)
+        return output
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """As Trainer's; nothing for a run that was resumed at its end, which Trainer would give one more step."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _checked(self, wanted: str | Path | bool) -> Path:
+        """The checkpoint to go on from; read by the main process, found good or refused by all."""
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            try:
+                found = [newest_good_checkpoint(self._folder) if wanted is True else good_checkpoint(str(wanted))]
+            except CheckpointError as error:
+                found = [error]
+        [checkpoint] = broadcast_object_list(found)
+        if isinstance(checkpoint, CheckpointError):
+            raise checkpoint
+        if (manifest := read_manifest(checkpoint)) and manifest["processes"] != self.args.world_size:
+            logger.warning(
+                "%s was saved by %d processes, this run has %d: it goes on, but not bit for bit",
+                checkpoint.name,
+                manifest["processes"],
+                self.args.world_size,
+            )
+        return checkpoint
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, with the settings as JSON, which everybody can read, in place of its pickle, which can run code."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            settings = without_credentials(self.args.to_dict())
+            atomic_write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's, sealed once every process has written its files; only then may older checkpoints go.
+
+        Raises CheckpointError where it cannot be saved, with what was written removed and earlier checkpoints untouched.
+        """
+        if self.state.global_step == self._resumed_step:
+            return  # nothing was trained since, and saving would break up the very checkpoint the run went on from
+        checkpoint, args, main = self._folder / f"checkpoint-{self.state.global_step}", self.args, self.args.should_save
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            if main:
+                remove(checkpoint)  # of a save that was cut off: none of its files may be taken for a new one
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if main:
+                seal(checkpoint, processes=args.world_size, resumable=not args.save_only_model)
+        except Exception as error:  # OSError, or what torch and safetensors make of it
+            remove(checkpoint)
+            raise CheckpointError(self._not_saved(checkpoint, error)) from error
+        finally:
+            args.save_total_limit = limit
+        if main and limit is not None and limit > 0:
+            best = self.state.best_model_checkpoint
+            keep_newest(self._folder, limit, None if best is None else Path(best))
+        self.accelerator.wait_for_everyone()
+
+    def _not_saved(self, checkpoint: Path, error: Exception) -> str:
+        free = shutil.disk_usage(self._folder).free / 2**20
+        earlier = last_checkpoint(self._folder)
+        kept = "there is no earlier one" if earlier is None else f"{earlier} is untouched"
+        return (
+            f"{checkpoint} could not be saved ({type(error).__name__}: {error}); what was written of it is removed, and "
+            f"{kept}. {free:,.0f} MiB are free there: make room (save_total_limit keeps fewer) and go on with --resume."
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights of a checkpoint, read as `from_pretrained` reads them.
+
+        Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
+        would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
+        """
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            base = pretrained(self.model)
+            saved = type(base).from_pretrained(resume_from_checkpoint, dtype=base.dtype)
+            base.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        best = good_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(best), self.model_wrapped)
+
+
+def _global_step(checkpoint: Path) -> int:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+
+
+class LogBeforeSave(TrainerCallback):
+    """A checkpoint closes the interval of the log, whose sums it does not hold."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save

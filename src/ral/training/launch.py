@@ -1,0 +1,163 @@
+"""Runs a recipe: from its settings to a trained model in a run folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from ral.attention.models import has_vision
+from ral.data.fingerprint import fingerprint
+from ral.data.readers import read_records
+from ral.data.record import Record
+from ral.errors import ConfigError
+from ral.evaluate.look_recorder import LookRecorder
+from ral.models.loading import load_model, load_processor, training_dtype
+from ral.models.sharding import QUANTISED_SHARDS
+from ral.recipe import Recipe, Task
+from ral.runs.folder import prepare_run, refuse_occupied
+from ral.runs.interruption import Interrupted
+from ral.testbed import model_name
+from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.needles import needle_records
+from ral.testbed.rings import ring_records
+from ral.training.exact_resume import ResumableTrainer
+from ral.training.live_report import LiveReport
+from ral.training.trainer import RALTrainer
+
+#: The testbed's sources: what draws their records, and how many with which seed, by split.
+DRAWN: dict[str, tuple[Callable[[int, int], list[Record]], dict[str, tuple[int, int]]]] = {
+    "rings": (ring_records, {"train": (4096, 1), "test": (512, 2)}),
+    "episodes": (episode_records, {"train": (2048, 1), "test": (256, 2)}),  # videos
+    "told": (told_records, {"train": (2048, 1), "test": (256, 2)}),  # the episodes in words
+    "needles": (needle_records, {"train": (4096, 1), "test": (512, 2)}),  # texts
+}
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train what `recipe` says by reinforcement, save the model in `final/`, and return the run folder.
+
+    Raises what `run` and `RALTrainer` raise.
+    """
+    return run(recipe, _reinforcement, resume=resume, overwrite=overwrite)
+
+
+def run(
+    task: AnyTask,
+    build: Callable[[AnyTask, list[Record], list[Record] | None], ResumableTrainer],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Train what `build` makes of `task` and its data, under the contract of run folders, and return the folder.
+
+    Raises ValueError for an output folder that holds a run, or that cannot be gone on from (see `prepare_run`), and what
+    `build` refuses. The earlier run that `overwrite` replaces is removed only once the new one's model, data and settings
+    are found good.
+    """
+    args = task.args
+    folder = Path(str(args.output_dir))
+    main_process = args.process_index == 0
+    if main_process:
+        refuse_occupied(folder, resume=resume, overwrite=overwrite)
+    training, held_out = datasets(task)
+    trainer = build(task, training, held_out)
+    with args.main_process_first(local=False, desc="preparing the run folder"):
+        if main_process:
+            facts = {"data": fingerprint(training), "processes": args.world_size}
+            prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
+    trainer.add_callback(LiveReport())
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except Interrupted:
+        trainer.accelerator.end_training()  # all processes are here; of another error this one alone may know
+        raise
+    _save_final(trainer, folder)
+    # A thread of a process group that outlives the interpreter may abort its process: with the run done, a failure.
+    trainer.accelerator.end_training()
+    return folder
+
+
+def _save_final(trainer: ResumableTrainer, folder: Path) -> None:
+    """Write the model to `final/`, which is there whole or not at all."""
+    unfinished, final = folder / ".final", folder / "final"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.replace(final)
+
+
+def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record] | None) -> RALTrainer:
+    if recipe.look_steps and not held_out:
+        raise ConfigError(
+            f"look_steps={recipe.look_steps} needs held-out records to look at; set eval_data, or look_steps to 0"
+        )
+    looks = [LookRecorder((held_out or [])[: recipe.look_items], recipe.look_steps)] if recipe.look_steps else []
+    model, processor = start_model(recipe)
+    return RALTrainer(
+        model,
+        recipe.args,
+        train_dataset=training,
+        eval_dataset=held_out,
+        reward_funcs=recipe.reward_funcs,
+        reward_weights=recipe.reward_weights,
+        processing_class=processor,
+        peft_config=lora_config(recipe, model, recipe.args.freeze_vision),
+        teacher=None if recipe.teacher is None else model_name(recipe.teacher),
+        callbacks=looks,
+    )
+
+
+def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
+    """The model that a task starts from and its processor.
+
+    Raises ConfigError: quantised weights without an adapter, or sharded.
+    """
+    if task.quantization is not None and task.peft is None:
+        raise ConfigError("quantization is set, but quantised weights cannot be trained; train an adapter: set peft")
+    if task.quantization is not None and task.args.fsdp:
+        raise ConfigError(QUANTISED_SHARDS)
+    name = model_name(task.model)
+    return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
+
+
+def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> LoraConfig | None:
+    """The adapter that a task trains, if it trains one; a frozen vision tower is left out unless the task says where."""
+    if task.peft is None:
+        return None
+    outside = {"exclude_modules": r".*\bvisual\b.*"} if freeze_vision and has_vision(model) else {}
+    return LoraConfig(**outside | task.peft)
+
+
+def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
+    """The records that a task trains on, and those held out."""
+    reading = {"root": task.data_root, "allow_outside": task.allow_outside}
+    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **reading)
+    return load_data(task.data, "train", **reading), held_out
+
+
+def load_data(source: str | Sequence[str], split: Literal["train", "test"], **reading: Any) -> list[Record]:
+    """The records of one split of `rings`, `episodes`, `told`, `needles`, `easy-vqa`, or whatever `read_records` reads.
+
+    Of several sources, the records of all, one source after the other; training shuffles them. `reading` holds arguments of
+    `read_records`, and what that raises is raised.
+    """
+    if not isinstance(source, str):
+        return [record for one in source for record in load_data(one, split, **reading)]
+    if source in DRAWN:
+        draw, splits = DRAWN[source]
+        return draw(*splits[split])
+    if source == "easy-vqa":
+        return easy_vqa_records(split)
+    return list(read_records(source, split=split, **reading))

@@ -1,0 +1,74 @@
+"""The guard of every run: nothing that is not a number reaches the weights, and the batch is kept for `ral replay`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from ral.models.sharding import refuse_sharding, whole_state
+from ral.training.dumps import MODEL, Dump
+from ral.training.exact_resume import ResumableTrainer
+from ral.training.watch import NonFiniteError, gradient_norm
+
+
+class GuardedTrainer(ResumableTrainer):
+    """A Trainer, to be mixed in before another, that stops before an update that is not a number.
+
+    The loss is for `compute_loss` to hand to `require_finite`, before the backward pass in which DeepSpeed makes its update.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        refuse_sharding(self.accelerator, self.model, self.args)
+
+    @abstractmethod
+    def dump(self, what: str) -> Dump:
+        """The optimiser step that is being made, as `ral replay` can make it again; `what` was not finite."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """As Trainer's; the gradient of the whole step is looked at before it is clipped."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients and not self._is_scaled():
+            self.require_finite("the gradient's norm", self._gradient_norm(model))
+        return loss
+
+    def _is_scaled(self) -> bool:
+        """Whether the gradient may have overflowed by being scaled up, in float16: then a scaler steps over it, and scales less.
+
+        What overflows at a scale of 1 does so by itself. DeepSpeed keeps its scale to itself.
+        """
+        scaler = self.accelerator.scaler
+        return self.args.fp16 if self.is_deepspeed_enabled else scaler is not None and scaler.get_scale() > 1
+
+    def _gradient_norm(self, model: Any) -> Tensor:
+        """DeepSpeed has made its update by now; but where the norm was not finite it made none, and kept the norm."""
+        if self.is_deepspeed_enabled:
+            return torch.as_tensor(model.get_global_grad_norm(), device=self.args.device)
+        return gradient_norm(model.parameters())
+
+    def require_finite(self, what: str, value: Tensor) -> None:
+        """Unless `value` is finite in every process: dump the step, and stop all of them before the weights are touched."""
+        value = value.detach()
+        if not self.accelerator.reduce((~value.isfinite()).float(), reduction="sum"):
+            return
+        own = (
+            f"{what} is {float(value)}" if not value.isfinite() else f"{what} is finite here, but not in every process"
+        )
+        step = self.state.global_step + 1
+        folder = Path(str(self.args.output_dir)) / f"nonfinite-{step}"
+        self.dump(own).save(folder, self.args.process_index)
+        weights = whole_state(self.model_wrapped, self.accelerator)
+        if self.is_world_process_zero():
+            extract_model_from_parallel(self.model).save_pretrained(folder / MODEL, state_dict=weights)
+            processor: Any = self.processing_class
+            processor.save_pretrained(folder / MODEL)
+        raise NonFiniteError(
+            f"step {step}: {own}. The weights are as they were before the step. `ral replay {folder}` runs its batch again and "
+            "shows where it becomes non-finite; the run can go on from its last checkpoint with other settings (a lower "
+            "learning_rate, or attention_coef in reinforcement) as a new one."
+        )

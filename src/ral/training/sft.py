@@ -1,0 +1,246 @@
+"""Supervised fine-tuning on worked examples, the stage before reinforcement; TRL's `SFTTrainer` does the training.
+
+An example is the prompt that reinforcement asks, encoded by the same code, and behind it the record's trace and solution
+in the format that reinforcement rewards. The loss counts that completion alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from trl import SFTConfig, SFTTrainer
+
+from ral.attention.models import pretrained, trains_vision
+from ral.config import refuse_credentials, replayed
+from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
+from ral.data.reading import Reading
+from ral.data.record import DataError, Record
+from ral.errors import ConfigError
+from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
+from ral.models.sharding import gather_vision, idle_vision
+from ral.recipe import Task
+from ral.runs.folder import MetricsWriter
+from ral.training.dumps import ExamplesDump
+from ral.training.launch import lora_config, run, start_model
+from ral.training.nonfinite import GuardedTrainer
+
+logger = logging.getLogger(__name__)
+
+#: What stands at positions that the loss leaves out.
+IGNORED = -100
+
+#: The tensors of an example with one value a token.
+_PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids", "labels"}
+
+#: Settings of TRL's own preparation of text, which `Examples` replaces: they would have no effect.
+_PREPARATION = (
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_kwargs", "dataset_num_proc",
+    "dataset_text_field", "eos_token", "eval_packing", "model_init_kwargs", "packing", "packing_strategy", "pad_token",
+    "padding_free", "shuffle_dataset", "truncation_mode", "trust_remote_code",
+)  # fmt: skip
+
+
+def _doc(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SFTSettings(SFTConfig):
+    """Settings of supervised fine-tuning, beside those of `transformers.TrainingArguments` and of `trl.SFTConfig`.
+
+    What has the name of a field of `RALConfig` means the same there, and has the same default.
+    """
+
+    think: bool = _doc(True, "Teach <think>trace</think><answer>solution</answer>; False: the bare solution.")
+    template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    min_pixels: int | None = _doc(None, "Smallest image or frame after resizing, in pixels.")
+    max_pixels: int | None = _doc(None, "Largest image or frame after resizing, in pixels.")
+    video_pixels: int | None = _doc(None, "Largest sum of all frames of a video after resizing, in pixels.")
+    num_frames: int | None = _doc(None, "Frames per video at most.")
+    fps: float | None = _doc(None, "Frames per second a video is sampled at.")
+    freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are.")
+    max_length: int | None = _doc(None, "Longest example in tokens; the end of longer completions is cut.")
+
+    # --- defaults of trl.SFTConfig that differ here -----------------------------------------------------------------
+    learning_rate: float = _doc(1e-5, "Peak learning rate.")
+    num_train_epochs: float = _doc(1.0, "Passes over the examples.")
+    logging_steps: float = _doc(1, "Log every n optimiser steps.")
+    logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
+    gradient_checkpointing: bool = _doc(None, "The former name of activation_checkpointing.")
+    bf16: bool = _doc(False, "Mixed precision in bfloat16.")
+    remove_unused_columns: bool = _doc(False, "Examples are encoded batch by batch, from their number.")
+    report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
+    ddp_find_unused_parameters: bool | None = _doc(False, "DDP need not look for them: every pass uses all weights.")
+    dataset_kwargs: dict[str, Any] | str | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_credentials(self)
+        for item in fields(self):
+            if item.name in _PREPARATION and getattr(self, item.name) != _default(item):
+                raise ConfigError(
+                    f"{item.name} belongs to TRL's own preparation of data, which is not used: examples are encoded as in "
+                    "reinforcement; leave it out"
+                )
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTTask(Task):
+    """The task of `ral sft`."""
+
+    args: SFTSettings
+
+
+def fine_tune(task: SFTTask, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Fine-tune what `task` says on the worked examples of its data, save it in `final/`, and return the run folder.
+
+    Raises DataError for data without a single trace, and what `run` raises.
+    """
+    return run(task, build_trainer, resume=resume, overwrite=overwrite)
+
+
+class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
+    """TRL's trainer on batches of `Examples`, stopped before a loss or a gradient that is not a number reaches the weights."""
+
+    args: SFTSettings
+    data_collator: Examples
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """As TRL's. Raises WorkerError, too: a process that reads the data (`dataloader_num_workers`) died."""
+        with self.data_collator.reading.watched():
+            return super().train(*arguments, **named)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        self._micro_batches, self._items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._micro_batches, self._items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As TRL's, whatever media the batches of other processes have; in training, looked at before its backward pass."""
+        gather_vision(self.model)
+        computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
+        if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(pretrained(self.model)):
+            loss = loss + idle_vision(self.model)
+        if model.training:
+            self.require_finite("the loss", loss)
+        return (loss, *outputs) if outputs else loss
+
+    def dump(self, what: str) -> ExamplesDump:
+        return ExamplesDump(
+            what=what,
+            step=self.state.global_step,
+            max_steps=self.state.max_steps,
+            settings=replayed(self.args),
+            micro_batches=self._micro_batches,
+            items=None if self._items is None else int(self._items),
+        )
+
+
+def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | None) -> WorkedExamplesTrainer:
+    """The trainer of a task on its data. Raises ConfigError for an adapter of a frozen vision tower; see `fine_tune`."""
+    args = task.args
+    train = worked_examples(train, think=args.think)
+    held_out = worked_examples(held_out, think=args.think) if held_out else []
+    model, processor = start_model(task)
+    if args.freeze_vision:
+        freeze_vision(model)
+    records = [*train, *held_out]
+    numbers = Dataset.from_dict({"number": range(len(records))})
+    trainer = WorkedExamplesTrainer(
+        model,
+        args,
+        data_collator=Examples(processor, Reading(records), args),
+        train_dataset=numbers.select(range(len(train))),
+        eval_dataset=numbers.select(range(len(train), len(records))) if held_out else None,
+        processing_class=processor,
+        peft_config=lora_config(task, model, args.freeze_vision),
+        callbacks=[MetricsWriter()],
+    )
+    refuse_adapter_of_frozen_vision(pretrained(trainer.model), args.freeze_vision)
+    return trainer
+
+
+def worked_examples(records: Sequence[Record], *, think: bool) -> list[Record]:
+    """The records that can be taught: those with a trace, where thinking is. How many have none is logged.
+
+    Raises DataError when none has one.
+    """
+    taught = [record for record in records if record.trace is not None or not think]
+    if not taught:
+        raise DataError(
+            f"none of {len(records)} records has a trace, the worked thinking that fine-tuning teaches; "
+            "give data with traces, or set think to false to teach bare answers"
+        )
+    if len(taught) < len(records):
+        logger.warning("%d of %d records have no trace and are left out", len(records) - len(taught), len(records))
+    return taught
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Data collator: numbers of records → the batch they make. Media are decoded here, a batch at a time."""
+
+    processor: Any
+    reading: Reading
+    args: SFTSettings
+
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (and `mm_token_type_ids`) `[B, T]`, padded right, and the pixels."""
+        # Any token may fill up: neither attention nor the loss counts it. Not every model has one for that.
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        fillers = {"input_ids": tokenizer.eos_token_id, "labels": IGNORED}
+        examples = [self.example(row["number"]) for row in rows]
+        longest = max(example["input_ids"].shape[1] for example in examples)
+        batch = {}
+        for name in dict.fromkeys(name for example in examples for name in example):
+            parts = [example[name] for example in examples if name in example]
+            if name in _PER_TOKEN:
+                parts = [pad(part, (0, longest - part.shape[1]), value=fillers.get(name, 0)) for part in parts]
+            batch[name] = torch.cat(parts)
+        return batch
+
+    def example(self, number: int) -> dict[str, Tensor]:
+        with self.reading.record(number) as record:
+            return self.encode(record)
+
+    def encode(self, record: Record) -> dict[str, Tensor]:
+        """One example as the model's input, with `labels` `[1, T]` that count the completion alone.
+
+        Raises DataError for what `encode_prompt` and `encode_completion` refuse, and a prompt that fills `max_length`.
+        """
+        args = self.args
+        inputs = encode_prompt(self.processor, record, **prompt_settings(args))
+        prompt = inputs["input_ids"].shape[1]
+        completion = encode_completion(self.processor, record, think=args.think)[None]
+        if args.max_length is not None:
+            if prompt >= args.max_length:
+                raise DataError(
+                    f"{record.origin}: the prompt alone has {prompt} tokens, max_length is {args.max_length}; "
+                    "raise it, or lower max_pixels or num_frames"
+                )
+            completion = completion[:, : args.max_length - prompt]
+        added = {"input_ids": completion, "attention_mask": torch.ones_like(completion)}
+        for name in _PER_TOKEN & inputs.keys():
+            inputs[name] = torch.cat([inputs[name], added.get(name, torch.zeros_like(completion))], dim=1)
+        inputs["labels"] = torch.cat([torch.full((1, prompt), IGNORED), completion], dim=1)
+        return inputs

@@ -1,0 +1,121 @@
+"""Sharding that a run may have, and the launchers' files that are shipped for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from transformers import BitsAndBytesConfig
+
+from ral.attention.models import vision_tower
+from ral.config import ConfigError, RALConfig
+from ral.models.loading import frozen
+from ral.models.sharding import idle_vision, refuse_sharded_rollouts, refuse_sharding
+from tests.tiny import tiny_model
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TYPES = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
+}
+
+
+def launched(name: str) -> Any:
+    """A launcher's file, as `accelerate launch` reads it."""
+    return load_config_from_file(str(RECIPES / "accelerate" / f"{name}.yaml"))
+
+
+def accelerator(name: str, **changes: Any) -> Any:
+    """What `refuse_sharding` reads of an accelerator that such a file made."""
+    config = launched(name)
+    fsdp = {key.removeprefix("fsdp_"): value for key, value in (config.fsdp_config or {}).items()} | changes
+    if fsdp:
+        fsdp["fsdp_version"] = fsdp.pop("version")
+        fsdp["cpu_offload"] = fsdp.pop("offload_params")
+        return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**fsdp)))
+    stage = (config.deepspeed_config or {}).get("zero_stage")
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
+def args(folder: Path, **changes: Any) -> RALConfig:
+    return RALConfig(output_dir=str(folder), use_cpu=True, **changes)
+
+
+def test_there_is_a_launcher_for_every_engine() -> None:
+    assert {path.stem for path in (RECIPES / "accelerate").iterdir()} == TYPES.keys()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_launcher_starts_eight_processes_of_a_run_that_is_allowed(name: str, tmp_path: Path) -> None:
+    config = launched(name)
+    assert config.distributed_type == TYPES[name]
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (1, 8, "bf16")
+    assert f"recipes/accelerate/{name}.yaml" in (RECIPES / "accelerate" / f"{name}.yaml").read_text()
+    refuse_sharding(accelerator(name), frozen(tiny_model("qwen2_5_vl")), args(tmp_path))
+    if name != "zero3":  # for `ral sft`
+        refuse_sharded_rollouts(accelerator(name))
+
+
+def test_sharding_that_would_hang_or_fail_is_refused(tmp_path: Path) -> None:
+    trained, text = tiny_model("qwen2_5_vl"), tiny_model("qwen2")
+    with pytest.raises(ConfigError, match="reshard_after_forward: false"):
+        refuse_sharded_rollouts(accelerator("fsdp2", reshard_after_forward=True))
+    with pytest.raises(ConfigError, match=r"ZeRO-3 .* use FSDP2"):
+        refuse_sharded_rollouts(accelerator("zero3"))
+    with pytest.raises(ConfigError, match="freeze_vision=False under fsdp"):
+        refuse_sharding(accelerator("fsdp2"), trained, args(tmp_path))
+    refuse_sharding(accelerator("fsdp2"), text, args(tmp_path))
+    for name in ("ddp", "zero2"):
+        refuse_sharding(accelerator(name), trained, args(tmp_path))
+
+
+def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)  # where transformers says so
+    with pytest.raises(ConfigError, match=r"quantization under fsdp: .*recipes/accelerate/ddp\.yaml"):
+        refuse_sharding(accelerator("fsdp2"), model, args(tmp_path))
+    refuse_sharding(accelerator("ddp"), model, args(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+def test_a_blank_image_gives_the_whole_tower_a_gradient_of_zero(model: str) -> None:
+    policy = tiny_model(model)
+    nothing = idle_vision(policy)
+    assert nothing == 0
+    nothing.backward()
+    for parameter in vision_tower(policy).parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+def test_the_slurm_script_starts_one_launcher_a_machine(tmp_path: Path) -> None:
+    """With Slurm's own commands, and the launcher, replaced by what prints how it was called."""
+    for name, body in {
+        "scontrol": "printf 'first\\nsecond\\n'",
+        "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "accelerate": 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT s" "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "PATH": path}
+    words = ["recipe.yaml", "--output_dir", "a folder"]
+    found = subprocess.run(
+        ["bash", str(RECIPES / "slurm/train.sbatch"), *words], env=slurm, capture_output=True, text=True, check=True
+    )
+    expected = (
+        "290 s launch --config_file recipes/accelerate/ddp.yaml --num_machines 2 --num_processes 16 --machine_rank {} "
+        "--main_process_ip first --main_process_port 29500 --no_python ral train recipe.yaml --output_dir a folder"
+    )
+    assert found.stdout.splitlines() == [expected.format(rank) for rank in (0, 1)]

@@ -1,0 +1,348 @@
+"""What each anchor trains, and when it trains nothing: the traps of attention terms as numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ral.objective.anchors import ANCHORS, AttentionState
+from ral.objective.divergence import jensen_shannon
+from ral.objective.terms import StepTotals, attention_loss, group_advantages, token_weights
+
+G, R, P = 4, 3, 6
+LENGTHS = torch.tensor([3, 2, 3, 1])
+MASK = torch.arange(R) < LENGTHS[:, None]
+ADVANTAGES = group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0])).double()
+ANSWER = LENGTHS[:, None] - 1 == torch.arange(R)  # of every completion its last token
+EVIDENCE = torch.tensor([False, True, True, False, False, False])
+WEIGHTS = token_weights(MASK, StepTotals(G, int(LENGTHS.sum())), "grpo", R).double()
+
+
+def scores(seed: int = 0) -> Tensor:
+    """Attention scores `[G, R, P+R]` that see the prompt and the completion's earlier tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(G, R, P + R, generator=generator, dtype=torch.float64)
+    own = torch.arange(R)
+    return noise.masked_fill(torch.cat([torch.zeros(R, P).bool(), own[None] >= own[:, None]], dim=1), float("-inf"))
+
+
+def rows_of(scores: Tensor) -> Tensor:
+    return scores.softmax(-1) * MASK[..., None]
+
+
+def state(rows: Tensor, old: Tensor | None = None, target: Tensor | None = None, **changes: object) -> AttentionState:
+    old = rows.detach().clone() if old is None else old
+    return dataclasses.replace(AttentionState(rows, old, target, ADVANTAGES, WEIGHTS, P, EVIDENCE, ANSWER), **changes)
+
+
+def gradient(anchor: str, logits: Tensor, **parts: object) -> tuple[Tensor, Tensor]:
+    """Loss, and its gradient with respect to the attention scores."""
+    logits = logits.clone().requires_grad_()
+    loss = ANCHORS[anchor].term(state(rows_of(logits), **parts)).loss
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def test_trap_1_old_is_exactly_zero_while_the_policy_has_not_moved() -> None:
+    for dtype in (torch.float64, torch.float32):
+        rows = rows_of(scores()).to(dtype).requires_grad_()
+        loss = ANCHORS["old"].term(state(rows)).loss
+        assert loss == 0
+        assert not torch.autograd.grad(loss, rows)[0].any()
+    assert [name for name, anchor in ANCHORS.items() if anchor.needs_inner_updates] == ["old"]
+
+
+def test_trap_2_old_is_second_order_in_the_update() -> None:
+    """A step ten times as large gives a loss a hundred and a gradient ten times as large."""
+    start, direction = scores(), torch.nan_to_num(scores(1), neginf=0)
+    old = rows_of(start)
+    losses, gradients = zip(*(gradient("old", start + step * direction, old=old) for step in (1e-3, 1e-2)), strict=True)
+    assert losses[1] / losses[0] == pytest.approx(100, rel=0.1)
+    assert gradients[1].norm() / gradients[0].norm() == pytest.approx(10, rel=0.1)
+
+
+def test_trap_3_terms_of_a_shared_context_cancel_exactly() -> None:
+    """A first completion token has the same row in every rollout, and Σ A = 0: all pulls and pushes add up to nothing."""
+    logits = torch.randn(1, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = logits.softmax(-1).expand(G, 1, P)
+    target = torch.rand(1, 1, P, dtype=torch.float64).softmax(-1).expand(G, 1, P)
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    for anchor, parts in (("old", {"old": target}), ("ref", {"target": target})):
+        loss = ANCHORS[anchor].term(state(rows, weights=weights, **parts)).loss
+        [whole] = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert loss.abs() < 1e-9
+        assert whole.norm() < 1e-9
+        for g in range(G):
+            single = attention_loss(rows[g : g + 1], target[g : g + 1], ADVANTAGES[g : g + 1], weights[g : g + 1]).loss
+            [alone] = torch.autograd.grad(single, logits, retain_graph=True)
+            assert alone.norm() > 1e-3
+
+
+def test_explore_does_not_cancel_on_a_shared_context() -> None:
+    """Every rollout was sampled under its own bias, so the targets of one context differ between rollouts."""
+    logits = torch.randn(1, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bias = 0.5 * torch.randn(G, 1, P, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows = logits.softmax(-1).expand(G, 1, P)
+    target = (logits.detach() + bias).softmax(-1)
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    loss = ANCHORS["explore"].term(state(rows, target=target, weights=weights)).loss
+    [whole] = torch.autograd.grad(loss, logits)
+    assert whole.norm() > 1e-3
+    # To first order the step is along Σ A_g η_g, as if all rollouts were one of that bias.
+    estimate = along(logits.detach()[0, 0], -(ADVANTAGES[:, None] * bias[:, 0]).mean(0) / 4)
+    assert torch.cosine_similarity(whole.flatten(), estimate, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("anchor", ["group", "credit", "evidence", "explore"])
+def test_first_order_anchors_have_a_gradient_before_the_first_update(anchor: str) -> None:
+    target = rows_of(scores() + 0.5 * torch.nan_to_num(scores(2), neginf=0)) if anchor == "explore" else None
+    loss, grad = gradient(anchor, scores(), target=target)
+    assert loss != 0
+    assert grad.norm() > 1e-3
+
+
+@pytest.mark.parametrize("anchor", ["group", "credit"])
+def test_anchors_of_the_group_have_none_while_all_rollouts_look_at_the_same_place(anchor: str) -> None:
+    same = scores()[:1, :1].expand(G, R, -1)
+    loss, grad = gradient(anchor, same)
+    assert loss.abs() < 1e-9
+    assert grad.norm() < 1e-9
+
+
+@pytest.mark.parametrize(("anchor", "part"), [("old", "old"), ("ref", "target"), ("explore", "target")])
+def test_a_step_pulls_successes_to_the_target_and_pushes_failures_away(anchor: str, part: str) -> None:
+    start, target = scores(), rows_of(scores(1))
+    _, grad = gradient(anchor, start, **{part: target})
+    before, after = (jensen_shannon(rows_of(x), target) for x in (start, start - 0.1 * grad))
+    change = after - before
+    assert (change[MASK & (ADVANTAGES > 0)[:, None]] < 0).all()
+    assert (change[MASK & (ADVANTAGES < 0)[:, None]] > 0).all()
+
+
+def test_group_pulls_every_rollout_to_where_the_successful_ones_looked() -> None:
+    def looked(logits: Tensor) -> Tensor:
+        pooled = rows_of(logits)[..., :P].sum(1)
+        return pooled / pooled.sum(-1, keepdim=True)
+
+    start = scores()
+    target = looked(start)[ADVANTAGES > 0].mean(0)
+    loss, grad = gradient("group", start)
+    before, after = (jensen_shannon(looked(x), target.expand(G, P)) for x in (start, start - 0.1 * grad))
+    assert (after < before).all()
+    torch.testing.assert_close(loss, (WEIGHTS.sum(1) * ADVANTAGES.abs() * before).sum())
+
+
+def test_group_without_a_success_trains_nothing() -> None:
+    loss, grad = gradient("group", scores(), advantages=torch.zeros(G, dtype=torch.float64))
+    assert loss == 0
+    assert not grad.any()
+
+
+def test_credit_pulls_every_rollout_to_keys_that_only_successful_ones_looked_at() -> None:
+    """Key 0 belongs to the successes, key 1 to the failures, key 2 to all: Â is the advantages of those that looked."""
+    looks = torch.zeros(G, 1, P, dtype=torch.float64)
+    looks[..., 2] = 0.5
+    for g, key in enumerate((0, 1, 0, 1)):
+        looks[g, 0, key] = 0.5
+    rows = looks.clone().requires_grad_()
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    loss = ANCHORS["credit"].term(state(rows, weights=weights)).loss
+    worth = torch.tensor([ADVANTAGES[0], ADVANTAGES[1], 0, 0, 0, 0])
+    target = looks * worth.exp()
+    target = target / target.sum(-1, keepdim=True)
+    torch.testing.assert_close(loss, jensen_shannon(looks, target).mean())
+    # A success is to look more at its own key, a failure less at its own, and both trade that against the common one.
+    assert target[0, 0, 0] > 0.5 > target[1, 0, 1]
+
+
+def test_evidence_pulls_every_rollout_onto_it_whatever_it_was_rewarded() -> None:
+    def on_evidence(logits: Tensor) -> Tensor:
+        rows = rows_of(logits)[..., :P]
+        return rows[..., EVIDENCE].sum(-1)[ANSWER] / rows.sum(-1)[ANSWER]
+
+    start = scores()
+    loss, grad = gradient("evidence", start)
+    assert not grad[~ANSWER].any()
+    assert (on_evidence(start - 0.1 * grad) > on_evidence(start)).all()
+    other, same = gradient("evidence", start, advantages=-ADVANTAGES)
+    assert loss == other
+    assert torch.equal(grad, same)
+    metrics = ANCHORS["evidence"].term(state(rows_of(start))).metrics
+    seen = metrics["attention/on_evidence"]
+    torch.testing.assert_close(seen.total / seen.weight, on_evidence(start).mean())
+    assert metrics["attention/without_evidence"].total == 0
+
+
+def test_evidence_trains_nothing_where_it_is_not_known_or_all_is_looked_at_already() -> None:
+    loss, grad = gradient("evidence", scores(), evidence=None)
+    assert loss == 0
+    assert not grad.any()
+    unknown = ANCHORS["evidence"].term(state(rows_of(scores()), evidence=None)).metrics
+    assert unknown["attention/without_evidence"].total == 1
+    _, grad = gradient("evidence", scores(), evidence=torch.ones(P, dtype=torch.bool))
+    assert grad.norm() < 1e-9
+
+
+@pytest.mark.parametrize("anchor", list(ANCHORS))
+def test_padding_and_zero_advantages_train_nothing(anchor: str) -> None:
+    _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)))
+    assert not grad[~MASK].any()
+    if anchor not in ("group", "credit", "evidence"):  # which are about the whole group, or about looks alone
+        advantages = ADVANTAGES.clone()
+        advantages[0] = 0
+        _, grad = gradient(anchor, scores(), old=rows_of(scores(1)), target=rows_of(scores(2)), advantages=advantages)
+        assert not grad[0].any()
+        assert grad[1].any()
+
+
+def test_the_loss_weighs_tokens_as_told_and_metrics_split_by_sign() -> None:
+    rows, target = rows_of(scores()), rows_of(scores(1))
+    term = attention_loss(rows, target, ADVANTAGES, WEIGHTS)
+    divergence = jensen_shannon(rows, target)
+    by_hand = sum(
+        ADVANTAGES[g] * divergence[g, : LENGTHS[g]].mean() / G  # the weights above are GRPO's
+        for g in range(G)
+    )
+    torch.testing.assert_close(term.loss, by_hand)
+    for name, chosen in (("positive", [0, 2]), ("negative", [1, 3])):
+        total, count = term.metrics[f"attention/jsd_{name}"]
+        assert count == LENGTHS[chosen].sum()
+        torch.testing.assert_close(total / count, torch.cat([divergence[g, : LENGTHS[g]] for g in chosen]).mean())
+
+
+# --- the derivations of docs/method.md ------------------------------------------------------------------------------
+
+
+def along(scores: Tensor, change: Tensor) -> Tensor:
+    """F · change: what a change of the scores does to their softmax, p_i (change_i − mean_p change)."""
+    p = scores.softmax(-1)
+    return p * (change - (p * change).sum(-1, keepdim=True))
+
+
+def jsd_gradient(scores: Tensor, target: Tensor) -> Tensor:
+    """∂ JSD(softmax(scores) ‖ target) / ∂ scores, row by row."""
+    scores = scores.detach().requires_grad_()
+    return torch.autograd.grad(jensen_shannon(scores.softmax(-1), target).sum(), scores)[0]
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_gradient_in_the_scores() -> None:
+    """½ p (ln p/m − KL(p ‖ m)), whatever the target."""
+    s, target = drawn(P, seed=0), drawn(P, seed=1).softmax(-1)
+    p = s.softmax(-1)
+    log_ratio = (2 * p / (p + target)).log()
+    expected = p * (log_ratio - (p * log_ratio).sum()) / 2
+    torch.testing.assert_close(jsd_gradient(s, target), expected)
+
+
+def test_near_the_policy_the_gradient_leads_to_the_target_and_the_divergence_is_a_square() -> None:
+    """A target made by a bias η pulls with −¼ F η at a distance of ⅛ Var_p η; what is left out is smaller by the size of η."""
+    s, direction = drawn(P, seed=0), drawn(P, seed=1)
+    p, errors = s.softmax(-1), []
+    for size in (1e-3, 1e-2):
+        eta = size * direction
+        target = (s + eta).softmax(-1)
+        first_order = -along(s, eta) / 4
+        errors.append((jsd_gradient(s, target) - first_order).norm() / first_order.norm())
+        variance = (p * eta**2).sum() - (p * eta).sum() ** 2
+        torch.testing.assert_close(jensen_shannon(p, target), variance / 8, rtol=20 * size, atol=0)
+    assert errors[0] < 1e-3
+    assert errors[1] / errors[0] == pytest.approx(10, rel=0.1)
+
+
+def test_old_multiplies_the_move_and_knows_no_direction_of_its_own() -> None:
+    """After a move δ of the scores the paper's term adds +¼ A F δ: less of the same move where A > 0, more of it where A < 0."""
+    s, move = drawn(P, seed=0), 1e-3 * drawn(P, seed=1)
+    gradient = jsd_gradient(s + move, s.softmax(-1))
+    torch.testing.assert_close(gradient, along(s, move) / 4, rtol=1e-2, atol=1e-9)
+
+
+def test_credit_is_the_policy_gradient_of_the_worth_of_a_look() -> None:
+    """Its pull is +¼ F Â, where F Â = ∂/∂s Σ_k p(k) Â(k), and its target argmax_q E_q[Â] − KL(q ‖ p)."""
+    small = 1e-3 * ADVANTAGES
+    prompt = scores().masked_fill(torch.arange(P + R) >= P, float("-inf"))
+    rows = rows_of(prompt)
+    looked = rows[..., :P].sum(1) / LENGTHS[:, None]
+    worth = (small @ looked / looked.sum(0)).requires_grad_(False)
+    _, grad = gradient("credit", prompt, advantages=small)
+    expected = -WEIGHTS[..., None] * along(prompt[..., :P], worth.expand(G, R, P)) / 4
+    torch.testing.assert_close(grad[..., :P][MASK], expected[MASK], rtol=1e-2, atol=1e-9)
+
+    s = prompt[0, 0, :P].clone().requires_grad_()
+    [improvement] = torch.autograd.grad((s.softmax(-1) * worth).sum(), s)
+    torch.testing.assert_close(improvement, along(s.detach(), worth))
+
+    p, big = s.detach().softmax(-1), drawn(P, seed=3)
+
+    def objective(q: Tensor) -> Tensor:
+        return (q * big).sum(-1) - (q * (q / p).log()).sum(-1)
+
+    best = p * big.exp() / (p * big.exp()).sum()
+    others = (best.log() + 0.1 * drawn(100, P, seed=4)).softmax(-1)
+    assert (objective(others) < objective(best)).all()
+
+
+def test_evidence_is_the_policy_gradient_of_the_mass_on_it() -> None:
+    """To first order in the worth of a look; here of a hundredth in place of 1."""
+    s = drawn(P, seed=0)
+    worth = EVIDENCE.double() / 100
+    target = (s + worth).softmax(-1)
+    torch.testing.assert_close(jsd_gradient(s, target), -along(s, worth) / 4, rtol=0.02, atol=1e-8)
+    logits = s.clone().requires_grad_()
+    [mass] = torch.autograd.grad(logits.softmax(-1)[EVIDENCE].sum(), logits)
+    torch.testing.assert_close(along(s, EVIDENCE.double()), mass)
+    # The anchor's target is that of worth 1.
+    rows = s.softmax(-1).expand(G, 1, P).contiguous()
+    weights = torch.full((G, 1), 1 / G, dtype=torch.float64)
+    every = torch.ones(G, 1, dtype=torch.bool)
+    loss = ANCHORS["evidence"].term(state(rows, weights=weights, answer=every)).loss
+    torch.testing.assert_close(loss, jensen_shannon(s.softmax(-1), (s + EVIDENCE.double()).softmax(-1)))
+
+
+def test_explore_is_a_score_function_estimate() -> None:
+    """Over many groups its mean gradient is −(1 − 1/G) σ²/4 · F · ∂E[r]/∂s: rewarded attention, in the softmax's own metric."""
+    groups, sigma = 20_000, 0.1
+    s, value = drawn(P, seed=0), drawn(P, seed=1)
+    eta = sigma * drawn(groups, G, P, seed=2)
+    looked = s + eta
+    reward = (looked.softmax(-1) * value).sum(-1)  # what a rollout earns depends on where it looks
+    advantages = reward - reward.mean(dim=1, keepdim=True)
+    gradient = (advantages[..., None] * jsd_gradient(s.expand_as(eta), looked.softmax(-1))).mean(dim=(0, 1))
+    improvement = along(looked, value.expand_as(eta)).mean(dim=(0, 1))  # ∂E[r]/∂s
+    torch.testing.assert_close(gradient, -(1 - 1 / G) * sigma**2 / 4 * along(s, improvement), rtol=0.03, atol=1e-6)
+
+    # Without a baseline the mean is another one: terms of second order in η are as large, and no longer cancel.
+    biased = (reward[..., None] + 1) * jsd_gradient(s.expand_as(eta), looked.softmax(-1))
+    assert (biased.mean(dim=(0, 1)) - gradient).norm() > gradient.norm()
+
+
+def test_the_token_gradient_is_the_score_of_sampled_attention_given_the_words() -> None:
+    """Tweedie's formula, and what Rao and Blackwell make of it; two keys, three words, Gauss-Hermite quadrature."""
+    sigma, s = 0.5, torch.tensor([0.3, -0.4], dtype=torch.float64)
+    words = torch.tensor([[4.0, -2.0], [-1.0, 3.0], [0.5, 0.0]], dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(40))
+    eta = sigma * torch.cartesian_prod(nodes, nodes)
+    mass = torch.cartesian_prod(weights, weights).prod(-1)
+    mass = mass / mass.sum()
+
+    def said(s: Tensor) -> Tensor:
+        """π(y | s + η), `[nodes, words]`."""
+        return ((s + eta).softmax(-1) @ words.T).softmax(-1)
+
+    together = mass[:, None] * said(s)
+    smoothed = together.sum(0)
+    token_scores = torch.autograd.functional.jacobian(lambda s: (mass @ said(s)).log(), s)
+    expected = together.T @ (eta / sigma**2) / smoothed[:, None]
+    torch.testing.assert_close(expected, token_scores)
+
+    reward = torch.tensor([1.0, 0.0, 0.2], dtype=torch.float64)
+    torch.testing.assert_close((smoothed * reward) @ token_scores, (together @ reward) @ (eta / sigma**2))
+    of_tokens = (smoothed * reward**2) @ token_scores.square().sum(-1)
+    of_looks = (together @ reward**2) @ (eta / sigma**2).square().sum(-1)
+    assert of_looks > 5 * of_tokens  # the same mean, and mostly noise

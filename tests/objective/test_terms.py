@@ -1,0 +1,265 @@
+"""GRPO's loss, gradient and advantages against TRL's own trainer on the same rollouts; the weights by definition."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
+
+from ral.attention import Prompt, forward_groups, prepare_prompt
+from ral.objective.terms import StepTotals, cancelled_share, group_advantages, grpo_loss, importance, token_weights
+from ral.testbed.model import build_model, build_processor
+from ral.testbed.rings import ring_records
+from tests.tiny import tiny_model
+
+G, PROMPTS, LONGEST = 4, 2, 6
+TEMPERATURE = 0.9
+PROCESSOR = build_processor()
+# TRL pads `input_ids` on the left and takes the token types beside them as the processor pads them.
+PROCESSOR.tokenizer.padding_side = "left"
+
+
+def spread(completions: list[Any], **columns: Any) -> list[float]:
+    """A reward with signal in every group, whatever was sampled."""
+    return [[1.0, 0.1, 0.1, 0.7][i % G] for i in range(len(completions))]
+
+
+def text_case() -> tuple[PreTrainedModel, Any, list[dict[str, Any]]]:
+    tokenizer = copy.deepcopy(PROCESSOR.tokenizer)
+    tokenizer.chat_template = PROCESSOR.chat_template
+    model = tiny_model(
+        "qwen2",
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    return model, tokenizer, [{"prompt": "what colour is inside the red ring?"}, {"prompt": "is there a ring?"}]
+
+
+def image_case() -> tuple[PreTrainedModel, Any, list[dict[str, Any]]]:
+    records = ring_records(PROMPTS, seed=0, image_size=32, grid=2, rings=2)
+    rows = [
+        {"prompt": [{"role": "user", "content": r.problem.replace("<image>", "")}], "image": r.images[0]}
+        for r in records
+    ]
+    return build_model(PROCESSOR).eval(), PROCESSOR, rows
+
+
+@pytest.fixture(scope="module", params=["text", "image"])
+def trl(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[GRPOTrainer, dict[str, Any]]:
+    """A real GRPOTrainer with the two groups that it has sampled, scored and prepared."""
+    model, processing_class, rows = {"text": text_case, "image": image_case}[request.param]()
+    args = GRPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("trl")),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=G * PROMPTS,
+        num_generations=G,
+        max_completion_length=LONGEST,
+        temperature=TEMPERATURE,
+        beta=0.0,  # it would load the reference from a hub; the reference log-probs are made below
+        num_iterations=2,
+        use_bias_correction_kl=False,  # its default departs from GRPO as published
+        report_to="none",
+        seed=1,
+    )
+    trainer = GRPOTrainer(
+        model, spread, args=args, train_dataset=Dataset.from_list(rows), processing_class=processing_class
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(G)])
+    generator = torch.Generator().manual_seed(0)
+    logps = our_logps(trainer, batch)
+    for name, size in (("old_per_token_logps", 0.4), ("ref_per_token_logps", 0.2)):
+        batch[name] = (logps + size * torch.randn(logps.shape, generator=generator)).detach()
+    return trainer, batch
+
+
+def our_groups(trainer: GRPOTrainer, batch: dict[str, Any]) -> tuple[list[Prompt], list[list[Tensor]]]:
+    """The batch of TRL's, whose prompts are padded and repeated, as prompt groups."""
+    prompts, completions = [], []
+    for i in range(0, G * PROMPTS, G):
+        inputs = {"input_ids": batch["prompt_ids"][i][None], "attention_mask": batch["prompt_mask"][i][None]}
+        if "pixel_values" in batch:
+            patches = int(batch["image_grid_thw"][i].prod())  # all images are of one size
+            inputs["pixel_values"] = batch["pixel_values"][i * patches : (i + 1) * patches]
+            inputs["image_grid_thw"] = batch["image_grid_thw"][i][None]
+        prompts.append(prepare_prompt(trainer.model, inputs))
+        rows = zip(batch["completion_ids"][i : i + G], batch["completion_mask"][i : i + G].bool(), strict=True)
+        completions.append([ids[mask] for ids, mask in rows])
+    return prompts, completions
+
+
+def our_logps(trainer: GRPOTrainer, batch: dict[str, Any]) -> Tensor:
+    """`[PROMPTS·G, R]` log-probabilities of the packed forward in TRL's padding."""
+    outputs = forward_groups(trainer.model, *our_groups(trainer, batch), layers=(), temperature=TEMPERATURE)
+    longest = batch["completion_ids"].shape[1]
+    return torch.cat([torch.nn.functional.pad(o.logps, (0, longest - o.logps.shape[1])) for o in outputs])
+
+
+def gradient(loss: Tensor, model: PreTrainedModel) -> Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+    )
+
+
+def test_advantages_are_trls(trl: tuple[GRPOTrainer, dict[str, Any]]) -> None:
+    rewards = torch.tensor(spread([None] * G))
+    torch.testing.assert_close(trl[1]["advantages"], group_advantages(rewards).repeat(PROMPTS))
+
+
+def test_log_probabilities_are_trls(trl: tuple[GRPOTrainer, dict[str, Any]]) -> None:
+    trainer, batch = trl
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    with torch.no_grad():
+        theirs, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, batch["completion_ids"].shape[1], **{n: batch[n] for n in names if n in batch}
+        )
+        ours = our_logps(trainer, batch)
+    real = batch["completion_mask"].bool()
+    torch.testing.assert_close(ours[real], theirs[real], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("epsilon_high", [None, 0.5])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_loss_and_gradient_are_trls(
+    trl: tuple[GRPOTrainer, dict[str, Any]], loss_type: str, beta: float, epsilon_high: float | None
+) -> None:
+    trainer, batch = trl
+    trainer.loss_type, trainer.beta = loss_type, beta
+    trainer.epsilon_low, trainer.epsilon_high = 0.2, 0.2 if epsilon_high is None else epsilon_high
+    batch = batch | {"num_items_in_batch": batch["completion_mask"].sum() * trainer.args.steps_per_generation}
+    theirs = trainer._compute_loss(trainer.model, batch)
+
+    outputs = forward_groups(trainer.model, *our_groups(trainer, batch), layers=(), temperature=TEMPERATURE)
+    totals = StepTotals(G * PROMPTS, int(batch["completion_mask"].sum()))
+    terms = []
+    for i, output in zip(range(0, G * PROMPTS, G), outputs, strict=True):
+        own = slice(i, i + G), slice(0, output.logps.shape[1])
+        terms.append(
+            grpo_loss(
+                output.logps,
+                batch["old_per_token_logps"][own],
+                batch["advantages"][i : i + G],
+                token_weights(output.mask, totals, loss_type, LONGEST),
+                epsilon=0.2,
+                epsilon_high=epsilon_high,
+                ref_logps=batch["ref_per_token_logps"][own] if beta else None,
+                beta=beta,
+            )
+        )
+    assert sum(term.metrics["clip_fraction"].total for term in terms) > 3, "clipping must be at work"
+    ours = sum(term.loss for term in terms)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    mine, other = gradient(ours, trainer.model), gradient(theirs, trainer.model)
+    assert (mine - other).norm() < 1e-4 * other.norm()
+    assert other.norm() > 1e-3
+
+
+def test_clip_fraction_and_kl_by_hand() -> None:
+    logps = torch.tensor([[0.0, 0.5, -0.5], [0.5, -0.5, 9.0]])
+    weights = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    term = grpo_loss(
+        logps,
+        torch.zeros(2, 3),
+        torch.tensor([1.0, -1.0]),
+        weights,
+        epsilon=0.2,
+        ref_logps=logps + torch.tensor(2.0).log(),
+        beta=0.5,
+    )
+    e = torch.tensor([0.5, -0.5]).exp()
+    # Clipped: a good token that became likelier, a bad token that became less likely.
+    assert term.metrics["clip_fraction"] == (2, 5)
+    kl = 2 - torch.tensor(2.0).log() - 1
+    torch.testing.assert_close(term.metrics["kl"].total, 5 * kl)
+    torch.testing.assert_close(term.loss, -(1 + 1.2 + e[1]) + (e[0] + 0.8) + 0.5 * 5 * kl)
+
+
+MASK = torch.tensor([[True, True, True, True], [True, False, False, False], [True, True, False, False]])
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "per_token"),
+    [
+        ("grpo", [1 / 4 / 10, 1 / 10, 1 / 2 / 10]),  # mean over its tokens, then over the step's 10 completions
+        ("dapo", [1 / 50] * 3),  # over the step's 50 tokens
+        ("dr_grpo", [1 / (10 * 8)] * 3),  # over 10 completions of the longest length, 8
+    ],
+)
+def test_token_weights(loss_type: str, per_token: list[float]) -> None:
+    weights = token_weights(MASK, StepTotals(completions=10, tokens=50), loss_type, 8)
+    torch.testing.assert_close(weights, MASK * torch.tensor(per_token)[:, None])
+
+
+@settings(max_examples=50)
+@given(st.floats(-1, 1, width=32), st.integers(2, 64))
+def test_equal_rewards_give_exactly_no_signal(reward: float, size: int) -> None:
+    for scale in ("group", "none"):
+        assert not group_advantages(torch.full((size,), reward), scale).any()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=16))
+def test_advantages_sum_to_zero_and_keep_the_order(rewards: list[float]) -> None:
+    r = torch.tensor(rewards, dtype=torch.float64)
+    for scale in ("group", "none"):
+        advantages = group_advantages(r, scale)
+        assert abs(advantages.sum()) < 1e-9
+        assert (advantages[r.argsort()].diff() >= 0).all()
+    torch.testing.assert_close(group_advantages(r, "none"), r - r.mean())
+
+
+def test_signals_on_one_context_cancel_as_their_advantages_do() -> None:
+    """Trap 3: completions that agree so far pull at the same row, and advantages sum to zero."""
+    a, b, c = torch.tensor([7, 1]), torch.tensor([7, 2]), torch.tensor([7, 1])
+    advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0]))
+    signal = advantages[:, None, None] * torch.rand(1, 2, 5).expand(3, -1, -1)
+    norms = signal.norm(dim=-1)
+    left = (signal[0, 1] + signal[2, 1]).norm() + norms[1, 1]  # the second token of the first and third agree
+    seen = cancelled_share(signal, [a, b, c], sees_itself=True)
+    assert seen.total.item() == pytest.approx(1 - (left / norms.sum()).item())
+    assert cancelled_share(signal, [a, b, c], sees_itself=False).total.item() == pytest.approx(1, abs=1e-6)
+    assert cancelled_share(signal, [a, a, a], sees_itself=True).total.item() == pytest.approx(1, abs=1e-6)
+    apart = [torch.tensor([g, 0]) for g in range(3)]
+    assert cancelled_share(signal, apart, sees_itself=True).total.item() == pytest.approx(0, abs=1e-6)
+    assert cancelled_share(torch.zeros(3, 2, 5), [a, b, c], sees_itself=True).weight == 0
+
+
+def test_the_kl_is_bounded_where_its_exponential_overflows() -> None:
+    """As it was up to a log-ratio of 20; beyond it the loss and its gradient stay numbers (NeMo-RL #874)."""
+    advantages, weights = torch.zeros(1), torch.ones(1, 3)
+    reference = torch.tensor([[-1.0, -1.0, -1.0]])
+    logps = torch.tensor([[-0.5, -20.0, -300.0]], requires_grad=True)
+
+    term = grpo_loss(logps, logps.detach(), advantages, weights, epsilon=0.2, ref_logps=reference, beta=1.0)
+    (gradient,) = torch.autograd.grad(term.loss, logps)
+    gap = (reference - logps).detach()
+    expected = gap.exp() - gap - 1
+    assert term.loss.item() == pytest.approx(expected[0, :2].sum().item() + math.exp(20) - 21, rel=1e-6)
+    assert torch.equal(gradient[0, :2], (1 - gap.exp())[0, :2])
+    assert gradient[0, 2] == 0
+
+
+def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:
+    logps = torch.tensor([[-1.0, -1.0, -3.0]], requires_grad=True)
+    drawn_at = torch.tensor([[-1.0, -3.0, -1.0]])
+    found = importance(logps, drawn_at, cap=2.0)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, math.exp(-2)]]))
+    assert not found.requires_grad

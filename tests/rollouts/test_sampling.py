@@ -1,0 +1,275 @@
+"""Sampling against transformers' own `generate`, against the softmax it draws from, and against the packed forward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ral.attention import Prompt, forward_groups, prepare_prompt
+from ral.attention.models import special_visual_token_ids
+from ral.attention.prefix import SharedPrefix
+from ral.rollouts import sampling
+from ral.rollouts.group import draw_look_bias
+from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample
+from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
+
+LONGEST = 8
+GREEDY = Sampling(LONGEST, (EOS,), temperature=0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def each(prompts: Sequence[Prompt], seed: int = 0) -> list[torch.Generator]:
+    """A generator for every prompt."""
+    return [seeded(seed + 10 * i) for i in range(len(prompts))]
+
+
+def video(model: str = "qwen2_5_vl", words_behind: int = 8) -> dict[str, Tensor]:
+    """A video with enough text behind it that the last token also has the largest position, as `generate` assumes."""
+    inputs = prompt("video", model=model)
+    tail = torch.arange(1, words_behind + 1)[None]
+    for name, values in (("input_ids", tail), ("attention_mask", tail > 0), ("mm_token_type_ids", tail * 0)):
+        inputs[name] = torch.cat([inputs[name], values.to(inputs[name].dtype)], dim=1)
+    return inputs
+
+
+INPUTS = {"image": prompt("image"), "images": prompt("images"), "text": prompt("text"), "video": video()}
+
+
+def generated(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[int]:
+    """What transformers generates greedily under the same ban."""
+    banned = list(special_visual_token_ids(model))
+    if model.config.model_type == "qwen2_vl":  # knows no frame rate
+        inputs = {name: values for name, values in inputs.items() if name != "second_per_grid_ts"}
+    out = model.generate(
+        **inputs, max_new_tokens=LONGEST, do_sample=False, eos_token_id=EOS, suppress_tokens=banned or None
+    )
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def ids(completions: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids.tolist() for completion in group] for group in completions]
+
+
+@pytest.mark.parametrize("media", INPUTS)
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_greedy_is_generate_on_vision_models(kind: str, media: str) -> None:
+    model = tiny_model(kind)
+    inputs = video(kind) if media == "video" else INPUTS[media]
+    expected = generated(model, inputs)
+    found = sample(model, [prepare_prompt(model, inputs)], 3, GREEDY)
+    assert ids(found) == [[expected] * 3]
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+def test_greedy_is_generate_on_text_models(kind: str) -> None:
+    model = tiny_model(kind)
+    expected = generated(model, INPUTS["text"])
+    assert ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY)) == [[expected] * 2]
+
+
+def test_prompts_of_every_kind_in_one_batch_get_what_they_get_alone() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, inputs) for inputs in INPUTS.values()]
+    assert len({len(p.input_ids) for p in prompts}) == 4
+    together = ids(sample(model, prompts, 2, GREEDY))
+    assert together == [ids(sample(model, [p], 2, GREEDY))[0] for p in prompts]
+    assert together == [[generated(model, inputs)] * 2 for inputs in INPUTS.values()]
+
+
+def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text")]
+    sampling = Sampling(12, (EOS, *range(15)), temperature=1.3)  # many ends, so that rows leave early
+    found = {}
+    for share in (0.0, 0.25, 2.0):
+        monkeypatch.setattr(sampling, "DROP_SHARE", share)
+        found[share] = ids(sample(model, prompts, 6, sampling, each(prompts)))
+    lengths = {len(y) for group in found[0.0] for y in group}
+    assert len(lengths) > 3
+    assert found[0.0] == found[0.25] == found[2.0]
+    assert ids(sample(model, prompts, 6, sampling, each(prompts, 1))) != found[0.0]
+
+
+def first_tokens(model: PreTrainedModel, sampling: Sampling, n: int = 4000) -> Tensor:
+    """`[V]` how often each token came first."""
+    inputs = {"input_ids": INPUTS["text"]["input_ids"]}
+    [group] = sample(
+        model, [prepare_prompt(model, inputs)], n, dataclasses.replace(sampling, max_completion_length=1), [seeded()]
+    )
+    return torch.bincount(torch.cat([completion.ids for completion in group]), minlength=100)
+
+
+def first_distribution(model: PreTrainedModel, temperature: float) -> Tensor:
+    with torch.no_grad():
+        return (model(input_ids=INPUTS["text"]["input_ids"]).logits[0, -1].double() / temperature).softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_first_token_is_drawn_from_the_softmax(temperature: float) -> None:
+    model = tiny_model("llama")
+    counts = first_tokens(model, Sampling(1, (EOS,), temperature=temperature))
+    expected = first_distribution(model, temperature) * counts.sum()
+    common = expected >= 5
+    observed = [*counts[common].tolist(), int(counts[~common].sum())]
+    predicted = [*expected[common].tolist(), float(expected[~common].sum())]
+    assert chisquare(observed, predicted).pvalue > 1e-3
+
+
+def test_top_k_and_top_p_cut_the_tail() -> None:
+    model = tiny_model("llama")
+    p, order = first_distribution(model, 1.0).sort(descending=True)
+    for k in (1, 3, 10):
+        drawn = first_tokens(model, Sampling(1, (EOS,), top_k=k)).nonzero()[:, 0]
+        assert set(drawn.tolist()) == set(order[:k].tolist())
+    for mass in (0.2, 0.5):
+        nucleus = order[: int((p.cumsum(0) < mass).sum()) + 1]
+        drawn = first_tokens(model, Sampling(1, (EOS,), top_p=mass)).nonzero()[:, 0]
+        assert set(drawn.tolist()) == set(nucleus.tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_visual_tokens_are_never_sampled_however_likely(kind: str, temperature: float) -> None:
+    model = tiny_model(kind)
+    visual = {IMAGE, VIDEO, VISION_START, VISION_END}
+    assert visual <= set(special_visual_token_ids(model))
+    with torch.no_grad():  # their logits become multiples of a large number, of either sign
+        model.lm_head.weight[list(visual)] *= 1e3
+        assert int(model(**INPUTS["image"]).logits[0, -1].argmax()) in visual
+    found = sample(model, [prepare_prompt(model, INPUTS["image"])], 8, Sampling(6, (EOS,), temperature), [seeded()])
+    tokens = {token for group in ids(found) for y in group for token in y}
+    assert not tokens & visual
+    assert tokens
+
+
+def test_ends_and_truncations() -> None:
+    model = tiny_model()
+    one = prepare_prompt(model, INPUTS["image"])
+    greedy = ids(sample(model, [one], 1, GREEDY))[0][0]
+    for position in (0, 3, LONGEST - 1):
+        end = greedy[position]
+        length = greedy.index(end) + 1
+        [[completion]] = sample(model, [one], 1, Sampling(LONGEST, (98, end), temperature=0))
+        assert completion.ids.tolist() == greedy[:length], "the end belongs to the completion"
+        assert not completion.truncated
+    [[completion]] = sample(model, [one], 1, Sampling(3, (98,), temperature=0))
+    assert completion.ids.tolist() == greedy[:3]
+    assert completion.truncated
+
+
+@pytest.mark.parametrize("layers", [None, (1,), (0, -1)])
+@pytest.mark.parametrize("kind", [*VISION_KINDS, "llama"])
+def test_decoding_under_a_look_bias_is_the_packed_forward_under_it(kind: str, layers: tuple[int, ...] | None) -> None:
+    """Each greedily chosen token is the most likely one of the packed forward that is biased in the same way."""
+    model = tiny_model(kind)
+    inputs = [INPUTS["text"]] if kind == "llama" else [INPUTS["image"], INPUTS["text"], INPUTS["images"]]
+    prompts = [prepare_prompt(model, i) for i in inputs]
+    biases = [draw_look_bias(p, 3, 3.0, seeded()) for p in prompts]
+    banned = torch.tensor(special_visual_token_ids(model), dtype=torch.long)
+
+    def best(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        return {"best": logits.index_fill(-1, banned, float("-inf")).argmax(-1).float()}
+
+    biased = sample(model, prompts, 3, GREEDY, look_bias=biases, bias_layers=layers)
+    completions = [[y.ids for y in group] for group in biased]
+    outputs = forward_groups(model, prompts, completions, look_bias=biases, bias_layers=layers, token_statistics=best)
+    for group, output in zip(completions, outputs, strict=True):
+        for y, likeliest in zip(group, output.extra["best"], strict=True):
+            assert y.tolist() == likeliest[: len(y)].long().tolist()
+    plain = sample(model, prompts, 3, GREEDY)
+    assert ids(plain) != ids(biased), "a bias of this size changes what is said"
+    firsts = [[[y[0] for y in group] for group in ids(found)] for found in (plain, biased)]
+    assert firsts[0] == firsts[1], "the first token is predicted by the prompt, which is not biased"
+
+
+def test_what_is_sampled_does_not_depend_on_what_it_is_batched_with() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text", "images")]
+    sampling = Sampling(LONGEST, (EOS,), temperature=1.5)
+    together = ids(sample(model, prompts, 4, sampling, each(prompts)))
+    generators = each(prompts)
+    alone = [ids(sample(model, [p], 4, sampling, [g]))[0] for p, g in zip(prompts, generators, strict=True)]
+    assert together == alone
+    assert len({tuple(y) for group in together for y in group}) > 6
+
+
+def test_bfloat16_decodes_within_its_rounding_of_the_packed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt's keys and values are held as the model has them; the chosen tokens are nearly the likeliest in float32."""
+    model = tiny_model().bfloat16()
+    held: list[SharedPrefix] = []
+    monkeypatch.setattr(sampling, "SharedPrefix", lambda *args: held.append(SharedPrefix(*args)) or held[0])
+    image = {k: v.bfloat16() if v.is_floating_point() else v for k, v in INPUTS["image"].items()}
+    [[found]] = sample(model, [prepare_prompt(model, image)], 1, GREEDY)
+    assert {x.dtype for pair in held[0].layers for x in pair} == {torch.bfloat16}
+    banned = torch.tensor(special_visual_token_ids(model))
+
+    def gap(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
+        chosen = logits.gather(-1, found.ids[rows, None])[:, 0]
+        return {"gap": logits.index_fill(-1, banned, float("-inf")).amax(-1) - chosen}
+
+    exact = model.float()
+    [output] = forward_groups(exact, [prepare_prompt(exact, INPUTS["image"])], [[found.ids]], token_statistics=gap)
+    assert output.extra["gap"].max() < 0.05  # of logits whose spread is about one
+
+
+def test_a_look_bias_of_zero_changes_nothing() -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text")]
+    zeros = [torch.zeros(4, len(p.input_ids)) for p in prompts]
+    sampling = Sampling(LONGEST, (EOS,))
+    assert ids(sample(model, prompts, 4, sampling, each(prompts), zeros)) == ids(
+        sample(model, prompts, 4, sampling, each(prompts))
+    )
+
+
+def test_a_look_bias_lies_on_the_image_or_on_the_text_where_there_is_none() -> None:
+    model = tiny_model()
+    image, text = (prepare_prompt(model, INPUTS[kind]) for kind in ("image", "text"))
+    bias = draw_look_bias(image, 2000, 0.5, seeded())
+    assert not bias[:, ~image.visual].any()
+    assert bias[:, image.visual].std() == pytest.approx(0.5, rel=0.03)
+    assert bias[:, image.visual].mean() == pytest.approx(0, abs=0.02)
+    assert draw_look_bias(text, 2, 0.5, seeded()).all()
+    assert draw_look_bias(image, 2, 0.5, seeded(), "prompt").all()
+
+
+def test_sampling_leaves_every_module_in_the_mode_it_was_in() -> None:
+    model = tiny_model()
+    model.train()
+    model.model.visual.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    sample(model, [prepare_prompt(model, INPUTS["image"])], 2, GREEDY)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert any(before.values())
+    assert not all(before.values())
+
+
+def test_dropout_does_not_act_while_sampling() -> None:
+    model = tiny_model("llama", attention_dropout=0.9)
+    expected = ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY))
+    model.train()
+    assert ids(sample(model, [prepare_prompt(model, INPUTS["text"])], 2, GREEDY)) == expected
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        Sampling(4, (EOS,), temperature=-1)
+    with pytest.raises(ValueError, match=r"generation_config\.eos_token_id"):
+        Sampling(4, ())
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, ())])
+def test_end_tokens_come_from_the_generation_config(configured: Any, expected: tuple[int, ...]) -> None:
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = configured
+    assert eos_token_ids(model) == expected

@@ -1,0 +1,76 @@
+"""Several real processes against one, on the same global batches of images, videos and text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.common import in_fresh_process
+from experiments.processes import SHARDING, Case, run
+
+from ral.training.watch import NonFiniteError
+from tests.training.test_trainer import spread, trainer
+
+#: What the processes of a run measure together; the loss itself passes through zero.
+COMPARED = ("grad_norm", "reward", "kl", "entropy", "visual_share", "completion_length")
+CASES = {
+    "think, explore, accumulated": (Case("think", 4, attention_anchor="explore", accumulation=2), "ddp", 2),
+    "mixed": (Case("mixed", 4), "fsdp2", 2),
+    "mixed, adapter": (Case("mixed", 4, adapter=True), "fsdp2", 2),
+    "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),
+    "taught, mixed": (Case("mixed", 5, taught=True), "fsdp2, layer by layer", 2),
+    "taught, mixed, vision trained": (Case("mixed", 5, taught=True, freeze_vision=False), "ddp", 4),
+    "mixed, ZeRO-2": (Case("mixed", 4), "zero2", 2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_processes_are_one_with_the_same_batches(name: str, tmp_path: Path) -> None:
+    case, engine, processes = CASES[name]
+    if case.data == "mixed":
+        pytest.importorskip("minigrid")
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    alone, expected = run(case, "ddp", 1, tmp_path / "alone")
+    metrics, parameters = run(case, engine, processes, tmp_path / "together")
+    assert [row["step"] for row in metrics] == list(range(1, case.steps + 1))
+    assert case.taught or any(row["visual_share"] for row in alone)
+    largest = max(abs(row["loss"]) for row in alone)
+    for row, other in zip(alone, metrics, strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], abs=1e-5 * largest), row["step"]
+        for metric in ("grad_norm",) if case.taught else COMPARED:
+            assert other[metric] == pytest.approx(row[metric], rel=1e-4, abs=1e-6), (row["step"], metric)
+    assert parameters.keys() == expected.keys()
+    for parameter, value in expected.items():
+        torch.testing.assert_close(parameters[parameter], value, atol=2e-5, rtol=0)
+
+
+def zero2_overflows(folder: Path) -> tuple[str, bool]:
+    """What stopped a run on DeepSpeed, and whether the weights are what they were."""
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+    }
+    one = trainer(
+        folder, reward_funcs=spread, attention_anchor="explore", attention_coef=1e38, gradient_norm_steps=0, beta=0.0,
+        **SHARDING["zero2"],
+    )  # fmt: skip
+    before = {name: parameter.detach().clone() for name, parameter in one.model.named_parameters()}
+    try:
+        one.train()
+    except NonFiniteError as error:
+        return str(error), all(torch.equal(value, before[name]) for name, value in one.model.named_parameters())
+    return "nothing", False
+
+
+def test_deepspeed_makes_no_update_of_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    told, untouched = in_fresh_process(zero2_overflows, tmp_path)
+    assert "step 1: the gradient's norm is inf" in told
+    assert untouched
+    assert (tmp_path / "nonfinite-1/model/model.safetensors").is_file()
