@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import RECIPES, RESULTS, trained
 
+from experiments.common import RECIPES, RESULTS, trained
 from ral.attention import forward_groups
 from ral.evaluate.answering import answer, load_for_answering
 from ral.evaluate.settings import EvalSettings

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS as BENCHMARKS
 from benchmarks.page import Results, conditions, targets_table
-from experiments.results import Table, summary_table
 from PIL import Image
+
+from experiments.results import Table, summary_table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -34,7 +34,7 @@ from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.files import atomic_write_text, read_jsonl
 from ral.models.loading import freeze_vision
-from ral.models.sharding import whole_state
+from ral.models.sharding import full_state_dict
 from ral.rollouts.vllm import merged_state
 from ral.runs.folder import MetricsWriter, machine_class, source_commit
 from ral.testbed import load_start
@@ -182,7 +182,7 @@ def train(case: Case, engine: str, folder: Path) -> None:
     else:
         run = Reinforcement(model, args, records, processing_class=processor, reward_funcs=lengths, peft_config=adapter)
     run.train()
-    weights = whole_state(run.model_wrapped, run.accelerator)  # whole, on the first process
+    weights = full_state_dict(run.model_wrapped, run.accelerator)  # whole, on the first process
     merged = merged_state(run.model, run.accelerator) if adapter else {}  # what a vLLM server would be sent
     if run.is_world_process_zero():
         wrapper = "_checkpoint_wrapped_module."  # around a layer whose activations are not kept, and in no saved name

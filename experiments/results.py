@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from experiments.common import RESULTS
-from experiments.studies import STUDIES
-from experiments.study import read_cells, result_file
 from numpy.typing import NDArray
 from statsmodels.stats.power import TTestPower
 
+from experiments.common import RESULTS
+from experiments.studies import STUDIES
+from experiments.study import read_cells, result_file
 from ral.files import atomic_write_text
 from ral.statistics import interquartile_mean_interval, probability_of_improvement, seed_interval
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from experiments.common import RECIPES, RESULTS, evaluated, trained
 from experiments.studies import STUDIES, Study
-
 from ral.evaluate.settings import EvalSettings
 from ral.files import atomic_write_text, read_jsonl
 from ral.recipe import Recipe, load_recipe

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import RECIPES, RESULTS, evaluated, trained
-
 from ral.evaluate.settings import EvalSettings
 from ral.files import atomic_write_text, read_jsonl
 from ral.recipe import Recipe, load_recipe

@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig
 from ral.attention.models import vision_tower
 from ral.config import ConfigError, RALConfig
 from ral.models.loading import frozen
-from ral.models.sharding import idle_vision, refuse_sharded_rollouts, refuse_sharding
+from ral.models.sharding import refuse_sharded_rollouts, refuse_sharding, zero_vision_loss
 from tests.tiny import tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -91,7 +91,7 @@ def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
 def test_a_blank_image_gives_the_whole_tower_a_gradient_of_zero(model: str) -> None:
     policy = tiny_model(model)
-    nothing = idle_vision(policy)
+    nothing = zero_vision_loss(policy)
     assert nothing == 0
     nothing.backward()
     for parameter in vision_tower(policy).parameters():

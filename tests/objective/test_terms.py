@@ -259,7 +259,7 @@ def test_the_kl_is_bounded_where_its_exponential_overflows() -> None:
 
 def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:
     logps = torch.tensor([[-1.0, -1.0, -3.0]], requires_grad=True)
-    drawn_at = torch.tensor([[-1.0, -3.0, -1.0]])
-    found = importance(logps, drawn_at, cap=2.0)
+    sampling_logps = torch.tensor([[-1.0, -3.0, -1.0]])
+    found = importance(logps, sampling_logps, cap=2.0)
     torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, math.exp(-2)]]))
     assert not found.requires_grad

@@ -10,7 +10,7 @@ import torch
 from benchmarks.common import in_fresh_process
 from experiments.processes import SHARDING, Case, run
 
-from ral.training.watch import NonFiniteError
+from ral.training.nonfinite import NonFiniteError
 from tests.training.test_trainer import spread, trainer
 
 #: What the processes of a run measure together; the loss itself passes through zero.

@@ -32,6 +32,7 @@ from ral.recipe import load_recipe
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.training.launch import train
+from ral.training.nonfinite import NonFiniteError
 from ral.training.sft import (
     IGNORED,
     Examples,
@@ -42,7 +43,6 @@ from ral.training.sft import (
     fine_tune,
     worked_examples,
 )
-from ral.training.watch import NonFiniteError
 
 MODEL, PROCESSOR = load_start()
 RINGS = ring_records(4, seed=0)

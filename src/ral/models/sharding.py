@@ -112,14 +112,14 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
                 module.reshard()
 
 
-def whole_state(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
     """The state dict of a model as accelerate has prepared it, whole on the main process; all must call this."""
     if not isinstance(model, FSDPModule):
         return accelerator.get_state_dict(model)
-    return whole_on_main(model.state_dict().items(), accelerator)
+    return full_on_main(model.state_dict().items(), accelerator)
 
 
-def whole_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
+def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
     """Weights that may be sharded, whole on the main process's CPU; one at a time is whole on every process."""
     weights = {}
     for name, value in named:
@@ -130,7 +130,7 @@ def whole_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator)
 
 
 @contextmanager
-def another_backward(model: nn.Module) -> Iterator[None]:
+def extra_backward(model: nn.Module) -> Iterator[None]:
     """Gradients may be taken in it with `torch.autograd.grad` before the backward pass that trains.
 
     FSDP2 would otherwise take them for that pass, and give back the weights that it needs.
@@ -150,7 +150,7 @@ def _last_backward(model: FSDPModule, last: bool) -> None:
     model.set_reshard_after_backward(last)
 
 
-def idle_vision(model: nn.Module) -> Tensor:
+def zero_vision_loss(model: nn.Module) -> Tensor:
     """0, as the vision tower makes it of a blank image: for a pass without images through a tower that is trained.
 
     Its gradient is 0 as well, but there is one: DDP waits until every process has a gradient for every weight.

@@ -93,16 +93,16 @@ def token_weights(mask: Tensor, totals: StepTotals, loss_type: LossType, max_com
     return real / (totals.completions * max_completion_length)
 
 
-def importance(logps: Tensor, drawn_at: Tensor, cap: float) -> Tensor:
+def importance(logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
     """min(π/μ, cap): how much a token that another engine drew from μ counts (truncated importance sampling).
 
     Args:
-        logps, drawn_at: `[G, R]` under the policy that is trained, and under what it was drawn from.
+        logps, sampling_logps: `[G, R]` under the policy that is trained, and under what it was drawn from.
 
     Returns:
         `[G, R]`, detached.
     """
-    return (logps - drawn_at).detach().exp().clamp_max(cap)
+    return (logps - sampling_logps).detach().exp().clamp_max(cap)
 
 
 def grpo_loss(

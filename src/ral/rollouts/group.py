@@ -62,7 +62,7 @@ class ScoredGroup:
         return [completion.ids for completion in self.completions]
 
     @property
-    def drawn_at(self) -> Tensor | None:
+    def sampling_logps(self) -> Tensor | None:
         """`[G, R]` log-probabilities another engine drew the tokens at, 0 on padding; None where the policy drew them."""
         logps = [completion.logps for completion in self.completions if completion.logps is not None]
         return pad_sequence(logps, batch_first=True) if logps else None

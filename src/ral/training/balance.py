@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ral.models.sharding import another_backward
+from ral.models.sharding import extra_backward
 from ral.objective.terms import Mean
 
 
@@ -43,7 +43,7 @@ class GradientBalance(TrainerCallback, ExportableState):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = []
         for loss in (token, attention):
-            with another_backward(model):
+            with extra_backward(model):
                 gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norms.append(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
             del gradients  # or the next loss's would come to stand beside them

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = "training_args.json"
 
 
-class ResumableTrainer(Trainer):
+class ExactResumeTrainer(Trainer):
     """A Trainer, to be mixed in before another, whose checkpoints can be trusted and gone on from exactly."""
 
     model: nn.Module

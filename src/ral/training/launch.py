@@ -26,7 +26,7 @@ from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
-from ral.training.exact_resume import ResumableTrainer
+from ral.training.exact_resume import ExactResumeTrainer
 from ral.training.live_report import LiveReport
 from ral.training.trainer import RALTrainer
 
@@ -51,7 +51,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
 
 def run(
     task: AnyTask,
-    build: Callable[[AnyTask, list[Record], list[Record] | None], ResumableTrainer],
+    build: Callable[[AnyTask, list[Record], list[Record] | None], ExactResumeTrainer],
     *,
     resume: bool,
     overwrite: bool,
@@ -85,7 +85,7 @@ def run(
     return folder
 
 
-def _save_final(trainer: ResumableTrainer, folder: Path) -> None:
+def _save_final(trainer: ExactResumeTrainer, folder: Path) -> None:
     """Write the model to `final/`, which is there whole or not at all."""
     unfinished, final = folder / ".final", folder / "final"
     if trainer.is_world_process_zero():

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from ral.models.sharding import refuse_sharding, whole_state
+from ral.models.sharding import full_state_dict, refuse_sharding
 from ral.training.dumps import MODEL, Dump
-from ral.training.exact_resume import ResumableTrainer
-from ral.training.watch import NonFiniteError, gradient_norm
+from ral.training.exact_resume import ExactResumeTrainer
 
 
-class GuardedTrainer(ResumableTrainer):
+class NonFiniteError(ValueError):
+    """A loss or a gradient that is not a number; the weights are as they were, and the message names the dump."""
+
+
+def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
+    """Norm of the gradients of all processes' shards, before they are clipped; 0 where there is none."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Any = get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+
+
+class NonFiniteGuardTrainer(ExactResumeTrainer):
     """A Trainer, to be mixed in before another, that stops before an update that is not a number.
 
     The loss is for `compute_loss` to hand to `require_finite`, before the backward pass in which DeepSpeed makes its update.
@@ -62,7 +74,7 @@ class GuardedTrainer(ResumableTrainer):
         step = self.state.global_step + 1
         folder = Path(str(self.args.output_dir)) / f"nonfinite-{step}"
         self.dump(own).save(folder, self.args.process_index)
-        weights = whole_state(self.model_wrapped, self.accelerator)
+        weights = full_state_dict(self.model_wrapped, self.accelerator)
         if self.is_world_process_zero():
             extract_model_from_parallel(self.model).save_pretrained(folder / MODEL, state_dict=weights)
             processor: Any = self.processing_class

@@ -22,10 +22,9 @@ from ral.rewards.functions import RewardError, build_rewards, of_record, run_rew
 from ral.rollouts.group import ScoredGroup
 from ral.training.dumps import MODEL, ExamplesDump, FailedReward, RolloutsDump, load_dump, non_finite_fields
 from ral.training.losses import attention_term, distillation_term, token_term
-from ral.training.nonfinite import GuardedTrainer
+from ral.training.nonfinite import NonFiniteGuardTrainer, gradient_norm
 from ral.training.sft import Examples, SFTSettings, WorkedExamplesTrainer
 from ral.training.trainer import RALTrainer
-from ral.training.watch import gradient_norm
 
 
 def replay(folder: Path, output: Path, process: int = 0, reward: str | None = None) -> Iterator[str]:
@@ -132,7 +131,7 @@ def _first_of(modules: list[str], place: str) -> Iterator[str]:
         yield f"{place}: the output of {modules[0]} is the first that is not finite (of {len(modules)} modules)"
 
 
-def _of_gradient(trainer: GuardedTrainer, compute_loss: Callable[[], Any], place: str) -> Iterator[str]:
+def _of_gradient(trainer: NonFiniteGuardTrainer, compute_loss: Callable[[], Any], place: str) -> Iterator[str]:
     """Loss and gradient of a micro-batch; where there is a NaN, autograd names the operation that made the first."""
     trainer.model.zero_grad()
     loss = compute_loss()
@@ -151,7 +150,7 @@ def _of_gradient(trainer: GuardedTrainer, compute_loss: Callable[[], Any], place
         yield f"{place}: {error}"
 
 
-class _Unguarded(GuardedTrainer):
+class _Unguarded(NonFiniteGuardTrainer):
     """Goes on where the run was stopped."""
 
     def require_finite(self, what: str, value: Tensor) -> None:

@@ -25,12 +25,12 @@ from ral.data.reading import Reading
 from ral.data.record import DataError, Record
 from ral.errors import ConfigError
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
-from ral.models.sharding import gather_vision, idle_vision
+from ral.models.sharding import gather_vision, zero_vision_loss
 from ral.recipe import Task
 from ral.runs.folder import MetricsWriter
 from ral.training.dumps import ExamplesDump
 from ral.training.launch import lora_config, run, start_model
-from ral.training.nonfinite import GuardedTrainer
+from ral.training.nonfinite import NonFiniteGuardTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def fine_tune(task: SFTTask, *, resume: bool = False, overwrite: bool = False) -
     return run(task, build_trainer, resume=resume, overwrite=overwrite)
 
 
-class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
+class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
     """TRL's trainer on batches of `Examples`, stopped before a loss or a gradient that is not a number reaches the weights."""
 
     args: SFTSettings
@@ -140,7 +140,7 @@ class WorkedExamplesTrainer(GuardedTrainer, SFTTrainer):
         computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
         if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(pretrained(self.model)):
-            loss = loss + idle_vision(self.model)
+            loss = loss + zero_vision_loss(self.model)
         if model.training:
             self.require_finite("the loss", loss)
         return (loss, *outputs) if outputs else loss

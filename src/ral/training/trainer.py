@@ -6,7 +6,7 @@ One optimiser step, in the order of the code below:
     compute_loss        packed forward → token loss + λ · attention term
     log                 the step's metrics, averaged over groups and processes
 
-A loss or gradient that is not a number stops the run before the update (`GuardedTrainer`). Everything else (optimiser,
+A loss or gradient that is not a number stops the run before the update (`NonFiniteGuardTrainer`). Everything else (optimiser,
 scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
 """
 
@@ -48,9 +48,9 @@ from ral.models.loading import (
 from ral.models.sharding import (
     gather_weights,
     gathered,
-    idle_vision,
     prepare_frozen,
     refuse_sharded_rollouts,
+    zero_vision_loss,
 )
 from ral.objective.anchors import ANCHORS
 from ral.objective.terms import Mean, StepTotals, Term, group_advantages, importance, token_weights
@@ -66,16 +66,16 @@ from ral.training.batches import EpochOrder, RepeatedBatches
 from ral.training.distillation import TokenDivergence, check_same_tokens, teacher_pass
 from ral.training.dumps import FailedReward, RolloutsDump
 from ral.training.evidence import answer_tokens, evidence_tokens, require_evidence
+from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import attention_term, distillation_term, token_term
-from ral.training.meters import Meters
-from ral.training.nonfinite import GuardedTrainer
-from ral.training.watch import Watch
+from ral.training.nonfinite import NonFiniteGuardTrainer
+from ral.training.running_means import RunningMeans
 
 #: What holds training data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
 Rows = str | Path | Iterable[Mapping[str, Any] | Record]
 
 
-class RALTrainer(GuardedTrainer):
+class RALTrainer(NonFiniteGuardTrainer):
     """Post-train a vision-language (or text) model with Reinforced Attention Learning.
 
     Args:
@@ -138,7 +138,7 @@ class RALTrainer(GuardedTrainer):
         self.teacher = _load_teacher(teacher, processing_class, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[ScoredGroup]] = []
-        self._meters = Meters()
+        self._means = RunningMeans()
         self._tokens = self._logged_step = 0
         self._clock = time.perf_counter()
         super().__init__(
@@ -147,7 +147,12 @@ class RALTrainer(GuardedTrainer):
             train_dataset=None if train_dataset is None else as_records(train_dataset, name="train_dataset"),
             eval_dataset=None if eval_dataset is None else as_records(eval_dataset, name="eval_dataset"),
             processing_class=processing_class,
-            callbacks=[MetricsWriter(), Watch(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())],
+            callbacks=[
+                MetricsWriter(),
+                LearningWarnings(),
+                self.balance,
+                *(trainer_arguments.pop("callbacks", None) or ()),
+            ],
             **trainer_arguments,
         )
         if args.attention_coef and self.anchor.target == "evidence" and self.train_dataset is not None:
@@ -201,7 +206,7 @@ class RALTrainer(GuardedTrainer):
             return [], None
         if self._step % self.args.num_iterations == 0:
             if self.server is not None:
-                self.server.follow(self.model_wrapped, self.accelerator)
+                self.server.sync_weights(self.model_wrapped, self.accelerator)
             gather_weights(self.model)
             self.groups = self.make_rollouts(batches)
         elif not self.groups:
@@ -210,7 +215,7 @@ class RALTrainer(GuardedTrainer):
                 f"hold; go on from one whose step is a multiple of num_iterations={self.args.num_iterations}"
             )
         groups = [group for micro_batch in self.groups for group in micro_batch]
-        self._meters.add(rollout_metrics(groups))
+        self._means.add(rollout_metrics(groups))
         self._tokens += sum(int(group.lengths.sum()) for group in groups)
         return self.groups, None
 
@@ -351,7 +356,7 @@ class RALTrainer(GuardedTrainer):
         args, measure = self.args, self._measures_gradients()
         capture = args.attention_coef > 0 or args.attention_distill_coef > 0 or measure
         blind = self.trains_vision and not any(bool(group.prompt.visual.any()) for group in groups)
-        nothing = idle_vision(self.model) if blind else torch.zeros((), device=args.device)
+        nothing = zero_vision_loss(self.model) if blind else torch.zeros((), device=args.device)
         outputs = self.forward(model, groups, capture=capture, token_statistics=self._token_divergence(groups))
         token = attention = teaching = nothing
         for group, output in zip(groups, outputs, strict=True):
@@ -361,7 +366,7 @@ class RALTrainer(GuardedTrainer):
             teaching = teaching + self._observed(distillation_term(group, output, args))
         coef = args.attention_coef * args.scheduled(args.attention_schedule, self._progress)
         if measure:
-            self._meters.add(self.balance.measure(self.model, token, coef * attention, self.accelerator))
+            self._means.add(self.balance.measure(self.model, token, coef * attention, self.accelerator))
         loss = token + coef * self.balance.factor * attention if coef else token
         loss = loss + teaching if self.teacher is not None else loss
         self.require_finite("the loss", loss)
@@ -409,13 +414,13 @@ class RALTrainer(GuardedTrainer):
 
     def _correct(self, group: ScoredGroup, output: GroupOutput) -> None:
         """Tokens that another engine drew count by how much likelier the policy finds them than that engine did."""
-        if (drawn_at := group.drawn_at) is None:
+        if (sampling_logps := group.sampling_logps) is None:
             return
-        drawn_at = drawn_at.to(self.args.device)
-        ratio = importance(output.logps, drawn_at, self.args.importance_cap)
-        gap = (output.logps - drawn_at).abs()
+        sampling_logps = sampling_logps.to(self.args.device)
+        ratio = importance(output.logps, sampling_logps, self.args.importance_cap)
+        gap = (output.logps - sampling_logps).abs()
         group.weights = group.weights * ratio
-        self._meters.add(
+        self._means.add(
             {"rollout/importance": Mean.over(ratio, output.mask), "rollout/logp_gap": Mean.over(gap, output.mask)}
         )
 
@@ -486,7 +491,7 @@ class RALTrainer(GuardedTrainer):
         return every > 0 and (self._step // self.args.num_iterations) % every == 0
 
     def _observed(self, term: Term) -> Tensor:
-        self._meters.add(term.metrics)
+        self._means.add(term.metrics)
         return term.loss
 
     # --- evaluation while training ----------------------------------------------------------------------------------
@@ -500,7 +505,7 @@ class RALTrainer(GuardedTrainer):
         if records is None:
             raise ValueError("RALTrainer needs an eval_dataset to evaluate")
         greedy = replace(self._sampling(), temperature=0)
-        meters = Meters()
+        means = RunningMeans()
         mine = records[self.args.process_index :: self.args.world_size]
         gather_weights(self.model)
         for start in range(0, len(mine), self.args.per_device_eval_batch_size):
@@ -510,8 +515,8 @@ class RALTrainer(GuardedTrainer):
                 reward, parts = self.reward(record, [completion.text(self.processing_class)], [completion])
                 observed = {"reward": reward, **{f"reward/{name}": values for name, values in parts.items()}}
                 observed["completion_length"] = torch.tensor([float(len(completion.ids))])
-                meters.add({name: Mean.over(values, ~values.isnan()) for name, values in observed.items()})
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in meters.averages(self.accelerator).items()}
+                means.add({name: Mean.over(values, ~values.isnan()) for name, values in observed.items()})
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in means.averages(self.accelerator).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._clock += time.perf_counter() - started  # not a part of the training steps' time
@@ -523,11 +528,11 @@ class RALTrainer(GuardedTrainer):
         """Trainer's values and, on training steps, everything observed since the last log."""
         if "loss" in logs:
             now = time.perf_counter()
-            logs = logs | self._meters.averages(self.accelerator)
+            logs = logs | self._means.averages(self.accelerator)
             logs["step_seconds"] = (now - self._clock) / max(1, self._step - self._logged_step)
             logs["tokens_per_second"] = self._tokens / (now - self._clock)  # completion tokens, of this process
             logs["memory_peak_gib"] = memory_peak_gib()
-            self._meters, self._tokens, self._clock, self._logged_step = Meters(), 0, now, self._step
+            self._means, self._tokens, self._clock, self._logged_step = RunningMeans(), 0, now, self._step
         super().log(logs, start_time)
 
 

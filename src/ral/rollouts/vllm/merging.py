@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from ral.errors import ConfigError
-from ral.models.sharding import whole_on_main
+from ral.models.sharding import full_on_main
 
 
 def refuse_unmergeable(model: PeftModel) -> None:
@@ -40,7 +40,7 @@ def merged_state(model: PeftModel, accelerator: Accelerator) -> dict[str, Tensor
 
     They are on the CPU of the main process, which alone has any; all must call this.
     """
-    return whole_on_main(_merged(model), accelerator)
+    return full_on_main(_merged(model), accelerator)
 
 
 def _merged(model: PeftModel) -> Iterator[tuple[str, Tensor]]:

@@ -27,7 +27,7 @@ from ral.data.prompt import build_messages
 from ral.data.reading import naming
 from ral.data.record import Record
 from ral.errors import ConfigError
-from ral.models.sharding import whole_state
+from ral.models.sharding import full_state_dict
 from ral.rollouts.sampling import Completion, Sampling
 from ral.rollouts.vllm.merging import merged_state, refuse_unmergeable
 from ral.rollouts.vllm.video import lossless_video, video_rates
@@ -47,7 +47,7 @@ class VLLMServer:
 
     Args:
         url: its address, such as `http://127.0.0.1:8000`.
-        model: the policy that it is to follow.
+        model: the policy whose weights it samples from.
         folder: where new weights are written to, and read from by the server.
         num_frames, fps: which frames of a video the policy is shown (`ral.data.media.frame_times`).
 
@@ -72,7 +72,7 @@ class VLLMServer:
         self.banned = {str(token): BANNED for token in special_visual_token_ids(base)}
         self.name = self._request("GET", "/v1/models")["data"][0]["id"]
 
-    def follow(self, model: nn.Module, accelerator: Accelerator) -> None:
+    def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
         """Take up the policy's weights, and forget what was computed with the old ones. All processes must call it.
 
         Args:
@@ -80,7 +80,7 @@ class VLLMServer:
         """
         policy = accelerator.unwrap_model(model)
         merge = isinstance(policy, PeftModel)
-        weights = merged_state(policy, accelerator) if merge else whole_state(model, accelerator)
+        weights = merged_state(policy, accelerator) if merge else full_state_dict(model, accelerator)
         if accelerator.is_main_process:
             pretrained(model).save_pretrained(self.folder, state_dict=weights)
             path = {"weights_path": str(self.folder)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ral.objective.terms import Mean
 
 
-class Meters:
+class RunningMeans:
     """Sums of `Mean`s by name."""
 
     def __init__(self) -> None:

@@ -1,16 +1,13 @@
-"""Guards of a run: what stops it before the weights are touched, and what it is warned of while it goes on."""
+"""Warnings of a run that goes on: it learns nothing, or the wrong thing."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from statistics import mean
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -25,18 +22,7 @@ DEAD = 0.9
 EXPLODED = 10.0
 
 
-class NonFiniteError(ValueError):
-    """A loss or a gradient that is not a number; the weights are as they were, and the message names the dump."""
-
-
-def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
-    """Norm of the gradients of all processes' shards, before they are clipped; 0 where there is none."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Any = get_total_norm(gradients)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
-
-
-class Watch(TrainerCallback):
+class LearningWarnings(TrainerCallback):
     """Warns, with advice, of runs that go on but learn nothing or the wrong thing; once for every cause."""
 
     def __init__(self) -> None:

@@ -1,8 +1,7 @@
-"""What stops a run before the weights are touched, what it leaves, and what it is warned of."""
+"""What stops a run before the weights are touched, and what it leaves."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from ral.cli import app
@@ -19,8 +18,8 @@ from ral.files import read_jsonl
 from ral.models.loading import load_policy
 from ral.rewards.functions import RewardError
 from ral.training.dumps import load_dump
+from ral.training.nonfinite import NonFiniteError
 from ral.training.trainer import RALTrainer
-from ral.training.watch import WINDOW, NonFiniteError, Watch
 from tests.training.test_trainer import LORA, RECORDS, spread, trainer
 
 
@@ -117,48 +116,6 @@ def test_a_record_that_cannot_be_decoded_stops_the_run_with_its_place(tmp_path: 
     image.write_bytes(image.read_bytes()[:40])
     with pytest.raises(DataError, match=r"data\.jsonl: row \d: image .*ring\.png: cannot be decoded"):
         run.train()
-
-
-# --- warnings ---------------------------------------------------------------------------------------------------------
-
-
-def warned(caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]]) -> list[str]:
-    watch, state = Watch(), TrainerState(is_world_process_zero=True)
-    args = TrainingArguments(output_dir=str(tmp_path))
-    args.attention_coef = 1.0  # type: ignore[attr-defined]
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        for row in rows:
-            state.global_step += 1
-            watch.on_log(args, state, TrainerControl(), {"loss": 0.0, **row})
-    return [record.message for record in caplog.records]
-
-
-@pytest.mark.parametrize(
-    ("first", "later", "told"),
-    [
-        ({"reward": 0.8}, {"reward": 0.1}, "reward has collapsed"),
-        ({}, {"groups_without_signal": 1.0}, "equal rewards"),
-        ({}, {"grad/attention_norm": 0.0}, "attention term has no gradient"),
-        ({}, {"grad/attention_to_token": 50.0}, "more than ten times"),
-    ],
-)
-def test_a_cause_is_told_once_with_advice(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: dict[str, float], later: dict[str, float], told: str
-) -> None:
-    [message] = warned(caplog, tmp_path, [first] * WINDOW + [later] * 3 * WINDOW)
-    assert told in message
-    assert message.endswith(".")
-
-
-def test_a_good_run_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The paper's anchor has no gradient in every first inner update, and rewards go up and down."""
-    rows = [
-        {"reward": 0.5 + 0.2 * (i % 3), "groups_without_signal": 0.5, "grad/attention_norm": float(i % 2),
-         "grad/attention_to_token": 0.3}
-        for i in range(3 * WINDOW)
-    ]  # fmt: skip
-    assert warned(caplog, tmp_path, rows) == []
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""What a run that goes on is warned of."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from ral.training.learning_warnings import WINDOW, LearningWarnings
+
+
+def warned(caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]]) -> list[str]:
+    warnings, state = LearningWarnings(), TrainerState(is_world_process_zero=True)
+    args = TrainingArguments(output_dir=str(tmp_path))
+    args.attention_coef = 1.0  # type: ignore[attr-defined]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for row in rows:
+            state.global_step += 1
+            warnings.on_log(args, state, TrainerControl(), {"loss": 0.0, **row})
+    return [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "told"),
+    [
+        ({"reward": 0.8}, {"reward": 0.1}, "reward has collapsed"),
+        ({}, {"groups_without_signal": 1.0}, "equal rewards"),
+        ({}, {"grad/attention_norm": 0.0}, "attention term has no gradient"),
+        ({}, {"grad/attention_to_token": 50.0}, "more than ten times"),
+    ],
+)
+def test_a_cause_is_told_once_with_advice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: dict[str, float], later: dict[str, float], told: str
+) -> None:
+    [message] = warned(caplog, tmp_path, [first] * WINDOW + [later] * 3 * WINDOW)
+    assert told in message
+    assert message.endswith(".")
+
+
+def test_a_good_run_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The paper's anchor has no gradient in every first inner update, and rewards go up and down."""
+    rows = [
+        {"reward": 0.5 + 0.2 * (i % 3), "groups_without_signal": 0.5, "grad/attention_norm": float(i % 2),
+         "grad/attention_to_token": 0.3}
+        for i in range(3 * WINDOW)
+    ]  # fmt: skip
+    assert warned(caplog, tmp_path, rows) == []
