@@ -196,7 +196,9 @@ def check(
             lambda on_error: read_records(
                 data, root=data_root, split=split, allow_outside=allow_outside, on_error=on_error
             ),
-            unscorable=lambda record: unscorable(record.solution, record.problem_type, record.options, mode),
+            unscorable=lambda record: next(
+                filter(None, (unscorable(s, record.problem_type, record.options, mode) for s in record.solutions)), ""
+            ),
             evaluation=(
                 read_records(eval_data, root=data_root, split="test", allow_outside=allow_outside) if eval_data else ()
             ),

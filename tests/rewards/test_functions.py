@@ -6,12 +6,14 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ral.data.record import Record
 from ral.rewards.functions import (
     REGISTRY,
     Reward,
@@ -20,6 +22,7 @@ from ral.rewards.functions import (
     build_rewards,
     format,
     load_reward,
+    of_record,
     run_reward,
     score_group,
     well_formed,
@@ -100,6 +103,40 @@ def test_mode_and_think_reach_the_registered_functions() -> None:
     ]:
         rewards = build_rewards(mode=mode, think=think)  # type: ignore[arg-type]
         assert score_group(rewards, ["?"], [text], columns).total == pytest.approx([total])
+
+
+@pytest.mark.parametrize("name", ["mode", "think", "prompts", "completions", "completion_ids", "self", "fn", "columns"])
+def test_a_column_of_the_data_reaches_no_parameter_of_a_built_in_reward(name: str) -> None:
+    """Kind: the data's columns are keywords of the call, and a reward has keywords of its own."""
+    for mode, think, text in [("compat", True, "<think>t</think><answer>7.</answer>"), ("strict", False, "7")]:
+        rewards = build_rewards(mode=mode, think=think)  # type: ignore[arg-type]
+        plain = Record("1", "How many?", "7", "numerical")
+        row = replace(plain, extra={name: "compat" if mode == "strict" else "strict"})
+        given, other = (score_group(rewards, *of_record(record, [text], [[1]])) for record in (plain, row))
+        assert given == other
+        assert given.total == pytest.approx([0.1 if think else 1.0])
+
+
+def test_a_user_s_function_gets_the_columns_but_for_those_named_like_arguments() -> None:
+    seen: dict[str, Any] = {}
+
+    def look(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [0.0] * len(completions)
+
+    extra = {"mode": "train", "think": 3, "prompts": "p", "completions": "c", "completion_ids": "i", "solution": "s"}
+    score_group(build_rewards([look]), *of_record(Record("1", "Q", "a", extra=extra), ["x", "y"], [[1], [2]]))
+    assert (seen["mode"], seen["think"]) == (["train"] * 2, [3] * 2)
+    assert (seen["prompts"], seen["completions"], seen["completion_ids"]) == (["Q"] * 2, ["x", "y"], [[1], [2]])
+    assert seen["solution"] == ["a"] * 2
+
+
+def test_of_several_valid_answers_the_best_counts() -> None:
+    record = Record("1", "Which city?", "New York City", other_solutions=("NYC", "New York"))
+    texts = ["NYC", "New York", "Boston"]
+    scored = score_group(build_rewards(["accuracy"], think=False), *of_record(record, texts, [[1]] * 3)).total
+    assert scored[:2] == [1.0, 1.0]
+    assert scored[2] < 0.5
 
 
 def test_hacks_earn_nothing_in_strict() -> None:

@@ -22,6 +22,10 @@ def fingerprint(records: Iterable[Record]) -> str:
     for record in records:
         media = [_medium(medium) for medium in (*record.images, *record.videos)]
         seen = {**record.columns(), "problem": record.problem, "trace": record.trace, "media": media}
+        # What few records have counts where it is there: the data of earlier runs keeps its fingerprint.
+        del seen["solutions"]
+        rare = {name: getattr(record, name) for name in ("system", "history", "other_solutions")}
+        seen |= {name: value for name, value in rare.items() if value}
         digest.update(json.dumps(seen, sort_keys=True, default=_plain).encode())
     return digest.hexdigest()
 

@@ -37,11 +37,21 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One earlier turn of a dialogue. `content` may hold marks of media."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
 class Record:
     """One question about zero or more images or videos, with its checkable answer.
 
     `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media
-    stand (media without a mark come first). `solution` is the bare answer, without `<answer>` tags. `boxes`
+    stand (media without a mark come first). `system` is the text of the system turn and `history` the turns before
+    `problem`; marks count from the first turn on, through to `problem`. `solution` is the bare answer, without
+    `<answer>` tags, and `other_solutions` are further answers that are as right. `boxes`
     are the places that hold the evidence, where they are known; `document` is the part of `problem` that is a text to be
     read, and `evidence` the places in `problem` that hold its evidence. `trace` is a worked example of the thinking
     (without tags), for supervised cold starts. `origin` names file and row for error messages. `extra` holds
@@ -61,11 +71,19 @@ class Record:
     trace: str | None = None
     origin: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    history: tuple[Turn, ...] = ()
+    other_solutions: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
         """The problem without the marks of its media."""
         return re.sub(rf"\s*(?:{IMAGE_MARK}|{VIDEO_MARK})\s*", " ", self.problem).strip()
+
+    @property
+    def solutions(self) -> tuple[str, ...]:
+        """All valid answers; `solution` is the first."""
+        return self.solution, *self.other_solutions
 
     @property
     def grounded(self) -> bool:
@@ -79,8 +97,9 @@ class Record:
 
     def columns(self) -> dict[str, Any]:
         """What reward functions get by keyword beside prompts and completions."""
-        own = {"solution": self.solution, "problem_type": self.problem_type, "options": self.options}
-        return {**self.extra, **own, "boxes": self.boxes, "id": self.id}
+        answers = {"solution": self.solution, "solutions": self.solutions}
+        own = {"problem_type": self.problem_type, "options": self.options, "boxes": self.boxes, "id": self.id}
+        return {**self.extra, **answers, **own}
 
 
 class DataError(ValueError):

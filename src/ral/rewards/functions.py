@@ -22,7 +22,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -51,23 +50,30 @@ def accuracy(
     completions: Sequence[Any],
     *,
     solution: Sequence[str],
+    solutions: Sequence[Sequence[str]] | None = None,
     problem_type: Sequence[ProblemType] | None = None,
     options: Sequence[Sequence[str]] | None = None,
     mode: Mode = "strict",
     think: bool = True,
     **columns: Any,
 ) -> list[float]:
-    """How right each completion's answer is, in [0, 1], by the problem type of its own record."""
+    """How right each completion's answer is, in [0, 1], by the problem type of its own record.
+
+    Where a record has several valid `solutions`, the one that scores best counts.
+    """
     return [
-        judge(
-            text_of(completion),
-            solution[i],
-            problem_type[i] if problem_type else "free-form",
-            options=(options[i] or ()) if options else (),
-            question=text_of(prompts[i]),
-            mode=mode,
-            think=think,
-        ).score
+        max(
+            judge(
+                text_of(completion),
+                valid,
+                problem_type[i] if problem_type else "free-form",
+                options=(options[i] or ()) if options else (),
+                question=text_of(prompts[i]),
+                mode=mode,
+                think=think,
+            ).score
+            for valid in (solutions[i] if solutions else [solution[i]])
+        )
         for i, completion in enumerate(completions)
     ]
 
@@ -114,6 +120,19 @@ def _accuracy_as(kind: ProblemType) -> RewardFunction:
     scored.__doc__ = f"`accuracy` with every record scored as {kind}."
     return scored
 
+
+def _with_settings(fn: RewardFunction, mode: Mode, think: bool) -> RewardFunction:
+    """A registered function that reads the columns it knows. `mode` and `think` are the run's, whatever the data has."""
+
+    def scored(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Sequence[float | None]:
+        known = {name: columns[name] for name in _KNOWN_COLUMNS if name in columns}
+        return fn(prompts, completions, **known, mode=mode, think=think)
+
+    return scored
+
+
+#: The columns that registered functions read.
+_KNOWN_COLUMNS = ("solution", "solutions", "problem_type", "options")
 
 #: Reward functions by the name a recipe gives them. They also take `mode` and `think`.
 REGISTRY: dict[str, RewardFunction] = {
@@ -171,7 +190,7 @@ def build_rewards(
         else:
             name, fn = getattr(function, "__name__", type(function).__name__), function
         if fn in REGISTRY.values():
-            fn = partial(fn, mode=mode, think=think)
+            fn = _with_settings(fn, mode, think)
         rewards.append(Reward(name, fn, float(weight)))
     names = [reward.name for reward in rewards]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -225,7 +244,11 @@ def score_group(
 def of_record(
     record: Record, texts: list[str], ids: list[list[int]]
 ) -> tuple[list[str], list[str], dict[str, Sequence[Any]]]:
-    """Prompts, completions and columns that reward functions get for completions of one record, as text and as token ids."""
+    """Prompts, completions and columns that reward functions get for completions of one record, as text and as token ids.
+
+    A column of the data that has the name of one of a function's own arguments (`prompts`, `completions`,
+    `completion_ids`) gives way to it.
+    """
     columns: dict[str, Sequence[Any]] = {name: [value] * len(texts) for name, value in record.columns().items()}
     return [record.problem] * len(texts), texts, columns | {"completion_ids": ids}
 
@@ -244,8 +267,10 @@ def run_reward(
     `sys.exit`, an endless loop or an exception in a user's function ends in a `RewardError` that names it, not in a dead
     run; see `call_with_limit`.
     """
+    arguments = {name: list(values) for name, values in columns.items()}
+    arguments |= {"prompts": list(prompts), "completions": list(completions)}
     values = call_with_limit(
-        lambda: fn(prompts=list(prompts), completions=list(completions), **{k: list(v) for k, v in columns.items()}),
+        lambda: fn(**arguments),
         f"reward {name!r}",
         time_limit,
     )

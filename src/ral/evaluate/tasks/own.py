@@ -13,9 +13,10 @@ from ral.rewards.answers import Mode, score_answer
 
 
 def by_type(answer: str, record: Record, mode: Mode) -> float:
-    """The accuracy reward of the record's own problem type."""
-    return score_answer(
-        answer, record.solution, record.problem_type, options=record.options, question=record.problem, mode=mode
+    """The accuracy reward of the record's own problem type; of several valid solutions the best counts."""
+    return max(
+        score_answer(answer, solution, record.problem_type, options=record.options, question=record.problem, mode=mode)
+        for solution in record.solutions
     )
 
 
