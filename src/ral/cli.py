@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
 
 
@@ -272,7 +273,7 @@ def evaluate(
         run = run_folder(path)
         if run is None:
             raise ValueError(f"{model} lies in no run folder, so give --output, the folder to write to.")
-        output = run / "eval"
+        output = run / EVALUATIONS
     loaded, processor = load_for_answering(path)
     for task in chosen:
         with Progress(console=Console(stderr=True)) as progress:
@@ -403,7 +404,7 @@ def report(
     """Write one page on runs, without network: report.html, or items.html of an evaluation. Seeds of one setting are an arm."""
     from ral.report import write_items, write_report
 
-    if len(runs) == 1 and (runs[0] / "items.jsonl").is_file():
+    if len(runs) == 1 and (runs[0] / ITEMS).is_file():
         if output is not None:
             raise ValueError("the page of an evaluation lies in its folder, beside its images; leave out --output.")
         typer.echo(write_items(runs[0]))

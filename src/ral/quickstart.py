@@ -19,10 +19,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ral.files import atomic_write_text, read_jsonl
-from ral.runs.folder import METRICS, machine_class
-
-#: The file that says what a quickstart's folder holds.
-INDEX = "quickstart.json"
+from ral.runs.folder import machine_class
+from ral.runs.names import EVALUATIONS, FINAL, METRICS, QUICKSTART
 
 #: What all arms share. Tuned for the GRPO arm first (experiments/LOG.md), then left alone.
 SETTINGS: dict[str, Any] = {
@@ -97,7 +95,7 @@ def run_quickstart(
         "commands": [_command(output, seed, steps, held_out)],
         "seconds": None,
     }
-    atomic_write_text(output / INDEX, json.dumps(description, indent=2) + "\n")
+    atomic_write_text(output / QUICKSTART, json.dumps(description, indent=2) + "\n")
     # All arms at once, also on fewer cores than arms: one left for later would have one core, and the others none to work on.
     threads = max(1, (os.cpu_count() or 1) // len(ARMS))
     context = multiprocessing.get_context("spawn")  # torch must not be forked
@@ -106,13 +104,13 @@ def run_quickstart(
         jobs[START.name] = pool.submit(run_start, output, held_out, threads)
         _follow(output, jobs, total)
         description["seconds"] = {name: job.result() for name, job in jobs.items()}
-    atomic_write_text(output / INDEX, json.dumps(description, indent=2) + "\n")
+    atomic_write_text(output / QUICKSTART, json.dumps(description, indent=2) + "\n")
     return write_report(output)
 
 
 def _finished(output: Path) -> bool:
     """Whether the folder holds a quickstart that came to its end: only then its times are known."""
-    index = output / INDEX
+    index = output / QUICKSTART
     return index.exists() and json.loads(index.read_text(encoding="utf-8"))["seconds"] is not None
 
 
@@ -150,9 +148,9 @@ def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, thread
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
-    trainer.save_model(str(folder / "final"))
-    processor.save_pretrained(folder / "final")
-    _evaluate(folder / "final", arm.label, folder / "eval", held_out)
+    trainer.save_model(str(folder / FINAL))
+    processor.save_pretrained(folder / FINAL)
+    _evaluate(folder / FINAL, arm.label, folder / EVALUATIONS, held_out)
     return seconds
 
 
@@ -162,7 +160,7 @@ def run_start(output: Path, held_out: int, threads: int) -> float:
 
     _quiet_worker(threads)
     begin = time.perf_counter()
-    _evaluate(start_checkpoint(), START.label, output / START.name / "eval", held_out)
+    _evaluate(start_checkpoint(), START.label, output / START.name / EVALUATIONS, held_out)
     return time.perf_counter() - begin
 
 

@@ -26,12 +26,13 @@ from ral.cli import app
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, DataError, Record
 from ral.evaluate.answering import load_for_answering
-from ral.evaluate.runner import ITEMS, SETTINGS, SUMMARY, Summary, evaluate
+from ral.evaluate.runner import Summary, evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.selection import find_task
 from ral.evaluate.tasks.testbed import named, rings_task
 from ral.rewards.answers import Mode
+from ral.runs.names import EVALUATION, ITEMS, SUMMARY
 from ral.statistics import proportion_interval
 from ral.testbed import load_start, start_checkpoint
 from ral.testbed.rings import ring_records
@@ -236,7 +237,7 @@ def test_an_evaluation_that_was_cut_off_ends_like_one_that_was_not(start: tuple,
     seen: list[int] = []
     run(start, task, tmp_path / "parts", batch_size=3, progress=lambda completed, total: seen.append(completed))
     assert seen[0] == sum(line.endswith("\n") for line in kept)  # what is there is not generated again
-    for name in (ITEMS, SUMMARY, SETTINGS):
+    for name in (ITEMS, SUMMARY, EVALUATION):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -298,7 +299,7 @@ def test_other_data_and_other_weights_are_refused(start: tuple, tmp_path: Path) 
         trained.get_output_embeddings().weight.mul_(1.01)
     with pytest.raises(DataError, match="weights was"):
         run((trained, start[1]), rings_task(2), tmp_path)
-    (tmp_path / SETTINGS).unlink()
+    (tmp_path / EVALUATION).unlink()
     with pytest.raises(DataError, match="holds items but no settings"):
         run(start, rings_task(2), tmp_path)
 

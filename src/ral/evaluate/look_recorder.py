@@ -17,14 +17,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
 from ral.evaluate.answering import answer
-from ral.evaluate.runner import ITEMS, item_rows
+from ral.evaluate.runner import item_rows
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.own import by_type
 from ral.rollouts.sampling import evaluating
 from ral.runs.folder import append_jsonl, truncate_after
-
-LOOKS = "looks"
+from ral.runs.names import ITEMS, LOOKS
 
 
 class LookRecorder(TrainerCallback):

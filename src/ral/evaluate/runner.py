@@ -35,9 +35,8 @@ from ral.evaluate.settings import EvalSettings, parse_probes
 from ral.evaluate.tasks import Scored, Task
 from ral.evaluate.viewing import sheet, sheet_map
 from ral.files import atomic_write_text, json_line, read_jsonl
+from ral.runs.names import EVALUATION, ITEMS, MEDIA, SUMMARY
 from ral.statistics import Interval, mean_interval, proportion_interval
-
-SETTINGS, ITEMS, SUMMARY, MEDIA = "settings.json", "items.jsonl", "summary.json", "media"
 
 #: Batches whose prompts are encoded together, to be grouped by length: padding is lost work.
 WINDOW = 4
@@ -175,10 +174,10 @@ def _fingerprint(model: nn.Module) -> str:
 
 def _claim(output: Path, identity: Row) -> None:
     """Write `identity` into a new folder; refuse one that holds anything else."""
-    file = output / SETTINGS
+    file = output / EVALUATION
     if not file.is_file():
         if (output / ITEMS).exists() or (output / SUMMARY).exists():
-            raise DataError(f"{output}: holds items but no {SETTINGS}; choose another folder or give --overwrite")
+            raise DataError(f"{output}: holds items but no {EVALUATION}; choose another folder or give --overwrite")
         atomic_write_text(file, json.dumps(identity, indent=2) + "\n")
         return
     try:
@@ -193,7 +192,7 @@ def _claim(output: Path, identity: Row) -> None:
 
 
 def _remove(output: Path) -> None:
-    for name in (SUMMARY, ITEMS, SETTINGS):
+    for name in (SUMMARY, ITEMS, EVALUATION):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / MEDIA, ignore_errors=True)
 

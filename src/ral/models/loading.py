@@ -23,6 +23,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from ral.attention.models import trains_vision, vision_tower
 from ral.errors import ConfigError
+from ral.runs.names import FINAL
 
 
 def load_model(
@@ -122,7 +123,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _final(name: str | Path) -> str:
-    final = Path(name) / "final"
+    final = Path(name) / FINAL
     return str(final if final.is_dir() else name)
 
 

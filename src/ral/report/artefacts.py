@@ -18,6 +18,17 @@ import yaml
 
 from ral.data.record import DataError
 from ral.report.templating import clip
+from ral.runs.names import (
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATIONS,
+    ITEMS,
+    LOOKS,
+    METRICS,
+    QUICKSTART,
+    SAMPLES,
+    SUMMARY,
+)
 
 Json = dict[str, Any]
 
@@ -135,21 +146,21 @@ def read_experiment(*folders: Path, running: bool = False) -> Experiment:
     found: list[Arm] = []
     tasks, machines, commands = [], [], []
     for folder in folders:
-        if (folder / "quickstart.json").is_file():
+        if (folder / QUICKSTART).is_file():
             quickstart = _read_quickstart(folder, notices)
             found += quickstart.arms
             tasks.append(quickstart.task)
             machines.append(quickstart.machine)
             commands += quickstart.commands
-        elif any((folder / name).exists() for name in ("metrics.jsonl", "eval", "config.yaml")):
+        elif any((folder / name).exists() for name in (METRICS, EVALUATIONS, CONFIG)):
             name = _name(folder.resolve())
             run = _read_run(folder, notices)
             found.append(Arm(name, _label(name), [run]))
             commands += _repeated(run)
         else:
             raise DataError(
-                f"{folder}: nothing to report; expected quickstart.json (from `ral quickstart`) or a run folder with "
-                "metrics.jsonl, config.yaml or eval/. Give the folder that training or evaluation wrote to"
+                f"{folder}: nothing to report; expected {QUICKSTART} (from `ral quickstart`) or a run folder with "
+                f"{METRICS}, {CONFIG} or {EVALUATIONS}/. Give the folder that training or evaluation wrote to"
             )
     arms = found if len(found) == 1 else grouped(found, notices)
     evaluated = (task for arm in arms for run in arm.runs for task in run.evaluations)
@@ -234,11 +245,11 @@ def _repeated(run: Run) -> list[str]:
     if not {"model", "data"} <= run.config.keys():
         return []
     command = "train" if "attention_coef" in run.config else "sft"
-    return [f"ral {command} {_place(run.folder / 'config.yaml', 2)} --output_dir again"]
+    return [f"ral {command} {_place(run.folder / CONFIG, 2)} --output_dir again"]
 
 
 def _read_quickstart(folder: Path, notices: list[str]) -> Experiment:
-    path = folder / "quickstart.json"
+    path = folder / QUICKSTART
     index = _read_json(path, notices)
     entries = index.get("arms")
     if not isinstance(entries, list) or not entries:
@@ -272,20 +283,20 @@ def _read_run(folder: Path, notices: list[str], label: str = "") -> Run:
         notices.append(f"{label}: its folder {folder.name} does not exist.")
         return Run(folder)
     evaluations = {}
-    for summary in sorted(folder.glob("eval/*/summary.json")):
+    for summary in sorted(folder.glob(f"{EVALUATIONS}/*/{SUMMARY}")):
         found, remarks = read_evaluation(summary.parent)
         evaluations[found.task] = found
         notices += remarks
-    config = _read_yaml(folder / "config.yaml", notices)
+    config = _read_yaml(folder / CONFIG, notices)
     seed = config.get("seed")
     return Run(
         folder=folder,
         seed=seed if isinstance(seed, int) else None,
         config=config,
-        environment=_read_json(folder / "environment.json", notices),
-        metrics=_steps(_read_rows(folder / "metrics.jsonl", notices)),
-        samples=_steps(_read_rows(folder / "samples.jsonl", notices)),
-        looks=_steps(_read_rows(folder / "looks" / "items.jsonl", notices)),
+        environment=_read_json(folder / ENVIRONMENT, notices),
+        metrics=_steps(_read_rows(folder / METRICS, notices)),
+        samples=_steps(_read_rows(folder / SAMPLES, notices)),
+        looks=_steps(_read_rows(folder / LOOKS / ITEMS, notices)),
         evaluations=evaluations,
     )
 
@@ -297,9 +308,9 @@ def _steps(rows: list[Json]) -> list[Json]:
 def read_evaluation(folder: Path) -> tuple[Evaluation, list[str]]:
     """The evaluation in `folder`, and what of it could not be read, in words."""
     notices: list[str] = []
-    rows = _read_rows(folder / "items.jsonl", notices)
+    rows = _read_rows(folder / ITEMS, notices)
     items = {str(row.get("id", index)): row for index, row in enumerate(rows)}
-    summary = _read_json(folder / "summary.json", notices)
+    summary = _read_json(folder / SUMMARY, notices)
     return Evaluation(printable(folder.resolve().name), folder, summary, items), notices
 
 

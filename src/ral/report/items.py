@@ -14,6 +14,7 @@ from ral.report.artefacts import Arm, Evaluation, number, read_evaluation
 from ral.report.gallery import OUTCOMES, answered, is_right, outcomes, saved_image
 from ral.report.heatmap import picture
 from ral.report.templating import clip, render
+from ral.runs.names import ITEMS, ITEMS_PAGE
 
 #: Longest side of a thumbnail, in pixels.
 THUMBNAIL = 96
@@ -42,7 +43,7 @@ def write_items(folder: Path) -> Path:
     """
     evaluation, notices = read_evaluation(Path(folder))
     if not evaluation.items:
-        raise DataError(f"{folder}: no items to show; expected items.jsonl, which `ral eval` writes")
+        raise DataError(f"{folder}: no items to show; expected {ITEMS}, which `ral eval` writes")
     rows = []
     for item in evaluation.items.values():
         answer = _answer(item, LONGEST)
@@ -57,7 +58,7 @@ def write_items(folder: Path) -> Path:
         table=Table(rows, ["Answer"], _filters(rows, names)),
         notices=notices,
     )
-    path = Path(folder) / "items.html"
+    path = Path(folder) / ITEMS_PAGE
     atomic_write_text(path, page)
     return path
 

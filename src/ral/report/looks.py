@@ -11,6 +11,7 @@ import numpy as np
 from ral.report.artefacts import Arm, Run, number
 from ral.report.gallery import Look, frame_times, is_right, look_of, saved_image, saved_map
 from ral.report.heatmap import picture
+from ral.runs.names import LOOKS
 
 #: Steps of the slider at most, and items to choose from.
 MAX_STEPS, MAX_ITEMS = 17, 6
@@ -89,7 +90,7 @@ def _watched(key: str, steps: Sequence[int], recorded: Sequence[tuple[int, Arm, 
         looks.append(at_step)
     _, arm, items = recorded[0]
     first = items[key][min(items[key])]
-    image = saved_image(arm.first.folder / "looks", first)
+    image = saved_image(arm.first.folder / LOOKS, first)
     tile = next((look.tile for at_step in looks for look in at_step if look.tile), None)
     return Watched(
         question=str(first.get("question", "")),

@@ -16,6 +16,7 @@ from ral.report.heads import head_maps, hidden
 from ral.report.items import Table, failures
 from ral.report.looks import film, rollouts
 from ral.report.templating import render
+from ral.runs.names import REPORT
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def write_report(*folders: Path, output: Path | None = None, running: bool = Fal
         area=charts,
         written=round(time.time()),
     )
-    path = output or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    path = output or (folders[0] if len(folders) == 1 else Path()) / REPORT
     atomic_write_text(path, page)
     return path
 

@@ -1,10 +1,7 @@
 """The run folder: who may write into it, what it says about its origin, and its metrics.
 
-config.yaml        every setting, as resolved; `ral train` takes it as a recipe
-environment.json   versions, commit, class of machine, number of processes and fingerprint of the training data
-metrics.jsonl      one object per logged step
-samples.jsonl, looks/, checkpoint-N/, final/, eval/, report.html    written by later stages
-nonfinite-N/, failed-reward-N/                                     what a guard stopped the run at
+`ral.runs.names` says what lies in it. Beside that: checkpoint-N/ (`ral.runs.checkpoints`), and nonfinite-N/ and
+failed-reward-N/, what a guard stopped the run at.
 """
 
 from __future__ import annotations
@@ -26,13 +23,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
+from ral.runs.names import ARTEFACTS, CONFIG, ENVIRONMENT, METRICS, SAMPLES
 from ral.runs.redaction import without_credentials
 from ral.runs.resume import refuse_changes
 
 logger = logging.getLogger(__name__)
 
-CONFIG, ENVIRONMENT, METRICS, SAMPLES = "config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"
-_ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, "looks", "final", "eval", "report.html")
 _PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
 
 
@@ -207,7 +203,7 @@ def _output(args: TrainingArguments) -> Path:
 
 
 def _run_artefacts(folder: Path) -> list[Path]:
-    named = [folder / name for name in _ARTEFACTS if (folder / name).exists()]
+    named = [folder / name for name in ARTEFACTS if (folder / name).exists()]
     dumps = [*folder.glob("nonfinite-*"), *folder.glob("failed-reward-*")]
     return named + checkpoints(folder) + sorted(dumps)
 

@@ -21,6 +21,7 @@ from ral.models.sharding import QUANTISED_SHARDS
 from ral.recipe import Recipe, Task
 from ral.runs.folder import prepare_run, refuse_occupied
 from ral.runs.interruption import Interrupted
+from ral.runs.names import FINAL
 from ral.testbed import model_name
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
@@ -87,7 +88,7 @@ def run(
 
 def _save_final(trainer: ExactResumeTrainer, folder: Path) -> None:
     """Write the model to `final/`, which is there whole or not at all."""
-    unfinished, final = folder / ".final", folder / "final"
+    unfinished, final = folder / f".{FINAL}", folder / FINAL
     if trainer.is_world_process_zero():
         shutil.rmtree(unfinished, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
