@@ -1,0 +1,44 @@
+"""Names of what lies in a run folder: one place for who writes it and who reads it. Imports nothing.
+
+RUN/                    what one training run leaves
+  config.yaml           every setting, as resolved; `ral train` takes it as a recipe
+  environment.json      versions, commit, class of machine, number of processes and fingerprint of the training data
+  metrics.jsonl         one object per logged step
+  samples.jsonl         rollouts of logged steps, one object per completion
+  looks/                items.jsonl and media/ of the records that are looked at along training
+  final/                the trained model
+  eval/TASK/            one evaluation: settings.json, items.jsonl, media/, summary.json, items.html
+  report.html           the page on the run
+QUICKSTART/             quickstart.json, and a run folder for every arm
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+LOOKS = "looks"
+FINAL = "final"
+EVALUATIONS = "eval"
+REPORT = "report.html"
+
+#: In the folder of an evaluation; `ITEMS` and `MEDIA` in that of the looks, too.
+ITEMS = "items.jsonl"
+MEDIA = "media"
+EVALUATION = "settings.json"
+SUMMARY = "summary.json"
+ITEMS_PAGE = "items.html"
+
+#: In the folder of a quickstart.
+QUICKSTART = "quickstart.json"
+
+#: What belongs to a run, beside its checkpoints: all that `--overwrite` removes.
+ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, LOOKS, FINAL, EVALUATIONS, REPORT)
+
+
+def evaluations(run: Path) -> dict[str, Path]:
+    """The folder of every evaluation of a run, by the name of its task: those that hold items."""
+    return {path.parent.name: path.parent for path in sorted(run.glob(f"{EVALUATIONS}/*/{ITEMS}"))}
