@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.recipe import Recipe, load_recipe
 
 BASE = "model: start\ndata: rings\nuse_cpu: true\n"

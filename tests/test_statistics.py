@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.statistics import (
     Comparison,
     Interval,

@@ -11,17 +11,18 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from ral.errors import RalError, UsageError
 from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
 
 
 class _Commands(TyperGroup):
-    """Shows the user's mistakes as one line. Everything the user can get wrong is a ValueError or an OSError."""
+    """Shows what the user can mend as one line: a RalError, or a path that the system refuses. All else is a mistake of ours."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (RalError, OSError) as error:
             if ctx.params["debug"]:
                 raise
             # Paths and data may hold anything: no markup, and no line breaks that the message does not have.
@@ -182,7 +183,7 @@ def check(
     from ral.rewards.answers import Mode, unscorable
 
     if max_prompt_tokens is not None and model is None:
-        raise ValueError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
+        raise UsageError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
     processor = None
     if model is not None:
@@ -219,7 +220,7 @@ def check(
 def _choice(kind: Any, value: str, option: str) -> Any:
     """`value`, if it is one of the values of the Literal `kind`."""
     if value not in get_args(kind):
-        raise ValueError(f"{option} {value!r} is not known; choose one of {', '.join(get_args(kind))}.")
+        raise UsageError(f"{option} {value!r} is not known; choose one of {', '.join(get_args(kind))}.")
     return value
 
 
@@ -272,7 +273,7 @@ def evaluate(
     if output is None:
         run = run_folder(path)
         if run is None:
-            raise ValueError(f"{model} lies in no run folder, so give --output, the folder to write to.")
+            raise UsageError(f"{model} lies in no run folder, so give --output, the folder to write to.")
         output = run / EVALUATIONS
     loaded, processor = load_for_answering(path)
     for task in chosen:
@@ -313,7 +314,7 @@ def look(
     from ral.report.heatmap import render_heatmap_html, render_heatmap_png
 
     if output.suffix not in (".png", ".html"):
-        raise ValueError(f"{output}: expected a name that ends in .png or .html.")
+        raise UsageError(f"{output}: expected a name that ends in .png or .html.")
     path = _model_path(model)
     settings = EvalSettings.of_model(
         path, think=think, template=template, max_completion_length=max_completion_length, max_pixels=max_pixels,
@@ -356,7 +357,7 @@ def compare(
     items_a, items_b = _evaluations(run_a), _evaluations(run_b)
     common = [task for task in items_a if task in items_b]
     if not common:
-        raise ValueError(f"{run_a} ({', '.join(items_a)}) and {run_b} ({', '.join(items_b)}) have no task in common.")
+        raise UsageError(f"{run_a} ({', '.join(items_a)}) and {run_b} ({', '.join(items_b)}) have no task in common.")
     outcomes = {task: (read_outcomes(items_a[task]), read_outcomes(items_b[task])) for task in common}
     for task, result in compare_tasks(outcomes).items():
         typer.echo(result.sentence(str(run_a), str(run_b), task))
@@ -366,7 +367,7 @@ def _evaluations(run: Path) -> dict[str, Path]:
     """The items of every task that a run was evaluated on."""
     found = {path.parent.name: path for path in sorted(run.glob("eval/*/items.jsonl"))}
     if not found:
-        raise ValueError(f"{run}: no evaluation found; expected eval/<task>/items.jsonl. Evaluate the model first.")
+        raise UsageError(f"{run}: no evaluation found; expected eval/<task>/items.jsonl. Evaluate the model first.")
     return found
 
 
@@ -406,7 +407,7 @@ def report(
 
     if len(runs) == 1 and (runs[0] / ITEMS).is_file():
         if output is not None:
-            raise ValueError("the page of an evaluation lies in its folder, beside its images; leave out --output.")
+            raise UsageError("the page of an evaluation lies in its folder, beside its images; leave out --output.")
         typer.echo(write_items(runs[0]))
     else:
         typer.echo(write_report(*runs, output=output))

@@ -1,6 +1,12 @@
-"""Errors that a user can mend: the command line shows them as one line, and anything else as a traceback."""
+"""Errors that a user can mend: the command line shows them as one line, and anything else as a traceback.
+
+Kinds that several rooms raise are here; a kind that one module raises stands beside it and derives from one of these.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class RalError(Exception):
@@ -8,4 +14,38 @@ class RalError(Exception):
 
 
 class ConfigError(RalError, ValueError):
-    """A setting that cannot work; the message names it and what to change."""
+    """A setting that cannot work, or a model that does not fit it; the message names both and what to change."""
+
+
+class DataError(RalError, ValueError):
+    """A file or a record that cannot be used; the message names it, the field, what was expected and what to do."""
+
+
+class UsageError(RalError, ValueError):
+    """Arguments of a command or a function that cannot be used, or not together."""
+
+
+class RunError(RalError, ValueError):
+    """A folder that does not hold the run, checkpoint or dump that is asked of it, or holds one that is in the way."""
+
+
+class WorkerError(RalError, RuntimeError):
+    """A process that helps has died or does not start; the message says which and what to do."""
+
+
+class MissingPackageError(RalError, ImportError):
+    """An optional package is not installed; the message holds the command that installs it."""
+
+
+@contextmanager
+def refused_by(library: str, what: object) -> Iterator[None]:
+    """Raises ConfigError in place of what `library` raises, anywhere in it, about `what` the user gave.
+
+    Only calls of that library belong in it: a mistake of ours would look like the user's.
+    """
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if isinstance(error, RalError):
+            raise
+        raise ConfigError(f"{what}: {library} refuses it ({error})") from error

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ral.errors import DataError
+
 #: How the temporary files of atomic writes end.
 _PART = ".part"
 
@@ -60,7 +62,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file, in order.
 
-    A last line without its newline is a write that was cut off and is left out. Raises ValueError with file
+    A last line without its newline is a write that was cut off and is left out. Raises DataError with file
     and line for any other line that is not a JSON object, and FileNotFoundError.
     """
     with open(path, encoding="utf-8") as stream:
@@ -70,9 +72,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 if not line.endswith("\n"):
                     return
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error}).") from error
+                raise DataError(f"{path}, line {number}: not valid JSON ({error}).") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+                raise DataError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
             yield row
 
 

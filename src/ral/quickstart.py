@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ral.errors import RunError
 from ral.files import atomic_write_text, read_jsonl
 from ral.runs.folder import machine_class
 from ral.runs.names import EVALUATIONS, FINAL, METRICS, QUICKSTART
@@ -79,13 +80,13 @@ def run_quickstart(
         The path of `report.html`.
 
     Raises:
-        ValueError: the folder holds an experiment already and `overwrite` is not set.
+        RunError: the folder holds an experiment already and `overwrite` is not set.
     """
     from ral.report import write_report
 
     output = Path(output)
     if _finished(output) and not overwrite:
-        raise ValueError(f"{output}: already holds a quickstart; choose another folder or replace it with --overwrite.")
+        raise RunError(f"{output}: already holds a quickstart; choose another folder or replace it with --overwrite.")
     total = steps if steps is not None else SETTINGS["max_steps"]
     description = {
         "seed": seed,

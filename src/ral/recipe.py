@@ -23,7 +23,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, TrainingArguments
 
 from ral.config import RALConfig
-from ral.data.record import DataError
+from ral.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ral.data.record import DataError
+from ral.errors import DataError
 
 #: Resamples of a bootstrap: the ends of a 95 % interval then repeat to about a hundredth of its width.
 RESAMPLES = 10_000

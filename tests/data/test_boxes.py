@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ral.data.boxes import box_coverage, box_mask, box_masks, place_on_patches
-from ral.data.record import Box, DataError
+from ral.data.record import Box
+from ral.errors import DataError
 
 
 def test_coverage_on_cells_of_fractional_size():

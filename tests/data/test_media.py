@@ -12,7 +12,7 @@ from PIL import Image
 
 from ral.data import media as module
 from ral.data.media import frame_times, load_image, load_video
-from ral.data.record import DataError
+from ral.errors import DataError
 from tests.data.conftest import picture, write_video
 
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from ral.data.prompt import build_messages, encode_prompt
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 
 IMAGES = (Image.new("RGB", (100, 50), "red"), Image.new("RGB", (56, 56), "blue"))
 

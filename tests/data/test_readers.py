@@ -16,7 +16,8 @@ from ral.data import sources
 from ral.data.media import load_image
 from ral.data.prompt import build_messages
 from ral.data.readers import as_records, detect_format, guess_type, read_records
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
+from ral.errors import DataError
 from tests.data.conftest import picture
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ral.data.prompt import encode_prompt
-from ral.data.record import DataError, Record, Span
+from ral.data.record import Record, Span
 from ral.data.spans import passage
+from ral.errors import DataError
 from ral.testbed.model import build_tokenizer
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ral.data.boxes import box_mask
-from ral.data.record import Box, DataError
+from ral.data.record import Box
+from ral.errors import DataError
 from ral.evaluate.grounding import (
     Grounding,
     attention_sinks,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ral.data.prompt import build_messages
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.evaluate import lmms
 from ral.evaluate.lmms import manifest, record_of, token_limit
 from ral.evaluate.settings import EvalSettings

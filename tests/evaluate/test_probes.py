@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from ral.attention import prepare_prompt
 from ral.cli import app
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
 from ral.data.spans import answer_span
+from ral.errors import DataError
 from ral.evaluate.looking import look, look_on
 from ral.evaluate.probes import Seen, masking_check, neutral_record, probe, summarise
 from ral.evaluate.settings import PROBES, EvalSettings

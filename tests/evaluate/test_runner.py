@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 from ral.cli import app
 from ral.data.prompt import encode_prompt
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
+from ral.errors import DataError
 from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import Summary, evaluate
 from ral.evaluate.settings import EvalSettings

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from ral.data.prompt import build_messages
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.evaluate.tasks import BENCHMARKS, Scored
 from ral.evaluate.tasks.image import cv_bench_score, mme_score
 from ral.evaluate.tasks.video import mvbench_answered

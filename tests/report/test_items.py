@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ral.cli import app
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.report import write_items
 from tests.report.saved import write_evaluation, write_rows
 from tests.report.test_page import MARKUP, browser, opened  # noqa: F401, a fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.report import render_heatmap_html, write_report
 from ral.report.artefacts import read_experiment
 from tests.report.saved import write_evaluation, write_quickstart, write_rows, write_seeds, write_training

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.testbed.easy_vqa import easy_vqa_records, majority_baseline
 from ral.testbed.rings import ring_records
 

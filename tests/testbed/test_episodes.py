@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ral.data.media import load_video
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.testbed import episodes
 from ral.testbed.episodes import (
     COLOURS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.testbed.model import build_text_model, build_tokenizer
 from ral.testbed.needles import needle_records, needles, recital_records
 from ral.testbed.rings import COLOURS

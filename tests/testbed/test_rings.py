@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ral.data.record import Box, DataError
+from ral.data.record import Box
+from ral.errors import DataError
 from ral.testbed.rings import BACKGROUND, COLOURS, ring_records, ring_scenes
 
 

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from ral.cli import app
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.files import read_jsonl
 from ral.models.loading import load_policy
 from ral.rewards.functions import RewardError

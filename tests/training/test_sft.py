@@ -25,7 +25,8 @@ from ral.cli import app
 from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
 from ral.data.reading import Reading, WorkerError
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.files import read_jsonl
 from ral.models.loading import load_model
 from ral.recipe import load_recipe

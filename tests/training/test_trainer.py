@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ral.attention import forward_groups
 from ral.config import ConfigError, RALConfig
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
+from ral.errors import DataError
 from ral.objective.anchors import ANCHORS
 from ral.rewards.functions import RewardError
 from ral.rollouts.group import ScoredGroup, selected_rows

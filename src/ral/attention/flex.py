@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import pad
 
+from ral.errors import ConfigError
+
 if TYPE_CHECKING:
     from ral.attention.layout import PackedLayout
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class KernelError(ValueError):
+class KernelError(ConfigError):
     """An attention kernel that cannot train on a device; the message says what to change."""
 
 
@@ -51,11 +53,11 @@ def attend(
     """Attention `[1, H, T, D]` of a packed row: query `[1, H, T, D]`; key, value `[1, H_kv, T, D]`, never repeated.
 
     Raises:
-        ValueError: dropout, which FlexAttention does not have.
+        KernelError: dropout, which FlexAttention does not have.
         NotImplementedError: a gradient is wanted on CPU, where FlexAttention has none.
     """
     if dropout_p:
-        raise ValueError(
+        raise KernelError(
             f"FlexAttention has no dropout, but the model asks for {dropout_p}; set attention_dropout to 0 in its "
             "configuration, or attention_kernel to sdpa"
         )

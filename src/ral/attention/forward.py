@@ -25,6 +25,7 @@ from ral.attention.models import (
     visual_token_ids,
 )
 from ral.attention.rows import Query, attention_rows, head_mean_attention
+from ral.errors import DataError
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -117,7 +118,7 @@ def prepare_prompt(
         features: the vision tower's output if it is known already.
 
     Raises:
-        ValueError: more than one prompt, or a number of visual tokens other than the model expects.
+        ValueError: more than one prompt. DataError: a number of visual tokens other than the model expects.
     """
     base = make_capturable(model)
     inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
@@ -149,7 +150,7 @@ def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any
         found = int((input_ids == token).sum())
         expected = sum(t * h * w for t, h, w in shapes)
         if found != expected:
-            raise ValueError(
+            raise DataError(
                 f"the prompt holds {found} {kind} tokens but the model expects {expected} for {kind}_grid_thw "
                 f"{[] if grid is None else grid.tolist()} and spatial_merge_size {merge}: the processor does not belong to "
                 "this model, or the prompt was truncated. Use the model's own processor and do not truncate prompts."

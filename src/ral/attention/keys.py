@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ral.attention.rows import renormalise
+from ral.errors import DataError
 
 Keys = Literal["all", "prompt", "visual"]
 
@@ -23,14 +24,14 @@ def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, sk
         `[G, R, K]` with K = P+R (`all`), P (`prompt`), each less `skip`, or the number of visual tokens (`visual`).
 
     Raises:
-        ValueError: `keys="visual"` for a prompt without visual tokens.
+        DataError: `keys="visual"` for a prompt without visual tokens.
     """
     if keys == "all":
         return renormalise(rows[..., skip:]) if skip else rows
     if keys == "prompt":
         return renormalise(rows[..., skip:prompt_length])
     if not bool(visual.any()):
-        raise ValueError(
+        raise DataError(
             'attention_keys="visual", but a prompt has no visual tokens; '
             'use attention_keys="prompt" or "all" for text, or check that the image reached the processor'
         )

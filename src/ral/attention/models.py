@@ -13,12 +13,13 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from ral.attention import packed
+from ral.errors import ConfigError
 
 VISION_MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 TEXT_MODELS = ("qwen2", "qwen3", "llama")
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(ConfigError):
     """The model's attention cannot be captured."""
 
 
@@ -84,10 +85,10 @@ def resolve_layers(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, 
     count = len(decoder_layers(model))
     for layer in layers:
         if not -count <= layer < count:
-            raise ValueError(f"attention_layers contains {layer}, but the model has {count} decoder layers")
+            raise ConfigError(f"attention_layers contains {layer}, but the model has {count} decoder layers")
     resolved = tuple(layer % count for layer in layers)
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"attention_layers {list(layers)} names a layer twice: the model has {count} decoder layers")
+        raise ConfigError(f"attention_layers {list(layers)} names a layer twice: the model has {count} decoder layers")
     return resolved
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ral.data.record import Box, DataError
+from ral.data.record import Box
+from ral.errors import DataError
 
 Size = tuple[int, int]
 

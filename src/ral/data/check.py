@@ -27,7 +27,8 @@ from PIL import Image
 
 from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages, encode_prompt
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 
 Kind = Literal["row", "media", "prompt", "tokens", "solution", "text", "duplicate", "leak"]
 

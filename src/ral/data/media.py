@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from ral.data.record import DataError
+from ral.errors import DataError
 
 #: Pixels of the largest image or video frame that is decoded; a header that promises more is refused unread.
 MAX_PIXELS = 50_000_000

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from ral.data.media import Video, load_image, load_video
-from ral.data.record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
+from ral.errors import DataError
 
 Template = Literal["paper", "plain"]
 

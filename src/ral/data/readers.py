@@ -25,8 +25,9 @@ from typing import Any, get_args
 from PIL import Image
 
 from ral.data.media import image_from_bytes
-from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, DataError, ProblemType, Record
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, ProblemType, Record
 from ral.data.sources import Row, rows, undecoded
+from ral.errors import DataError
 
 _TYPES: dict[str, ProblemType] = {kind.casefold(): kind for kind in get_args(ProblemType)}
 #: VLM-R1's `accu_reward_method`, where it says what kind of answer is meant.

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ral.data.record import Record
+from ral.errors import WorkerError
 
 #: How torch tells of dead workers: by `DataLoader`'s own check and, in POSIX's words for the signal, on SIGCHLD.
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is killed by signal: (?P<signal>[^.]+))?")
@@ -30,10 +31,6 @@ _OTHERWISE = (
     "If it was reading a record, a decoder may have crashed on a medium of it: write that file anew or drop the row; "
     "dataloader_num_workers=0 shows where"
 )
-
-
-class WorkerError(RuntimeError):
-    """A data-loading worker died; the message names its signal, the record that it was reading, and what to do."""
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ral.errors import DataError as DataError  # its older address
+
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression", "math", "box"]
 
 #: Marks where a medium stands inside `Record.problem`.
@@ -100,7 +102,3 @@ class Record:
         answers = {"solution": self.solution, "solutions": self.solutions}
         own = {"problem_type": self.problem_type, "options": self.options, "boxes": self.boxes, "id": self.id}
         return {**self.extra, **answers, **own}
-
-
-class DataError(ValueError):
-    """A record, file or setting that cannot be used; the message says where, what, and what to do."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ral.data.record import DataError
+from ral.errors import DataError
 
 Row = dict[str, Any]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ral.data.record import Box, DataError, Record, Span
+from ral.data.record import Box, Record, Span
+from ral.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.record import Record
 from ral.data.spans import answer_token, passage
 from ral.data.view import view
+from ral.errors import UsageError
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.viewing import Sheet, sheet, sheet_map
@@ -135,11 +136,11 @@ def glance(
     """Ask `question` about the file `image` or `video`; a mark `<image>` or `<video>` in it says where the medium stands,
     which is else the start.
 
-    Raises DataError for a file that cannot be read, ValueError for a layer the model does not have and unless one of
+    Raises DataError for a file that cannot be read, ConfigError for a layer the model does not have, UsageError unless one of
     `image` and `video` is given.
     """
     if (image is None) == (video is None):
-        raise ValueError("a look needs one image or one video; give either of them")
+        raise UsageError("a look needs one image or one video; give either of them")
     (number,) = resolve_layers(make_capturable(model), [settings.layer])
     images, videos = (() if path is None else (path,) for path in (image, video))
     name = str(image or video)

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ral.data.record import IMAGE_MARK, VIDEO_MARK, DataError, ProblemType, Record
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
+from ral.errors import DataError
 from ral.evaluate.settings import EvalSettings
 
 

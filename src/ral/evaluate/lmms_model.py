@@ -12,7 +12,8 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from ral.data.record import DataError, ProblemType
+from ral.data.record import ProblemType
+from ral.errors import DataError
 from ral.evaluate.answering import answer, encode, load_for_answering
 from ral.evaluate.lmms import record_of, token_limit
 from ral.evaluate.settings import EvalSettings

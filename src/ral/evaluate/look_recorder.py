@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
+from ral.errors import ConfigError
 from ral.evaluate.answering import answer
 from ral.evaluate.runner import item_rows
 from ral.evaluate.settings import EvalSettings
@@ -33,12 +34,12 @@ class LookRecorder(TrainerCallback):
     It draws no random number: training goes on as it would without. Of several processes all look, as sharded weights are
     used together, and the main one writes. On a resumed run, looks taken behind the checkpoint are taken anew.
 
-    Raises ValueError without records, and unless `every` is at least 1.
+    Raises ConfigError without records, and unless `every` is at least 1.
     """
 
     def __init__(self, records: Sequence[Record], every: int):
         if every < 1 or not records:
-            raise ValueError(f"every={every} with {len(records)} records: looks need a number of steps and a record")
+            raise ConfigError(f"every={every} with {len(records)} records: looks need a number of steps and a record")
         self.records, self.every = list(records), every
         self.task = Task(LOOKS, lambda table, media: iter(self.records), by_type)
         self._taken: int | None = None

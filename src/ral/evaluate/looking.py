@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
 from ral.attention.models import decoder_layers, make_capturable
+from ral.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def look(
 ) -> list[Look]:
     """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] behind `prompts[i]`, in one forward pass.
 
-    Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. Raises ValueError for a
+    Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. Raises DataError for a
     prompt with neither document nor visual tokens.
     """
     base = make_capturable(model)
@@ -86,7 +87,7 @@ def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np
     """Where every text token behind the last visual one looks: per prompt and layer, weights `[rows, N]`.
 
     The last row is that of the prompt's last token, which predicts the first of an answer; N counts the visual tokens in
-    the order of the maps. Raises ValueError for a prompt without visual tokens, or with no text behind them.
+    the order of the maps. Raises DataError for a prompt without visual tokens, or with no text behind them.
     """
     base = make_capturable(model)
     layers = range(len(decoder_layers(base)))
@@ -105,10 +106,10 @@ def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Ten
     """
     if cut is None:
         if not prompt.grids:
-            raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+            raise DataError("the prompt has no visual tokens: there is nothing to look at")
         cut = int(prompt.visual.nonzero().max()) + 2
     if not cut < len(prompt.input_ids):
-        raise ValueError("no text follows the prompt's visual tokens, so that no token can look back at them")
+        raise DataError("no text follows the prompt's visual tokens, so that no token can look back at them")
     first = replace(
         prompt,
         input_ids=prompt.input_ids[:cut],
@@ -140,5 +141,5 @@ def _maps(row: Tensor, prompt: Prompt, document: slice | None) -> tuple[NDArray[
     if document is not None:
         return (row[None, document].double().cpu().numpy(),)
     if not prompt.grids:
-        raise ValueError("the prompt has no visual tokens: there is nothing to look at")
+        raise DataError("the prompt has no visual tokens: there is nothing to look at")
     return as_maps(row[prompt.places].double().cpu().numpy(), prompt)

@@ -24,9 +24,10 @@ from torch import nn
 
 from ral.attention import prepare_prompt
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.record import DataError, Record
+from ral.data.record import Record
 from ral.data.spans import Passage, answer_span, passage
 from ral.data.view import View, view
+from ral.errors import DataError
 from ral.evaluate.answering import Answered, answer, encode, look_at_answers
 from ral.evaluate.grounding import Grounding, grounding, mean_grounding
 from ral.evaluate.looking import Look
@@ -120,7 +121,7 @@ def evaluate(
 
     Raises:
         DataError: records that cannot be used, two with one id, or a folder that holds another evaluation.
-        ValueError: a layer that the model does not have.
+        ConfigError: a layer that the model does not have.
     """
     output, settings = Path(output), settings or EvalSettings()
     records = list(task.records())

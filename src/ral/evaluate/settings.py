@@ -11,7 +11,7 @@ import yaml
 
 from ral.config import CHOICES
 from ral.data.prompt import Template
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.rewards.answers import Mode
 from ral.runs.folder import CONFIG
 

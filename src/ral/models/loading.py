@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 
 from ral.attention.models import trains_vision, vision_tower
-from ral.errors import ConfigError
+from ral.errors import ConfigError, UsageError, refused_by
 from ral.runs.names import FINAL
 
 
@@ -34,7 +34,7 @@ def load_model(
     A run folder gives its `final/`; a folder with an adapter gives the adapter's base model with the adapter merged into
     its weights. `quantization` holds settings of `BitsAndBytesConfig`.
 
-    Raises ValueError: quantisation without bitsandbytes, or of a model with an adapter.
+    Raises ConfigError: quantisation without bitsandbytes, or of a model with an adapter.
     """
     folder = _final(name)
     base = _adapted(folder)
@@ -43,12 +43,15 @@ def load_model(
     if base is not None:
         _refuse_pickles(folder)
         # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
-        model: Any = PeftModel.from_pretrained(load_model(base, dtype=dtype), folder).merge_and_unload()
+        whole = load_model(base, dtype=dtype)
+        with refused_by("peft", folder):
+            model: Any = PeftModel.from_pretrained(whole, folder).merge_and_unload()
         model.name_or_path = folder  # what an adapter that is trained on it is an adapter of
         return model
     loader: Any = AutoModelForImageTextToText if _has_vision(folder) else AutoModelForCausalLM
-    settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
-    return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)
+    with refused_by("transformers", folder):
+        settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
+        return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)
 
 
 def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
@@ -56,7 +59,9 @@ def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
     base = _adapted(str(folder))
     if base is None:
         return load_model(folder)
-    return PeftModel.from_pretrained(load_model(base), str(folder), is_trainable=True)
+    whole = load_model(base)
+    with refused_by("peft", folder):
+        return PeftModel.from_pretrained(whole, str(folder), is_trainable=True)
 
 
 def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
@@ -70,7 +75,8 @@ def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
 
 def load_processor(name: str | Path) -> Any:
     """The processor (or, of a text model, the tokenizer) of what `load_model` loads."""
-    return AutoProcessor.from_pretrained(_final(name), trust_remote_code=False)
+    with refused_by("transformers", name):
+        return AutoProcessor.from_pretrained(_final(name), trust_remote_code=False)
 
 
 def prompt_budget(name: str | Path) -> int | None:
@@ -86,15 +92,15 @@ def load_config(name: str | Path) -> Any:
 def export(name: str | Path, output: Path) -> None:
     """Write what `load_model` makes of an adapter, all its weights, and its processor to the folder `output`.
 
-    Raises ValueError: no adapter in `name`, or a folder that is not empty.
+    Raises UsageError: no adapter in `name`, or a folder that is not empty.
     """
     folder = _final(name)
     if _adapted(folder) is None:
-        raise ValueError(
+        raise UsageError(
             f"{folder}: holds no adapter; its weights are whole as they are, and can be loaded from there."
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: is not an empty folder; choose another one to write the model to.")
+        raise UsageError(f"{output}: is not an empty folder; choose another one to write the model to.")
     load_model(folder).save_pretrained(output)
     load_processor(folder).save_pretrained(output)
 
@@ -137,11 +143,12 @@ def _config(folder: str) -> Any:
     if (base := _adapted(folder)) is not None:
         return _config(base)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
+        with refused_by("transformers", folder):
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ConfigError as error:
         if "custom code" not in str(error):
             raise
-        raise ValueError(
+        raise ConfigError(
             f"{folder}: the model comes with code of its own, which is never run; use a model type that transformers knows"
         ) from error
 
@@ -153,7 +160,7 @@ def _has_vision(folder: str) -> bool:
 def _refuse_pickles(folder: str) -> None:
     """Other formats than safetensors run what their author wrote when they are read."""
     if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise ValueError(
+        raise ConfigError(
             f"{folder}: holds an adapter without adapter_model.safetensors; other formats can run code and are not read. "
             "Save the adapter again with a current peft."
         )
@@ -161,11 +168,11 @@ def _refuse_pickles(folder: str) -> None:
 
 def _refuse_quantization(folder: str, adapted: bool) -> None:
     if adapted:
-        raise ValueError(
+        raise ConfigError(
             f"{folder}: holds an adapter, which cannot be merged into quantised weights; write the whole model with "
             "`ral export` and start from that."
         )
     if not is_bitsandbytes_available():
-        raise ValueError(
+        raise ConfigError(
             "quantization needs the package bitsandbytes, which is not installed: pip install 'ral[qlora]'."
         )

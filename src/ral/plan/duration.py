@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ral.errors import UsageError
 from ral.plan.memory import FLOAT, HALF
 from ral.plan.setup import Setup
 from ral.plan.shapes import ModelShape
@@ -31,9 +32,9 @@ class Machine:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value:g}.")
+                raise UsageError(f"{name} must be positive, got {value:g}.")
         if self.utilisation > 1:
-            raise ValueError(f"utilisation is a share of the peak, at most 1, got {self.utilisation:g}.")
+            raise UsageError(f"utilisation is a share of the peak, at most 1, got {self.utilisation:g}.")
 
     def assumption(self) -> str:
         return (

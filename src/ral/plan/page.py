@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ral.errors import UsageError
 from ral.plan.advice import ADAPTER, Advice, advise
 from ral.plan.duration import Duration, Machine, duration
 from ral.plan.memory import GIB, PHASES, Memory, memory
@@ -82,12 +83,12 @@ def plan(
         completion_tokens: of the average completion, for the time; memory counts `max_completion_length`.
         examples: records to train on. sharding: how the model is spread, where it is not to be as the recipe says.
 
-    Raises ValueError (DataError, ConfigError) for a recipe that cannot be read or run, and what `setup_of` raises.
+    Raises DataError and ConfigError for a recipe that cannot be read or run, and what `setup_of` raises.
     """
     counts = {"--gpus": gpus, "--gpu-memory": gpu_memory, "--prompt-tokens": prompt_tokens}
     for name, value in {**counts, "--completion-tokens": completion_tokens, "--examples": examples}.items():
         if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value:g}.")
+            raise UsageError(f"{name} must be positive, got {value:g}.")
     # On the machine that plans there need not be a GPU, which settings such as bf16 would ask for.
     loaded = load_recipe(recipe, [*overrides, "--use_cpu", "true"])
     setup = setup_of(loaded, gpus, prompt_tokens=prompt_tokens, sharding=sharding)

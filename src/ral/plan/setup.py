@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames
 from ral.attention.layout import GroupLayout
 from ral.config import RALConfig
 from ral.data.media import DEFAULT_FRAMES
+from ral.errors import ConfigError
 from ral.objective.anchors import ANCHORS
 from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
 from ral.recipe import Recipe
@@ -97,7 +98,7 @@ class Setup:
 def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sharding: Sharding | None = None) -> Setup:
     """The numbers of a recipe on so many GPUs.
 
-    Raises ValueError for a prompt whose tokens the recipe does not bound, and what reading the model's configuration
+    Raises ConfigError for a prompt whose tokens the recipe does not bound, and what reading the model's configuration
     and its adapter's raises.
     """
     args = recipe.args
@@ -108,7 +109,7 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
     visual = 0 if not shape.reads_images else visual_tokens(shape, args)
     if prompt_tokens is None:
         if visual is None or not shape.reads_images:
-            raise ValueError(
+            raise ConfigError(
                 f"{recipe.model}: the recipe does not say how long a prompt gets (max_pixels, or num_frames with "
                 "video_pixels); give --prompt-tokens. `ral check DATA --model MODEL` counts those of your data."
             )

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.report.templating import clip
 from ral.runs.names import (
     CONFIG,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.report.artefacts import Arm, Evaluation, Experiment, Run, number
 from ral.report.templating import clip, compact, percent, points
 from ral.statistics import Outcome, holm, p_text, seed_interval

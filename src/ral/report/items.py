@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ral.data.record import DataError
+from ral.errors import DataError
 from ral.files import atomic_write_text
 from ral.report.artefacts import Arm, Evaluation, number, read_evaluation
 from ral.report.gallery import OUTCOMES, answered, is_right, outcomes, saved_image

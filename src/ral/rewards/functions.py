@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any, cast
 
 from ral.data.record import ProblemType, Record
+from ral.errors import RalError
 from ral.rewards.answers import SCORERS, Mode, judge
 
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -38,7 +39,7 @@ _FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
 
 
-class RewardError(ValueError):
+class RewardError(RalError, ValueError):
     """A reward function failed or returned something that is not a reward; the message names it and the index."""
 
 

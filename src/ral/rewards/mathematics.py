@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 
+from ral.errors import WorkerError
+
 #: Seconds for one comparison, after the child has started.
 TIME_LIMIT = 5.0
 #: Seconds the child may take to start and import SymPy.
@@ -68,7 +70,7 @@ def _running_child() -> subprocess.Popen[str]:
         )
         if _read_line(_child, START_LIMIT) != "ready":
             _stop_child()
-            raise RuntimeError("math-verify's process does not start; try `python -c 'import math_verify'`")
+            raise WorkerError("math-verify's process does not start; try `python -c 'import math_verify'`")
     return _child
 
 

@@ -32,6 +32,7 @@ from ral.attention.models import (
     special_visual_token_ids,
 )
 from ral.attention.prefix import SharedPrefix
+from ral.errors import ConfigError
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
 DROP_SHARE = 0.25
@@ -55,9 +56,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
         if not self.eos_token_ids:
-            raise ValueError("no end-of-sequence token is known; set generation_config.eos_token_id of the model")
+            raise ConfigError("no end-of-sequence token is known; set generation_config.eos_token_id of the model")
 
 
 @dataclass(frozen=True)

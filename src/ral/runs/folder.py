@@ -21,6 +21,7 @@ import torch
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ral.errors import RunError
 from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
 from ral.runs.names import ARTEFACTS, CONFIG, ENVIRONMENT, METRICS, SAMPLES
@@ -40,16 +41,16 @@ def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: 
     """
     folder = Path(output_dir)
     if resume and overwrite:
-        raise ValueError(f"{folder}: resume and overwrite exclude each other; give one of them.")
+        raise RunError(f"{folder}: resume and overwrite exclude each other; give one of them.")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: the output folder is a file; choose another output_dir.")
+        raise RunError(f"{folder}: the output folder is a file; choose another output_dir.")
     if resume and last_checkpoint(folder) is None:
-        raise ValueError(
+        raise RunError(
             f"{folder}: no finished checkpoint to resume from; start the run again, with --overwrite in place of --resume."
         )
     held = _run_artefacts(folder)
     if held and not (resume or overwrite):
-        raise ValueError(
+        raise RunError(
             f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); choose another output_dir, "
             "continue it with --resume, or replace it with --overwrite."
         )
@@ -74,7 +75,7 @@ def prepare_run(
         data: fingerprint of the training data. processes: how many train.
 
     Raises:
-        ValueError: as `refuse_occupied` does; on `resume` for settings or data that are not the run's (`refuse_changes`).
+        RunError: as `refuse_occupied` does; on `resume` for settings or data that are not the run's (`refuse_changes`).
     """
     folder = Path(output_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
@@ -95,14 +96,14 @@ def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str
         old = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         old_facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(
+        raise RunError(
             f"{folder}: {CONFIG} and {ENVIRONMENT} say what the run was started with, and cannot be read ({error}); copy "
             "them back to go on with --resume."
         ) from error
     try:
         refuse_changes(old, settings, old_facts, facts)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    except RunError as error:
+        raise RunError(f"{folder}: {error}") from error
     if (before := old_facts["packages"]) != (now := facts["packages"]):
         changed = [f"{name} {before.get(name)} → {now.get(name)}" for name in now if before.get(name) != now[name]]
         logger.warning("other packages than before (%s): the run goes on, but not bit for bit", ", ".join(changed))

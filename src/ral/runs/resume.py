@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ral.errors import RunError
+
 #: Settings that leave alone which updates are made from which data: how long, what is written, measured and kept, and how
 #: the work is spread. Where the data lies may change, too: its content is compared by `data.fingerprint`.
 MAY_CHANGE = {
@@ -38,12 +40,12 @@ def refuse_changes(
     if (before := _completions(old, old_facts)) != (after := _completions(new, new_facts)):
         changes.append(f"completions per step ({' × '.join((*BATCH, 'processes'))}): {before} → {after}")
     if changes:
-        raise ValueError(
+        raise RunError(
             f"the settings are not those that the run was started with: {'; '.join(changes)}. Take them back to go on with "
             "--resume, or start a new run in another output_dir (model may be the checkpoint's folder)."
         )
     if old_facts.get("data") != new_facts.get("data"):
-        raise ValueError(
+        raise RunError(
             f"the training data ({new.get('data')}) is not what the run was started with ({old.get('data')}): its records "
             "differ in content, order or number. Bring the old data back to go on with --resume, or start a new run in "
             "another output_dir (model may be the checkpoint's folder)."

@@ -23,7 +23,8 @@ from typing import Any
 import av
 import numpy as np
 
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
+from ral.errors import DataError, MissingPackageError
 from ral.files import atomic_write_bytes
 
 #: Cells of the room's side, and pixels of a cell's: a 64×64 frame, the ring search's board.
@@ -318,7 +319,7 @@ def _room(episode: Episode) -> Any:
         from minigrid.core.world_object import Ball, Box, Key
         from minigrid.minigrid_env import MiniGridEnv
     except ImportError as error:
-        raise ImportError("minigrid is not installed; run: pip install ral[testbed]") from error
+        raise MissingPackageError("minigrid is not installed; run: pip install ral[testbed]") from error
     classes = {"ball": Ball, "key": Key, "box": Box}
 
     class Room(MiniGridEnv):

@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from ral.data.record import DataError, Record, Span
+from ral.data.record import Record, Span
+from ral.errors import DataError
 from ral.testbed.rings import COLOURS, QUESTIONS
 
 #: What says which colour is in which ring, and the hay around it, which names no colour.

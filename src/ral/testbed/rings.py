@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from ral.data.record import Box, DataError, Record
+from ral.data.record import Box, Record
+from ral.errors import DataError
 
 #: Colour names of rings and discs, in RGB; far enough apart for a model with a handful of vision layers.
 COLOURS = {

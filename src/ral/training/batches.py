@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ral.errors import ConfigError
+
 
 class RepeatedBatches:
     """Batch sampler: micro-batches of prompt indices, every optimiser step's worth repeated for its inner updates.
@@ -22,13 +24,13 @@ class RepeatedBatches:
         shuffle, seed: the order of an epoch depends on seed and epoch only.
 
     Raises:
-        ValueError: fewer prompts than one step needs.
+        ConfigError: fewer prompts than one step needs.
     """
 
     def __init__(self, size: int, batch_size: int, per_step: int, repeats: int, *, shuffle: bool, seed: int):
         self.steps = size // (batch_size * per_step)
         if self.steps == 0:
-            raise ValueError(
+            raise ConfigError(
                 f"the training data holds {size} prompts, but one optimiser step takes {batch_size * per_step} "
                 f"({batch_size} per micro-batch × {per_step} micro-batches); lower per_device_train_batch_size or "
                 "gradient_accumulation_steps, or add data"

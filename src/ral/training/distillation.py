@@ -13,10 +13,11 @@ from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.layout import Kernel
 from ral.attention.models import has_vision, make_capturable, patch_values
 from ral.attention.rows import Query
+from ral.errors import ConfigError
 from ral.objective.divergence import generalised_jensen_shannon
 
 
-class TeacherError(ValueError):
+class TeacherError(ConfigError):
     """The teacher cannot teach this student: another vocabulary, or other visual tokens."""
 
 

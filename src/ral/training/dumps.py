@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ral.attention import prepare_prompt
 from ral.data.record import Box, Record
+from ral.errors import RunError
 from ral.files import atomic_write_text
 from ral.rewards.answers import Mode
 from ral.rollouts.group import ScoredGroup
@@ -121,7 +122,7 @@ class ExamplesDump(Dump):
 def load_dump(folder: Path, process: int, model: nn.Module) -> RolloutsDump | ExamplesDump:
     """The dump of one process; prompts are prepared by `model`, which may be the policy's copy in the dump.
 
-    Raises ValueError where there is none.
+    Raises RunError where there is none.
     """
     path = folder / f"batch-{process}.json"
     facts = _read(path, f"no dump of process {process}")
@@ -156,7 +157,7 @@ class FailedReward:
 
     @classmethod
     def load(cls, folder: Path, process: int) -> FailedReward:
-        """Raises ValueError where there is none of this process."""
+        """Raises RunError where there is none of this process."""
         facts = _read(folder / _call(process), f"no call of a reward by process {process}")
         return cls(**facts | {"record": _record_from_json(facts["record"])})
 
@@ -175,8 +176,11 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
 
 def _read(path: Path, missing: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent}: {missing}; expected {path.name}, as a guard leaves it.")
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raise RunError(f"{path.parent}: {missing}; expected {path.name}, as a guard leaves it.")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON ({error}); the dump is damaged, copy it again.") from error
     return facts
 
 

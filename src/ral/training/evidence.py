@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ral.attention import Prompt
 from ral.data.boxes import box_masks
-from ral.data.record import DataError, Record
+from ral.data.record import Record
 from ral.data.spans import answer_span, passage
 from ral.data.view import view
+from ral.errors import DataError
 from ral.rewards.answers import Mode, extract_answer
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ral.attention.models import pretrained
+from ral.errors import refused_by
 from ral.files import atomic_write_text
 from ral.runs.checkpoints import (
     CheckpointError,
@@ -48,7 +49,8 @@ class ExactResumeTrainer(Trainer):
 
     def __init__(self, *arguments: Any, **named: Any):
         self._resumed_step: int | None = None
-        super().__init__(*arguments, **named)
+        with refused_by("transformers", "settings of the trainer"):
+            super().__init__(*arguments, **named)
         self.interruption = Interruption(every=getattr(self.args, "num_iterations", 1))
         for callback in (self.interruption, LogBeforeSave()):
             self.add_callback(callback)

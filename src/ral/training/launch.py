@@ -14,7 +14,7 @@ from ral.attention.models import has_vision
 from ral.data.fingerprint import fingerprint
 from ral.data.readers import read_records
 from ral.data.record import Record
-from ral.errors import ConfigError
+from ral.errors import ConfigError, refused_by
 from ral.evaluate.look_recorder import LookRecorder
 from ral.models.loading import load_model, load_processor, training_dtype
 from ral.models.sharding import QUANTISED_SHARDS
@@ -59,7 +59,7 @@ def run(
 ) -> Path:
     """Train what `build` makes of `task` and its data, under the contract of run folders, and return the folder.
 
-    Raises ValueError for an output folder that holds a run, or that cannot be gone on from (see `prepare_run`), and what
+    Raises RunError for an output folder that holds a run, or that cannot be gone on from (see `prepare_run`), and what
     `build` refuses. The earlier run that `overwrite` replaces is removed only once the new one's model, data and settings
     are found good.
     """
@@ -138,7 +138,8 @@ def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> Lora
     if task.peft is None:
         return None
     outside = {"exclude_modules": r".*\bvisual\b.*"} if freeze_vision and has_vision(model) else {}
-    return LoraConfig(**outside | task.peft)
+    with refused_by("peft", "peft"):
+        return LoraConfig(**outside | task.peft)
 
 
 def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:

@@ -12,12 +12,13 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from ral.errors import RalError
 from ral.models.sharding import full_state_dict, refuse_sharding
 from ral.training.dumps import MODEL, Dump
 from ral.training.exact_resume import ExactResumeTrainer
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(RalError, ValueError):
     """A loss or a gradient that is not a number; the weights are as they were, and the message names the dump."""
 
 

@@ -35,7 +35,7 @@ def replay(folder: Path, output: Path, process: int = 0, reward: str | None = No
         output: a scratch folder for the trainer, which writes nothing to it.
         reward: the function to call on completions that it failed on, as a recipe names it; without, none is called.
 
-    Raises ValueError where `folder` is no dump.
+    Raises RunError where `folder` is no dump.
     """
     if FailedReward.is_in(folder):
         yield from _of_reward(FailedReward.load(folder, process), reward)

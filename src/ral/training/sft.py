@@ -22,8 +22,8 @@ from ral.attention.models import pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
 from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
 from ral.data.reading import Reading
-from ral.data.record import DataError, Record
-from ral.errors import ConfigError
+from ral.data.record import Record
+from ral.errors import ConfigError, DataError
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.sharding import gather_vision, zero_vision_loss
 from ral.recipe import Task

@@ -35,7 +35,7 @@ from ral.data.prompt import encode_prompt, prompt_settings
 from ral.data.readers import as_records
 from ral.data.reading import naming
 from ral.data.record import Record
-from ral.errors import ConfigError
+from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.loading import (
     freeze_vision,
     frozen,
@@ -124,7 +124,8 @@ class RALTrainer(NonFiniteGuardTrainer):
             freeze_vision(base)
         if peft_config is not None:
             set_seed(args.seed)  # an adapter starts from random weights
-            policy = get_peft_model(base, peft_config)
+            with refused_by("peft", "peft"):
+                policy = get_peft_model(base, peft_config)
             refuse_adapter_of_frozen_vision(base, args.freeze_vision)
         if args.disable_dropout:
             _disable_dropout(policy)
@@ -174,7 +175,7 @@ class RALTrainer(NonFiniteGuardTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of records, each optimiser step's worth repeated for the inner updates."""
         if self.train_dataset is None:
-            raise ValueError("RALTrainer needs a train_dataset to train")
+            raise UsageError("RALTrainer needs a train_dataset to train")
         batches = RepeatedBatches(
             len(self.train_dataset),
             self.args.prompts_per_batch,
@@ -503,7 +504,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         started = time.perf_counter()
         records = self.eval_dataset if eval_dataset is None else as_records(eval_dataset)
         if records is None:
-            raise ValueError("RALTrainer needs an eval_dataset to evaluate")
+            raise UsageError("RALTrainer needs an eval_dataset to evaluate")
         greedy = replace(self._sampling(), temperature=0)
         means = RunningMeans()
         mine = records[self.args.process_index :: self.args.world_size]

@@ -14,7 +14,8 @@ from transformers import Qwen3VLConfig
 from ral.attention import Prompt
 from ral.attention.models import rope_positions
 from ral.data.media import load_video
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.rollouts.vllm import lossless_video, video_rates
 from tests.rollouts.vllm.served import untied
 

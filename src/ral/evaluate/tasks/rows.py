@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ral.data.media import image_from_bytes
-from ral.data.record import DataError
 from ral.data.sources import rows
+from ral.errors import DataError
 
 
 @dataclass(frozen=True)

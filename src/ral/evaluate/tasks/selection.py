@@ -8,7 +8,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.evaluate.tasks import BENCHMARKS
 from ral.evaluate.tasks.own import own_task
 from ral.evaluate.tasks.task import Task

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 from ral.evaluate.metrics import Metric
 from ral.evaluate.tasks.rows import Row, read_rows
 from ral.rewards.answers import Mode, extract_answer

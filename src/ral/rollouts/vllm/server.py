@@ -26,7 +26,7 @@ from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages
 from ral.data.reading import naming
 from ral.data.record import Record
-from ral.errors import ConfigError
+from ral.errors import ConfigError, RalError
 from ral.models.sharding import full_state_dict
 from ral.rollouts.sampling import Completion, Sampling
 from ral.rollouts.vllm.merging import merged_state, refuse_unmergeable
@@ -38,7 +38,7 @@ TIMEOUT = 1800
 BANNED = -100.0
 
 
-class ServerError(RuntimeError):
+class ServerError(RalError, RuntimeError):
     """The vLLM server cannot be reached, was started without what is needed, or refuses a request."""
 
 

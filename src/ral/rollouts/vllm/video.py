@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ral.attention import Prompt
-from ral.data.record import DataError, Record
+from ral.data.record import Record
+from ral.errors import DataError
 
 
 def video_rates(config: Any, record: Record, prompt: Prompt) -> Iterator[Fraction]:
