@@ -24,6 +24,7 @@ from ral import RALConfig, RALTrainer
 from ral.cli import app
 from ral.data.media import load_image, load_video
 from ral.data.readers import as_records, read_records
+from ral.errors import RalError
 from ral.models.loading import load_config, load_model
 from ral.recipe import load_recipe
 from ral.runs.folder import prepare_run
@@ -109,7 +110,7 @@ def command(*words: str) -> Cause:
     def run(folder: Path) -> None:
         found = CliRunner().invoke(app, [word.format(folder) for word in words])
         assert found.exit_code == 2, found.output
-        raise ValueError(" ".join(found.stderr.split()))
+        raise RalError(" ".join(found.stderr.split()))
 
     return run
 
@@ -307,7 +308,7 @@ def test_there_are_as_many_as_promised() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_message_says_what_is_wrong_and_what_to_do(case: Bad, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, OSError), match=case.said) as caught:
+    with pytest.raises((RalError, OSError), match=case.said) as caught:
         case.cause(tmp_path)
     message = str(caught.value)
     assert "\n" not in message
