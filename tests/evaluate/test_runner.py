@@ -20,7 +20,6 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from ral.runs.names import EVALUATION, ITEMS, SUMMARY
 from typer.testing import CliRunner
 
 from ral.cli import app
@@ -34,6 +33,7 @@ from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.selection import find_task
 from ral.evaluate.tasks.testbed import named, rings_task
 from ral.rewards.answers import Mode
+from ral.runs.names import EVALUATION, ITEMS, SUMMARY
 from ral.statistics import proportion_interval
 from ral.testbed import load_start, start_checkpoint
 from ral.testbed.rings import ring_records
