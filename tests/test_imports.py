@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ral"
 #: A room (or top module) imports from itself and from what stands before it.
 ORDER = [
     "moved", "errors", "files", "runs", "data", "statistics", "attention", "models", "testbed", "rewards", "objective", "rollouts",
-    "config", "recipe", "evaluate", "report", "training", "plan", "quickstart", "cli",
+    "config", "recipe", "evaluate", "report", "plan", "training", "quickstart", "cli",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
 

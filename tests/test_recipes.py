@@ -13,9 +13,9 @@ from peft import get_peft_model
 
 from ral.attention.models import decoder_layers, make_capturable, resolve_layers, vision_tower
 from ral.attention.packed import NAME
+from ral.models.lora import lora_config
 from ral.plan.shapes import PUBLISHED, meta_model
 from ral.recipe import Recipe, Task, load_recipe
-from ral.training.launch import lora_config
 from ral.training.sft import SFTTask
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,12 @@ from ral.attention import forward_groups, prepare_prompt, vision_features
 from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.record import Record
 from ral.testbed import start_checkpoint
-from ral.testbed.easy_vqa import easy_vqa_records
-from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.model import build_text_model, build_tokenizer
-from ral.testbed.needles import needle_records, recital_records
-from ral.testbed.rings import ring_records
+from ral.testbed.needles import recital_records
+from ral.testbed.sets import COLD_START_SEED, SETS, Draw
 
-#: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
-_TAUGHT = ("colour", "place", "order")
-#: What can be taught. Seeds above those of `data: rings` and `data: episodes`: no drawn example is met again in reinforcement.
-SOURCES: dict[str, Callable[[int, int], list[Record]]] = {
-    "episodes": partial(episode_records, questions=_TAUGHT),
-    "told": partial(told_records, questions=_TAUGHT),
-    "rings": ring_records,
-    "needles": needle_records,
-    "recitals": recital_records,
-    "easy-vqa": partial(easy_vqa_records, "train"),
-}
-SEED = 100
+#: What can be taught: the testbed's sets, and texts that are recited.
+SOURCES: dict[str, Draw] = {**{name: one.worked for name, one in SETS.items()}, "recitals": recital_records}
 #: What `--start` calls a new text model.
 TEXT = "text"
 
@@ -141,7 +128,7 @@ def main() -> None:
     output, start, data = given.pop("output"), given.pop("start"), given.pop("data")
     settings = ColdStart(**given)
     model, processor = _begin(start, settings.seed)
-    records = [record for name in data for record in SOURCES[name](settings.examples, SEED + settings.seed)]
+    records = [record for name in data for record in SOURCES[name](settings.examples, COLD_START_SEED + settings.seed)]
     began = time.perf_counter()
     for step, loss in enumerate(cold_start(model, processor, records, settings), start=1):
         if step % 25 == 0:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from ral.cli import app
 from ral.data.record import Record
 from ral.files import read_jsonl
 from ral.recipe import load_recipe
-from ral.training.launch import DRAWN, load_data
+from ral.testbed.sets import SETS, load_data
 
 RECIPE = """\
 model: start
@@ -96,10 +97,8 @@ def test_several_sources_are_read_as_one_and_splits_share_no_episode(
 ) -> None:
     pytest.importorskip("minigrid")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    few = {"train": (3, 1), "test": (2, 2)}
-    monkeypatch.setitem(DRAWN, "episodes", (DRAWN["episodes"][0], few))
-    monkeypatch.setitem(DRAWN, "told", (DRAWN["told"][0], few))
-    monkeypatch.setitem(DRAWN, "rings", (DRAWN["rings"][0], {"train": (4, 1), "test": (1, 2)}))
+    for name, trained, held_out in (("episodes", 3, 2), ("told", 3, 2), ("rings", 4, 1)):
+        monkeypatch.setitem(SETS, name, replace(SETS[name], sizes={"train": trained, "test": held_out}))
     train, test = (load_data(["episodes", "told", "rings"], split) for split in ("train", "test"))
     assert [(len(r.images), len(r.videos)) for r in train] == [(0, 1)] * 3 + [(0, 0)] * 3 + [(1, 0)] * 4
     assert len(test) == 5

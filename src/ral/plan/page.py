@@ -13,14 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ral.errors import UsageError
+from ral.models.lora import lora_config
 from ral.plan.advice import ADAPTER, Advice, advise
 from ral.plan.duration import Duration, Machine, duration
 from ral.plan.memory import GIB, PHASES, Memory, memory
-from ral.plan.setup import Setup, Sharding, examples_of, setup_of
+from ral.plan.setup import Setup, Sharding, setup_of
 from ral.plan.shapes import meta_model, weights_of
 from ral.recipe import Recipe, load_recipe
 from ral.testbed import model_name
-from ral.training.launch import lora_config
+from ral.testbed.sets import count_data
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _steps(recipe: Recipe, setup: Setup, examples: int | None) -> int | None:
     """Optimiser steps of the run: of so many examples, or of `max_steps`, or of the data where it is here."""
     if examples is None and recipe.args.max_steps > 0:
         return recipe.args.max_steps
-    examples = examples if examples is not None else examples_of(recipe)
+    if examples is None:
+        examples = count_data(recipe.data, root=recipe.data_root, allow_outside=recipe.allow_outside)
     if examples is None:
         return None
     batches = math.ceil(examples / (setup.prompts * setup.accumulation * setup.gpus))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers.training_args import OptimizerNames
@@ -12,11 +11,11 @@ from ral.attention.layout import GroupLayout
 from ral.config import RALConfig
 from ral.data.media import DEFAULT_FRAMES
 from ral.errors import ConfigError
+from ral.models.lora import lora_config
 from ral.objective.anchors import ANCHORS
 from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
 from ral.recipe import Recipe
 from ral.testbed import model_name
-from ral.training.launch import DRAWN, load_data, lora_config
 
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
 
@@ -157,21 +156,6 @@ def visual_tokens(shape: ModelShape, args: RALConfig) -> int | None:
         if bounds:
             found.append(-(-frames // shape.visual_frames) * (min(bounds) // shape.visual_pixels))
     return max(found, default=None)
-
-
-def examples_of(recipe: Recipe) -> int | None:
-    """Records to train on, where that can be known without loading anything from elsewhere."""
-    sources = [recipe.data] if isinstance(recipe.data, str) else recipe.data
-    counts = []
-    for source in sources:
-        if source in DRAWN:
-            counts.append(DRAWN[source][1]["train"][0])
-        elif Path(source).exists():
-            reading = {"root": recipe.data_root, "allow_outside": recipe.allow_outside}
-            counts.append(len(load_data(source, "train", **reading)))
-        else:
-            return None
-    return sum(counts)
 
 
 def _sharding(args: RALConfig) -> Sharding:

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from ral.attention.models import has_vision
 from ral.data.fingerprint import fingerprint
-from ral.data.readers import read_records
 from ral.data.record import Record
-from ral.errors import ConfigError, refused_by
+from ral.errors import ConfigError
 from ral.evaluate.look_recorder import LookRecorder
 from ral.models.loading import load_model, load_processor, training_dtype
+from ral.models.lora import lora_config
 from ral.models.sharding import QUANTISED_SHARDS
 from ral.recipe import Recipe, Task
 from ral.runs.folder import prepare_run, refuse_occupied
 from ral.runs.interruption import Interrupted
 from ral.runs.names import FINAL
 from ral.testbed import model_name
-from ral.testbed.easy_vqa import easy_vqa_records
-from ral.testbed.episodes import episode_records, told_records
-from ral.testbed.needles import needle_records
-from ral.testbed.rings import ring_records
+from ral.testbed.sets import load_data
 from ral.training.exact_resume import ExactResumeTrainer
 from ral.training.live_report import LiveReport
 from ral.training.trainer import RALTrainer
-
-#: The testbed's sources: what draws their records, and how many with which seed, by split.
-DRAWN: dict[str, tuple[Callable[[int, int], list[Record]], dict[str, tuple[int, int]]]] = {
-    "rings": (ring_records, {"train": (4096, 1), "test": (512, 2)}),
-    "episodes": (episode_records, {"train": (2048, 1), "test": (256, 2)}),  # videos
-    "told": (told_records, {"train": (2048, 1), "test": (256, 2)}),  # the episodes in words
-    "needles": (needle_records, {"train": (4096, 1), "test": (512, 2)}),  # texts
-}
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -133,33 +120,8 @@ def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
     return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
 
 
-def lora_config(task: Task, model: PreTrainedModel, freeze_vision: bool) -> LoraConfig | None:
-    """The adapter that a task trains, if it trains one; a frozen vision tower is left out unless the task says where."""
-    if task.peft is None:
-        return None
-    outside = {"exclude_modules": r".*\bvisual\b.*"} if freeze_vision and has_vision(model) else {}
-    with refused_by("peft", "peft"):
-        return LoraConfig(**outside | task.peft)
-
-
 def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
     """The records that a task trains on, and those held out."""
     reading = {"root": task.data_root, "allow_outside": task.allow_outside}
     held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **reading)
     return load_data(task.data, "train", **reading), held_out
-
-
-def load_data(source: str | Sequence[str], split: Literal["train", "test"], **reading: Any) -> list[Record]:
-    """The records of one split of `rings`, `episodes`, `told`, `needles`, `easy-vqa`, or whatever `read_records` reads.
-
-    Of several sources, the records of all, one source after the other; training shuffles them. `reading` holds arguments of
-    `read_records`, and what that raises is raised.
-    """
-    if not isinstance(source, str):
-        return [record for one in source for record in load_data(one, split, **reading)]
-    if source in DRAWN:
-        draw, splits = DRAWN[source]
-        return draw(*splits[split])
-    if source == "easy-vqa":
-        return easy_vqa_records(split)
-    return list(read_records(source, split=split, **reading))

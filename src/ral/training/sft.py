@@ -25,11 +25,12 @@ from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.errors import ConfigError, DataError
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
+from ral.models.lora import lora_config
 from ral.models.sharding import gather_vision, zero_vision_loss
 from ral.recipe import Task
 from ral.runs.folder import MetricsWriter
 from ral.training.dumps import ExamplesDump
-from ral.training.launch import lora_config, run, start_model
+from ral.training.launch import run, start_model
 from ral.training.nonfinite import NonFiniteGuardTrainer
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,16 +13,8 @@ from ral.errors import DataError
 from ral.evaluate.tasks import BENCHMARKS
 from ral.evaluate.tasks.own import own_task
 from ral.evaluate.tasks.task import Task
-from ral.evaluate.tasks.testbed import easy_vqa_task, episodes_task, needles_task, rings_task, told_task
-
-#: The testbed's tasks by name, as functions of the number of items (None: all) and a seed.
-TESTBED: dict[str, Callable[[int | None, int], Task]] = {
-    "rings": rings_task,
-    "episodes": episodes_task,
-    "told": told_task,
-    "needles": needles_task,
-    "easy-vqa": easy_vqa_task,
-}
+from ral.evaluate.tasks.testbed import embedded_task
+from ral.testbed.sets import SETS
 
 
 def find_task(
@@ -38,10 +30,10 @@ def find_task(
     """
     if n is not None and n < 1:
         raise DataError(f"n={n}: evaluate on at least one item")
-    if name in TESTBED:
+    if name in SETS:
         if data is not None or media is not None:
             raise DataError(f"{name} is made by this package; evaluate on it without data and media")
-        return TESTBED[name](n, seed)
+        return embedded_task(name, n, seed)
     if name not in BENCHMARKS and Path(name).exists():
         if data is not None:
             raise DataError(f"{name} is a file already; leave out data, which says where a benchmark lies")
@@ -49,7 +41,7 @@ def find_task(
     elif name in BENCHMARKS:
         task = BENCHMARKS[name]
     else:
-        known = (*TESTBED, *BENCHMARKS)
+        known = (*SETS, *BENCHMARKS)
         near = get_close_matches(name, known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise DataError(f"no task is called {name!r}, nor is there such a file; {advice}")

@@ -1,0 +1,142 @@
+"""The testbed's data sets in one registry: what draws their records, how many, with which seeds, for which purpose.
+
+Recipes (`data: rings`), evaluations (`ral eval --tasks rings`), cold starts (`experiments.testbed.cold_start`) and the planner
+read it. A set that is put into `SETS` is known to all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ral.data.readers import read_records
+from ral.data.record import DataError, Record
+from ral.testbed.easy_vqa import easy_vqa_records
+from ral.testbed.episodes import episode_records, told_records
+from ral.testbed.needles import needle_records
+from ral.testbed.rings import ring_records
+
+Split = Literal["train", "test"]
+#: Draws `n` records with a seed. A longer draw begins with a shorter one of the same seed.
+Draw = Callable[[int, int], list[Record]]
+
+#: Seeds of what a recipe trains on and holds out. Evaluations draw with −1, −2, …, and cold starts with 100, 101, …: no image,
+#: episode or text is met for two purposes.
+SEEDS: Mapping[Split, int] = {"train": 1, "test": 2}
+COLD_START_SEED = 100
+
+#: Kinds of questions taught about episodes: more than reinforcement asks, as from one alone the model learns by heart.
+TAUGHT = ("colour", "place", "order")
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """One data set of the testbed.
+
+    Attributes:
+        sizes: records of a split, where no other number is asked for.
+        read: the first `n` records of a split, which recipes train on and hold out.
+        evaluated: `n` held-out records (None: the set's own number) of an evaluation with a seed ≥ 0.
+        worked: `n` records with worked answers for a cold start, drawn with a seed.
+        cluster: the column that names the image that several evaluated records share; "" if none do.
+        note: what a reader of its accuracy must know.
+    """
+
+    name: str
+    sizes: Mapping[Split, int]
+    read: Callable[[Split, int], list[Record]]
+    evaluated: Callable[[int | None, int], list[Record]]
+    worked: Draw
+    cluster: str = ""
+    note: str = ""
+
+
+def drawn(name: str, draw: Draw, train: int, test: int, worked: Draw | None = None) -> EmbeddedSet:
+    """A set whose records are made by a generator, as many as one likes: every purpose draws with seeds of its own."""
+    return EmbeddedSet(
+        name=name,
+        sizes={"train": train, "test": test},
+        read=lambda split, n: draw(n, SEEDS[split]),
+        evaluated=lambda n, seed: draw(test if n is None else n, -1 - seed),
+        worked=worked or draw,
+    )
+
+
+def _easy_vqa(split: Split, n: int) -> list[Record]:
+    records = easy_vqa_records(split)
+    if n > len(records):
+        raise DataError(f"easy-vqa[:{n}]: the {split} split has {len(records):,} records; ask for no more")
+    return records[:n]
+
+
+def _easy_vqa_evaluated(n: int | None, seed: int) -> list[Record]:
+    return [
+        replace(record, extra={"image": Path(str(record.images[0])).stem})
+        for record in easy_vqa_records("test", n, seed)
+    ]
+
+
+SETS: dict[str, EmbeddedSet] = {
+    one.name: one
+    for one in (
+        drawn("rings", ring_records, 4096, 512),
+        drawn("episodes", episode_records, 2048, 256, worked=partial(episode_records, questions=TAUGHT)),  # videos
+        drawn("told", told_records, 2048, 256, worked=partial(told_records, questions=TAUGHT)),  # episodes in words
+        drawn("needles", needle_records, 4096, 512),  # texts
+        EmbeddedSet(
+            "easy-vqa",
+            sizes={"train": 38_575, "test": 9_673},
+            read=_easy_vqa,
+            evaluated=_easy_vqa_evaluated,
+            worked=partial(easy_vqa_records, "train"),
+            cluster="image",
+            note="about 74 % of the questions are yes or no",
+        ),
+    )
+}
+
+_FIRST = re.compile(r"(?P<name>[\w-]+)\[:(?P<n>\d+)\]")
+
+
+def find_set(source: str) -> tuple[EmbeddedSet, int | None] | None:
+    """The set that a recipe's `data` names, and how many of its records: `rings`, or `rings[:1280]` for the first 1,280.
+
+    None where `source` names no set. Raises DataError for a set's name with no records.
+    """
+    first = _FIRST.fullmatch(source)
+    name = first["name"] if first else source
+    if name not in SETS:
+        return None
+    n = int(first["n"]) if first else None
+    if n == 0:
+        raise DataError(f"{source}: ask for at least one record")
+    return SETS[name], n
+
+
+def load_data(source: str | Sequence[str], split: Split, **reading: Any) -> list[Record]:
+    """The records of one split of a testbed's set by name (`find_set`), or whatever `read_records` reads.
+
+    Of several sources, the records of all, one source after the other; training shuffles them. `reading` holds arguments of
+    `read_records`, and what that raises is raised.
+    """
+    if not isinstance(source, str):
+        return [record for one in source for record in load_data(one, split, **reading)]
+    if (found := find_set(source)) is None:
+        return list(read_records(source, split=split, **reading))
+    one, n = found
+    return one.read(split, one.sizes[split] if n is None else n)
+
+
+def count_data(source: str | Sequence[str], **reading: Any) -> int | None:
+    """Records to train on, as `load_data` reads them; None where that is not known without loading from elsewhere."""
+    if not isinstance(source, str):
+        counts = [count_data(one, **reading) for one in source]
+        return None if None in counts else sum(count for count in counts if count is not None)
+    if (found := find_set(source)) is not None:
+        one, n = found
+        return one.sizes["train"] if n is None else n
+    return len(load_data(source, "train", **reading)) if Path(source).exists() else None
