@@ -178,8 +178,8 @@ def check(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ral.data.check import check_records
-    from ral.data.prompt import Template
     from ral.data.readers import read_records
+    from ral.data.settings import PromptSettings, Template
     from ral.rewards.answers import Mode, unscorable
 
     if max_prompt_tokens is not None and model is None:
@@ -206,10 +206,10 @@ def check(
             ),
             processor=processor,
             max_prompt_tokens=max_prompt_tokens,
-            prompt_settings={
-                "think": think, "template": _choice(Template, template, "--template"), "min_pixels": min_pixels,
-                "max_pixels": max_pixels, "video_pixels": video_pixels, "num_frames": num_frames, "fps": fps,
-            },
+            prompt=PromptSettings(
+                think=think, template=_choice(Template, template, "--template"), min_pixels=min_pixels,
+                max_pixels=max_pixels, video_pixels=video_pixels, num_frames=num_frames, fps=fps,
+            ),
             clean=clean,
             progress=lambda rows: progress.update(bar, completed=rows),
         )  # fmt: skip

@@ -13,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from ral.attention.keys import Keys
 from ral.attention.layout import Kernel
 from ral.attention.rows import Query
-from ral.data.prompt import Template
+from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
@@ -40,14 +40,9 @@ CHOICES: dict[str, Collection[str]] = {
     "explore_ratio": get_args(TokenRatio),
     "loss_type": get_args(LossType),
     "scale_rewards": get_args(ScaleRewards),
-    "template": get_args(Template),
     "scorer": get_args(Mode),
     "rollout_engine": get_args(Engine),
 }
-
-
-def _doc(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 def refuse_credentials(args: TrainingArguments) -> None:
@@ -66,113 +61,113 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RALConfig(TrainingArguments):
-    """Settings of Reinforced Attention Learning, beside all of `transformers.TrainingArguments`.
+class RALConfig(PromptFields, TrainingArguments):
+    """Settings of Reinforced Attention Learning, beside those of prompts and all of `transformers.TrainingArguments`.
 
     `per_device_train_batch_size` counts completions, as in TRL: a multiple of `num_generations`. Where the paper's value is
     known it is the default.
     """
 
     # --- the attention term -------------------------------------------------------------------------------------
-    attention_coef: float = _doc(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
-    attention_anchor: str = _doc(
+    attention_coef: float = setting(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
+    attention_anchor: str = setting(
         "old", "What attention is pulled to: old (the paper's), ref, group, credit, evidence, explore or teacher."
     )
-    attention_query: Query = _doc("token", "Whose attention: the completion token (paper) or its predictor.")
-    attention_keys: Keys = _doc("all", "Which earlier positions: all (paper), prompt or visual.")
+    attention_query: Query = setting("token", "Whose attention: the completion token (paper) or its predictor.")
+    attention_keys: Keys = setting("all", "Which earlier positions: all (paper), prompt or visual.")
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Decoder layers that are trained (paper: the last)."}
     )
-    attention_advantage: AttentionAdvantage = _doc(
+    attention_advantage: AttentionAdvantage = setting(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
-    attention_schedule: Schedule = _doc(
+    attention_schedule: Schedule = setting(
         "constant", "How λ goes to 0 over the run: constant (not at all), linear or cosine."
     )
-    attention_skip: int = _doc(0, "Leading prompt tokens left out of the distribution, as attention sinks.")
-    attention_share: float | None = _doc(
+    attention_skip: int = setting(0, "Leading prompt tokens left out of the distribution, as attention sinks.")
+    attention_share: float | None = setting(
         None, "Scale λ so that the attention gradient's norm is this share of the token gradient's, as last measured."
     )
-    explore_sigma: float = _doc(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
-    explore_schedule: Schedule = _doc(
+    explore_sigma: float = setting(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
+    explore_schedule: Schedule = setting(
         "constant", "How σ goes to 0 over the run: constant (not at all), linear or cosine."
     )
-    explore_keys: BiasKeys = _doc(
+    explore_keys: BiasKeys = setting(
         "visual", "Where the bias is drawn: visual tokens (all, in text) or the whole prompt."
     )
-    explore_layers: list[int] | None = _doc(None, "Decoder layers that feel the bias; all if not given.")
-    explore_ratio: TokenRatio = _doc(
+    explore_layers: list[int] | None = setting(None, "Decoder layers that feel the bias; all if not given.")
+    explore_ratio: TokenRatio = setting(
         "policy", "Old log-probabilities of the token ratio: the policy's without the bias, or the biased ones (exact)."
     )
 
     # --- on-policy distillation (needs a teacher) -------------------------------------------------------------------
-    distill_coef: float = _doc(0.0, "μ, the weight of the token distillation (GKD).")
-    attention_distill_coef: float = _doc(0.0, "γ, the weight of the attention distillation (paper: 0.05, 0.5 or 1).")
-    distill_beta: float = _doc(0.5, "β of the generalised JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).")
+    distill_coef: float = setting(0.0, "μ, the weight of the token distillation (GKD).")
+    attention_distill_coef: float = setting(0.0, "γ, the weight of the attention distillation (paper: 0.05, 0.5 or 1).")
+    distill_beta: float = setting(
+        0.5, "β of the generalised JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher)."
+    )
 
     # --- GRPO -----------------------------------------------------------------------------------------------------
-    num_generations: int = _doc(8, "G, completions per prompt.")
-    num_iterations: int = _doc(2, "Inner updates per rollout batch (μ of GRPO).")
-    beta: float = _doc(0.04, "Weight of the KL to the start model; 0 loads no reference.")
-    epsilon: float = _doc(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
-    epsilon_high: float | None = _doc(None, "Upper clip; ε if not given.")
-    loss_type: LossType = _doc("dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant).")
-    scale_rewards: ScaleRewards = _doc(
+    num_generations: int = setting(8, "G, completions per prompt.")
+    num_iterations: int = setting(2, "Inner updates per rollout batch (μ of GRPO).")
+    beta: float = setting(0.04, "Weight of the KL to the start model; 0 loads no reference.")
+    epsilon: float = setting(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
+    epsilon_high: float | None = setting(None, "Upper clip; ε if not given.")
+    loss_type: LossType = setting(
+        "dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant)."
+    )
+    scale_rewards: ScaleRewards = setting(
         "group", "Divide advantages by the group's standard deviation (group) or not (none)."
     )
 
     # --- rollouts -------------------------------------------------------------------------------------------------
-    temperature: float = _doc(0.9, "Sampling temperature; log-probabilities are taken at it, too.")
-    top_p: float = _doc(1.0, "Nucleus sampling mass.")
-    top_k: int = _doc(0, "Sample from the k most likely tokens; 0: from all.")
-    max_completion_length: int = _doc(1024, "Longest completion in tokens; longer ones are cut and counted.")
-    think: bool = _doc(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
-    template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
-    rollout_engine: Engine = _doc("transformers", "Who samples: the policy itself (transformers) or a server (vllm).")
-    vllm_url: str = _doc("http://127.0.0.1:8000", "Address of the vLLM server.")
-    vllm_weights: str | None = _doc(
+    temperature: float = setting(0.9, "Sampling temperature; log-probabilities are taken at it, too.")
+    top_p: float = setting(1.0, "Nucleus sampling mass.")
+    top_k: int = setting(0, "Sample from the k most likely tokens; 0: from all.")
+    max_completion_length: int = setting(1024, "Longest completion in tokens; longer ones are cut and counted.")
+    rollout_engine: Engine = setting(
+        "transformers", "Who samples: the policy itself (transformers) or a server (vllm)."
+    )
+    vllm_url: str = setting("http://127.0.0.1:8000", "Address of the vLLM server.")
+    vllm_weights: str | None = setting(
         None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
     )
-    importance_cap: float = _doc(2.0, "Tokens that another engine drew at μ count min(π/μ, cap) times.")
-    scorer: Mode = _doc("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
+    importance_cap: float = setting(2.0, "Tokens that another engine drew at μ count min(π/μ, cap) times.")
+    scorer: Mode = setting("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
-    reward_timeout: float = _doc(
+    reward_timeout: float = setting(
         TIME_LIMIT, "Seconds that one call of one reward function may take for the completions of one prompt."
     )
 
-    # --- pixels and frames ----------------------------------------------------------------------------------------
-    min_pixels: int | None = _doc(
-        None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
+    # --- the model ----------------------------------------------------------------------------------------------
+    disable_dropout: bool = setting(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")
+    freeze_vision: bool = setting(
+        True, "Keep vision tower and projector as they are; their features are computed once."
     )
-    max_pixels: int | None = _doc(
-        None, "Largest image or frame after resizing, in pixels; the processor's if not given."
-    )
-    video_pixels: int | None = _doc(None, "Largest sum of all frames of a video after resizing, in pixels.")
-    num_frames: int | None = _doc(None, "Frames per video at most.")
-    fps: float | None = _doc(None, "Frames per second a video is sampled at.")
-    disable_dropout: bool = _doc(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")
-    freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are; their features are computed once.")
 
-    attention_kernel: Kernel = _doc(
+    attention_kernel: Kernel = setting(
         "sdpa", "What computes the attention of a packed row: sdpa, or FlexAttention (flex, on GPUs)."
     )
 
     # --- measuring ------------------------------------------------------------------------------------------------
-    gradient_norm_steps: int = _doc(10, "Every n steps the token and attention gradients' norms are logged; 0: never.")
-    samples_per_step: int = _doc(1, "Groups written to samples.jsonl at every logged step.")
+    gradient_norm_steps: int = setting(
+        10, "Every n steps the token and attention gradients' norms are logged; 0: never."
+    )
+    samples_per_step: int = setting(1, "Groups written to samples.jsonl at every logged step.")
 
     # --- defaults of TrainingArguments that differ here -----------------------------------------------------------
-    learning_rate: float = _doc(1e-5, "Peak learning rate (paper: 1e-5).")
-    num_train_epochs: float = _doc(1.0, "Passes over the prompts (paper: 1).")
-    logging_steps: float = _doc(1, "Log every n optimiser steps.")
-    logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
-    remove_unused_columns: bool = _doc(False, "Records keep their columns; reward functions get them.")
-    report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
-    ddp_find_unused_parameters: bool | None = _doc(False, "DDP need not look for them: every pass uses all weights.")
+    learning_rate: float = setting(1e-5, "Peak learning rate (paper: 1e-5).")
+    num_train_epochs: float = setting(1.0, "Passes over the prompts (paper: 1).")
+    logging_steps: float = setting(1, "Log every n optimiser steps.")
+    logging_nan_inf_filter: bool = setting(False, "A loss that is not a number is shown, not hidden.")
+    remove_unused_columns: bool = setting(False, "Records keep their columns; reward functions get them.")
+    report_to: str | list[str] | None = setting("none", "Experiment trackers.")
+    ddp_find_unused_parameters: bool | None = setting(False, "DDP need not look for them: every pass uses all weights.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_credentials(self)
+        self.check_prompt()
         self._check_choices()
         self._check_ranges()
         self._check_groups()

@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance
 from ral.data.check import CheckReport, LookIndex, check_records, image_look
 from ral.data.readers import read_records
 from ral.data.record import Record
+from ral.data.settings import PromptSettings
 from ral.rewards.answers import unscorable
 from tests.data.conftest import picture, write_video
 from tests.data.test_readers import write_lines
@@ -41,7 +42,7 @@ def test_good_data_is_ready(media: Path, processor: Any) -> None:
         write_lines(media / "good.jsonl", rows),
         processor=processor,
         max_prompt_tokens=2000,
-        prompt_settings={"think": True, "max_pixels": 28 * 28 * 8, "num_frames": 4},
+        prompt=PromptSettings(max_pixels=28 * 28 * 8, num_frames=4),
         progress=steps.append,
     )
     assert (report.rows, report.images, report.videos, report.exit_code) == (2, 1, 1, 0)

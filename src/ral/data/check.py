@@ -28,6 +28,7 @@ from PIL import Image
 from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages, encode_prompt
 from ral.data.record import Record
+from ral.data.settings import PromptSettings
 from ral.errors import DataError
 
 Kind = Literal["row", "media", "prompt", "tokens", "solution", "text", "duplicate", "leak"]
@@ -169,7 +170,7 @@ def check_records(
     evaluation: Iterable[Record] = (),
     processor: Any = None,
     max_prompt_tokens: int | None = None,
-    prompt_settings: dict[str, Any] | None = None,
+    prompt: PromptSettings | None = None,
     clean: str | Path | None = None,
     workers: int = 4,
     progress: Callable[[int], None] = lambda rows: None,
@@ -183,11 +184,11 @@ def check_records(
         evaluation: records whose media must not be trained on.
         processor: of the model, to build prompts as training does and to count their tokens.
         max_prompt_tokens: the longest prompt the model and run allow.
-        prompt_settings: further arguments of `encode_prompt` (`think`, `template`, `max_pixels`, `num_frames`, …).
+        prompt: how prompts are made, as in the training to come; by default `PromptSettings()`.
         clean: a folder to write the good rows to, each once, with their media, as `data.jsonl`.
         progress: called with the number of rows done.
     """
-    settings = {"think": True, **(prompt_settings or {})}
+    settings = prompt or PromptSettings()
     report = CheckReport(clean=Path(clean) if clean is not None else None)
     seen_rows: dict[tuple[Any, ...], str] = {}
     seen_questions: dict[tuple[Any, ...], LookIndex] = defaultdict(LookIndex)
@@ -244,7 +245,7 @@ def _look_at(
     unscorable: Callable[[Record], str],
     processor: Any,
     max_prompt_tokens: int | None,
-    settings: dict[str, Any],
+    settings: PromptSettings,
 ) -> _Seen:
     findings: list[Finding] = []
     looks: list[Look] = []
@@ -271,10 +272,10 @@ def _look_at(
     if not any(finding.kind == "media" for finding in findings):
         try:
             if processor is None:
-                build_messages(record, settings["think"])
+                build_messages(record, settings.think)
             else:
                 with _one_video if record.videos else nullcontext():
-                    tokens = encode_prompt(processor, record, **settings)["input_ids"].shape[-1]
+                    tokens = encode_prompt(processor, record, settings)["input_ids"].shape[-1]
         except DataError as error:
             found("prompt", str(error))
         if tokens is not None and max_prompt_tokens is not None and tokens > max_prompt_tokens:
@@ -293,11 +294,10 @@ def image_look(source: Path | Image.Image, origin: str = "") -> Look:
     return Look(digest, *_difference_hash(image))
 
 
-def video_look(path: Path, settings: dict[str, Any], origin: str = "") -> Look:
+def video_look(path: Path, settings: PromptSettings, origin: str = "") -> Look:
     """Decode a video's frames as training would and say how it is recognised: by its bytes and its middle frame."""
-    sampling = {key: settings[key] for key in ("num_frames", "fps") if key in settings}
     with _one_video:
-        video = load_video(path, origin=origin, **sampling)
+        video = load_video(path, num_frames=settings.num_frames, fps=settings.fps, origin=origin)
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):

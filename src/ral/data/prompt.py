@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,8 @@ from transformers.video_utils import VideoMetadata
 
 from ral.data.media import Video, load_image, load_video
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
+from ral.data.settings import PromptSettings, Template
 from ral.errors import DataError
-
-Template = Literal["paper", "plain"]
 
 _HINT: dict[ProblemType, str] = {
     "multiple choice": "a single option letter (for example A)",
@@ -71,26 +71,8 @@ def build_messages(record: Record, think: bool, template: Template = "paper") ->
     return [{"role": "user", "content": lead + parts}]
 
 
-#: What a prompt depends on beside its record, by the names that training, evaluation and command line share.
-SETTINGS = ("think", "template", "min_pixels", "max_pixels", "video_pixels", "num_frames", "fps")
-
-
-def prompt_settings(settings: object) -> dict[str, Any]:
-    """The arguments of `encode_prompt` that a run's or an evaluation's settings hold."""
-    return {name: getattr(settings, name) for name in SETTINGS}
-
-
 def encode_prompt(
-    processor: Any,
-    record: Record,
-    *,
-    think: bool,
-    template: Template = "paper",
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    video_pixels: int | None = None,
-    num_frames: int | None = None,
-    fps: float | None = None,
+    processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any
 ) -> dict[str, Tensor]:
     """The processor's tensors for one prompt, ending where the model is to answer.
 
@@ -98,15 +80,16 @@ def encode_prompt(
     Qwen2.5-VL `mm_token_type_ids` `[1, P]`, `pixel_values`, `image_grid_thw` `[images, 3]`,
     `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. `min_pixels` and
     `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
-    and `fps` are those of `media.frame_times`.
+    and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then.
     `processor` may be a bare tokenizer for records without media.
 
     Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use,
     and for text that contains one of the model's own special tokens.
     """
+    settings = replace(settings or PromptSettings(), **named)
     tokenizer = getattr(processor, "tokenizer", processor)
     _refuse_special_tokens(tokenizer, record, [_MARK.sub("", record.problem), *record.options])
-    messages = build_messages(record, think, template)
+    messages = build_messages(record, settings.think, settings.template)
     is_tokenizer = tokenizer is processor
     if is_tokenizer:
         if record.images or record.videos:
@@ -124,22 +107,21 @@ def encode_prompt(
     images = [load_image(part["image"], record.origin) for part in content if part["type"] == "image"]
     if images:
         media["images"] = images
-        media["images_kwargs"] = _size(processor.image_processor, min_pixels, max_pixels)
+        media["images_kwargs"] = _size(processor.image_processor, settings.min_pixels, settings.max_pixels)
     videos = [
-        load_video(Path(part["video"]), num_frames=num_frames, fps=fps, origin=record.origin)
+        load_video(Path(part["video"]), num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
         for part in content
         if part["type"] == "video"
     ]
     if videos:
         longest = max(len(video.frames) for video in videos)
-        bounds = [pixels for pixels in (max_pixels, video_pixels and video_pixels // longest) if pixels]
-        frame_pixels = min(bounds, default=None)
+        frame_pixels = settings.frame_pixels(longest)
         media["videos"] = [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos]
         media["videos_kwargs"] = {
             "do_sample_frames": False,
             "input_data_format": "channels_first",
             "video_metadata": [_metadata(video) for video in videos],
-            **_size(processor.video_processor, min_pixels, frame_pixels, longest),
+            **_size(processor.video_processor, settings.min_pixels, frame_pixels, longest),
         }
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             # Without a bound of ours, the reference's bound on the whole clip stands in.
@@ -151,13 +133,15 @@ def encode_prompt(
     return {key: torch.as_tensor(value) for key, value in inputs.items()}
 
 
-def encode_completion(processor: Any, record: Record, *, think: bool) -> Tensor:
+def encode_completion(processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any) -> Tensor:
     """The tokens `[R]` that a worked example teaches behind its prompt, the end of the turn included.
 
-    `<think>trace</think><answer>solution</answer>`, or (`think=False`) the bare solution.
+    `<think>trace</think><answer>solution</answer>`, or (`think=False`) the bare solution. `settings` and `named` are
+    those of `encode_prompt`.
 
     Raises `DataError`, naming the record, where the trace is missing, and for text with a control token of the model.
     """
+    think = replace(settings or PromptSettings(), **named).think
     tokenizer = getattr(processor, "tokenizer", processor)
     taught = [record.trace, record.solution] if think else [record.solution]
     if record.trace is None and think:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
-from ral.data.prompt import encode_prompt, prompt_settings
+from ral.data.prompt import encode_prompt
 from ral.data.record import Record
 from ral.data.spans import answer_token, passage
 from ral.data.view import view
@@ -69,7 +69,7 @@ def load_for_answering(name: str | Path) -> tuple[PreTrainedModel, Any]:
 
 def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, torch.Tensor]:
     """The processor's tensors for one record, as in training."""
-    return encode_prompt(processor, record, **prompt_settings(settings))
+    return encode_prompt(processor, record, settings.prompt)
 
 
 @torch.no_grad()

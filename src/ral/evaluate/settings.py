@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from ral.config import CHOICES
-from ral.data.prompt import Template
-from ral.errors import DataError
+from ral.data.settings import PromptSettings, setting
+from ral.errors import ConfigError, DataError
 from ral.rewards.answers import Mode
 from ral.runs.folder import CONFIG
 
@@ -19,39 +18,23 @@ from ral.runs.folder import CONFIG
 PROBES = ("heads", "relative", "sinks", "masking", "masking-text")
 
 
-@dataclass(frozen=True)
-class EvalSettings:
-    """Everything that can change what an evaluation finds; the names are those of `RALConfig`.
+@dataclass
+class EvalSettings(PromptSettings):
+    """Everything that can change what an evaluation finds; the names are those of `RALConfig`. Never changed, as its base."""
 
-    Attributes:
-        think, template: the wording of the prompt. scorer: how answers are read.
-        max_completion_length: tokens after which an answer is cut and counted as truncated.
-        min_pixels, max_pixels, video_pixels, num_frames, fps: size of images and videos; the processor's own where None.
-        layer: the decoder layer whose attention is reported as *the* grounding; the trained one.
-        probes: further measures of where it looked, see `ral.evaluate.probes`: names separated by commas.
-        show: items, spread evenly over the task, of which the image and the attention map are kept.
-    """
-
-    think: bool = True
-    template: Template = "paper"
-    scorer: Mode = "strict"
-    max_completion_length: int = 1024
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    video_pixels: int | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    layer: int = -1
-    probes: str = ""
-    show: int = 12
+    scorer: Mode = setting("strict", "Reading of answers: strict or compat.")
+    max_completion_length: int = setting(1024, "Tokens per answer; longer ones are cut, and counted as truncated.")
+    layer: int = setting(-1, "Decoder layer whose attention is reported as the grounding; the trained one.")
+    probes: str = setting("", f"Further measures of looking, separated by commas: {', '.join(PROBES)}; or all.")
+    show: int = setting(12, "Items, spread evenly over the task, to keep image and attention map of.")
 
     def __post_init__(self) -> None:
-        for name in ("template", "scorer"):
-            if (value := getattr(self, name)) not in CHOICES[name]:
-                raise DataError(f"{name}={value!r} is not known; choose one of {', '.join(CHOICES[name])}")
+        super().__post_init__()
+        if self.scorer not in get_args(Mode):
+            raise ConfigError(f"scorer={self.scorer!r} is not known; choose one of {', '.join(get_args(Mode))}")
         object.__setattr__(self, "probes", ",".join(parse_probes(self.probes)))
         if self.max_completion_length < 1 or self.show < 0:
-            raise DataError(
+            raise ConfigError(
                 f"max_completion_length={self.max_completion_length}, show={self.show}: "
                 "expected at least one token, and no less than 0 items to show"
             )

@@ -10,6 +10,7 @@ from transformers.training_args import OptimizerNames
 from ral.attention.layout import GroupLayout
 from ral.config import RALConfig
 from ral.data.media import DEFAULT_FRAMES
+from ral.data.settings import PromptSettings
 from ral.errors import ConfigError
 from ral.models.lora import lora_config
 from ral.objective.anchors import ANCHORS
@@ -105,7 +106,7 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
     shape = shape_of(model, origin)
     four_bits = bool(recipe.quantization and recipe.quantization.get("load_in_4bit"))
     adapter = lora_config(recipe, model, args.freeze_vision)
-    visual = 0 if not shape.reads_images else visual_tokens(shape, args)
+    visual = 0 if not shape.reads_images else visual_tokens(shape, args.prompt)
     if prompt_tokens is None:
         if visual is None or not shape.reads_images:
             raise ConfigError(
@@ -145,16 +146,15 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
     )
 
 
-def visual_tokens(shape: ModelShape, args: RALConfig) -> int | None:
+def visual_tokens(shape: ModelShape, prompt: PromptSettings) -> int | None:
     """The most visual tokens of a prompt with one image or, where the recipe speaks of frames, one video; None: unbounded."""
     found = []
-    if args.max_pixels:
-        found.append(args.max_pixels // shape.visual_pixels)
-    if args.num_frames or args.fps:
-        frames = args.num_frames or DEFAULT_FRAMES
-        bounds = [bound for bound in (args.max_pixels, args.video_pixels and args.video_pixels // frames) if bound]
-        if bounds:
-            found.append(-(-frames // shape.visual_frames) * (min(bounds) // shape.visual_pixels))
+    if prompt.max_pixels:
+        found.append(prompt.max_pixels // shape.visual_pixels)
+    if prompt.num_frames or prompt.fps:
+        frames = prompt.num_frames or DEFAULT_FRAMES
+        if pixels := prompt.frame_pixels(frames):
+            found.append(-(-frames // shape.visual_frames) * (pixels // shape.visual_pixels))
     return max(found, default=None)
 
 

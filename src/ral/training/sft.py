@@ -20,9 +20,10 @@ from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
-from ral.data.prompt import Template, encode_completion, encode_prompt, prompt_settings
+from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.reading import Reading
 from ral.data.record import Record
+from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.lora import lora_config
@@ -49,42 +50,32 @@ _PREPARATION = (
 )  # fmt: skip
 
 
-def _doc(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
-class SFTSettings(SFTConfig):
+class SFTSettings(PromptFields, SFTConfig):
     """Settings of supervised fine-tuning, beside those of `transformers.TrainingArguments` and of `trl.SFTConfig`.
 
     What has the name of a field of `RALConfig` means the same there, and has the same default.
     """
 
-    think: bool = _doc(True, "Teach <think>trace</think><answer>solution</answer>; False: the bare solution.")
-    template: Template = _doc("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
-    min_pixels: int | None = _doc(None, "Smallest image or frame after resizing, in pixels.")
-    max_pixels: int | None = _doc(None, "Largest image or frame after resizing, in pixels.")
-    video_pixels: int | None = _doc(None, "Largest sum of all frames of a video after resizing, in pixels.")
-    num_frames: int | None = _doc(None, "Frames per video at most.")
-    fps: float | None = _doc(None, "Frames per second a video is sampled at.")
-    freeze_vision: bool = _doc(True, "Keep vision tower and projector as they are.")
-    max_length: int | None = _doc(None, "Longest example in tokens; the end of longer completions is cut.")
+    freeze_vision: bool = setting(True, "Keep vision tower and projector as they are.")
+    max_length: int | None = setting(None, "Longest example in tokens; the end of longer completions is cut.")
 
     # --- defaults of trl.SFTConfig that differ here -----------------------------------------------------------------
-    learning_rate: float = _doc(1e-5, "Peak learning rate.")
-    num_train_epochs: float = _doc(1.0, "Passes over the examples.")
-    logging_steps: float = _doc(1, "Log every n optimiser steps.")
-    logging_nan_inf_filter: bool = _doc(False, "A loss that is not a number is shown, not hidden.")
-    gradient_checkpointing: bool = _doc(None, "The former name of activation_checkpointing.")
-    bf16: bool = _doc(False, "Mixed precision in bfloat16.")
-    remove_unused_columns: bool = _doc(False, "Examples are encoded batch by batch, from their number.")
-    report_to: str | list[str] | None = _doc("none", "Experiment trackers.")
-    ddp_find_unused_parameters: bool | None = _doc(False, "DDP need not look for them: every pass uses all weights.")
+    learning_rate: float = setting(1e-5, "Peak learning rate.")
+    num_train_epochs: float = setting(1.0, "Passes over the examples.")
+    logging_steps: float = setting(1, "Log every n optimiser steps.")
+    logging_nan_inf_filter: bool = setting(False, "A loss that is not a number is shown, not hidden.")
+    gradient_checkpointing: bool = setting(None, "The former name of activation_checkpointing.")
+    bf16: bool = setting(False, "Mixed precision in bfloat16.")
+    remove_unused_columns: bool = setting(False, "Examples are encoded batch by batch, from their number.")
+    report_to: str | list[str] | None = setting("none", "Experiment trackers.")
+    ddp_find_unused_parameters: bool | None = setting(False, "DDP need not look for them: every pass uses all weights.")
     dataset_kwargs: dict[str, Any] | str | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_credentials(self)
+        self.check_prompt()
         for item in fields(self):
             if item.name in _PREPARATION and getattr(self, item.name) != _default(item):
                 raise ConfigError(
@@ -230,9 +221,9 @@ class Examples:
         Raises DataError for what `encode_prompt` and `encode_completion` refuse, and a prompt that fills `max_length`.
         """
         args = self.args
-        inputs = encode_prompt(self.processor, record, **prompt_settings(args))
+        inputs = encode_prompt(self.processor, record, args.prompt)
         prompt = inputs["input_ids"].shape[1]
-        completion = encode_completion(self.processor, record, think=args.think)[None]
+        completion = encode_completion(self.processor, record, args.prompt)[None]
         if args.max_length is not None:
             if prompt >= args.max_length:
                 raise DataError(

@@ -31,7 +31,7 @@ from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.flex import refuse_untrainable
 from ral.attention.models import make_capturable, pretrained, resolve_layers, trains_vision
 from ral.config import RALConfig, replayed
-from ral.data.prompt import encode_prompt, prompt_settings
+from ral.data.prompt import encode_prompt
 from ral.data.readers import as_records
 from ral.data.reading import naming
 from ral.data.record import Record
@@ -191,7 +191,7 @@ class RALTrainer(NonFiniteGuardTrainer):
     def prepare(self, record: Record) -> Prompt:
         """A record as a prompt on the device, with its vision features."""
         with naming(record):
-            inputs = encode_prompt(self.processing_class, record, **prompt_settings(self.args))
+            inputs = encode_prompt(self.processing_class, record, self.args.prompt)
             return prepare_prompt(self.model, inputs)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""The settings that a prompt depends on, declared once.
+
+Training, fine-tuning and evaluation inherit `PromptFields`, so that a recipe names them flat; whoever makes a prompt takes
+them whole, as `PromptSettings`. A new one is a field here, and is read where a prompt is made (`ral.data.prompt`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from ral.errors import ConfigError
+
+Template = Literal["paper", "plain"]
+
+
+def setting(default: Any, text: str) -> Any:
+    """A dataclass field with its explanation, which the reference and `ral --help` show."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PromptFields:
+    """What a prompt depends on beside its record; to be inherited by settings that hold more."""
+
+    think: bool = setting(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
+    template: Template = setting("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    min_pixels: int | None = setting(
+        None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
+    )
+    max_pixels: int | None = setting(
+        None, "Largest image or frame after resizing, in pixels; the processor's if not given."
+    )
+    video_pixels: int | None = setting(None, "Largest sum of all frames of a video after resizing, in pixels.")
+    num_frames: int | None = setting(None, "Frames per video at most.")
+    fps: float | None = setting(None, "Frames per second a video is sampled at.")
+
+    @property
+    def prompt(self) -> PromptSettings:
+        """These settings alone."""
+        return PromptSettings(**{item.name: getattr(self, item.name) for item in fields(PromptFields)})
+
+    def frame_pixels(self, frames: int) -> int | None:
+        """The bound on one frame of a video with so many of them; None where neither it nor the whole is bounded."""
+        bounds = (self.max_pixels, self.video_pixels and self.video_pixels // frames)
+        return min((bound for bound in bounds if bound), default=None)
+
+    def check_prompt(self) -> None:
+        """Raise ConfigError for an unknown template, and for sizes or frames below 1."""
+        if self.template not in get_args(Template):
+            known = ", ".join(get_args(Template))
+            raise ConfigError(f"template={self.template!r} is not known; choose one of {known}")
+        for name in ("min_pixels", "max_pixels", "video_pixels", "num_frames", "fps"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}; leave it out for the default")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ConfigError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; lower one of them")
+
+
+@dataclass
+class PromptSettings(PromptFields):
+    """`PromptFields` as a record that is never changed. (`frozen=True` could not inherit fields that settings change.)
+
+    Raises ConfigError as `check_prompt` does.
+    """
+
+    def __post_init__(self) -> None:
+        self.check_prompt()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}; make another with dataclasses.replace")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> PromptSettings:
+        """Those of `values` that a prompt depends on; defaults stand for what is missing."""
+        return cls(**{item.name: values[item.name] for item in fields(PromptFields) if item.name in values})
