@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ral.attention.keys import Keys
-from ral.attention.layout import Kernel
+from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError

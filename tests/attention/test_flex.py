@@ -130,7 +130,8 @@ def test_rows_of_other_lengths_are_not_compiled_anew(monkeypatch):
         layout = PackedLayout((group,), [bias], bias_layers=(1,))
         q, k, v = (torch.randn(1, heads, layout.total, 8, generator=generator) for heads in (4, 2, 2))
         for layer in (0, 1):
-            ours, theirs = (KERNELS[x](layout, layer, q, k, v, scale=0.3, dropout_p=0.0) for x in ("flex", "sdpa"))
+            kernels = (KERNELS[x](layout, CPU) for x in ("flex", "sdpa"))
+            ours, theirs = (attend(layer, q, k, v, scale=0.3, dropout_p=0.0) for attend in kernels)
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert 2 <= len(compiled) <= 4
 
@@ -143,7 +144,7 @@ def test_what_flex_cannot_do_is_refused():
         forward_group(model, inputs, ys, kernel="flex")
     with pytest.raises(KernelError, match="no backward pass on CPU; set attention_kernel to sdpa"):
         refuse_untrainable(CPU)
-    layout = PackedLayout((GroupLayout(3, (2,)),), kernel="flex")
+    layout = PackedLayout((GroupLayout(3, (2,)),))
     x = torch.randn(1, 2, layout.total, 8)
     with pytest.raises(ValueError, match="no dropout, but the model asks for"):
-        flex.attend(layout, 0, x, x, x, scale=1.0, dropout_p=0.1)
+        KERNELS["flex"](layout, CPU)(0, x, x, x, scale=1.0, dropout_p=0.1)

@@ -10,17 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import pad
 
+from ral.attention.layout import PackedLayout
 from ral.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ral.attention.layout import PackedLayout
 
 #: (score, batch, head, query, key) → score.
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -35,36 +33,35 @@ class FlexRow:
     """What FlexAttention is told about one packed row, the same for all of its layers.
 
     Attributes:
-        seen: which keys each query sees. bias: adds the look biases to the scores; None where there are none.
+        layout: of the row. seen: which keys each query sees. bias: adds the look biases to the scores; None without any.
     """
 
+    layout: PackedLayout
     seen: BlockMask
     bias: ScoreMod | None
 
     @classmethod
     def of(cls, layout: PackedLayout, device: torch.device) -> FlexRow:
         own, prompt = layout.sequences(device)
-        return cls(_seen(own, prompt), _bias(layout, own))
+        return cls(layout, _seen(own, prompt), _bias(layout, own))
 
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout_p: float
+    ) -> Tensor:
+        """Attention `[1, H, T, D]` of the row: query `[1, H, T, D]`; key, value `[1, H_kv, T, D]`, never repeated.
 
-def attend(
-    layout: PackedLayout, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout_p: float
-) -> Tensor:
-    """Attention `[1, H, T, D]` of a packed row: query `[1, H, T, D]`; key, value `[1, H_kv, T, D]`, never repeated.
-
-    Raises:
-        KernelError: dropout, which FlexAttention does not have.
-        NotImplementedError: a gradient is wanted on CPU, where FlexAttention has none.
-    """
-    if dropout_p:
-        raise KernelError(
-            f"FlexAttention has no dropout, but the model asks for {dropout_p}; set attention_dropout to 0 in its "
-            "configuration, or attention_kernel to sdpa"
-        )
-    row = layout.flex_row(query.device)
-    run = _on(query.device, flex_attention)
-    bias = row.bias if layout.biased(layer) else None
-    return run(query, key, value, score_mod=bias, block_mask=row.seen, scale=scale, enable_gqa=True)
+        Raises:
+            KernelError: dropout, which FlexAttention does not have.
+            NotImplementedError: a gradient is wanted on CPU, where FlexAttention has none.
+        """
+        if dropout_p:
+            raise KernelError(
+                f"FlexAttention has no dropout, but the model asks for {dropout_p}; set attention_dropout to 0 in its "
+                "configuration, or attention_kernel to sdpa"
+            )
+        run = _on(query.device, flex_attention)
+        bias = self.bias if self.layout.biased(layer) else None
+        return run(query, key, value, score_mod=bias, block_mask=self.seen, scale=scale, enable_gqa=True)
 
 
 def refuse_untrainable(device: torch.device) -> None:

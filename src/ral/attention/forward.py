@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ral.attention.layout import GroupLayout, Kernel, PackedLayout
+from ral.attention.carried import Carried
+from ral.attention.layout import GroupLayout, PackedLayout
 from ral.attention.models import (
     capture_with_gradient,
     has_vision,
@@ -24,6 +25,7 @@ from ral.attention.models import (
     vision_tower,
     visual_token_ids,
 )
+from ral.attention.packed import KERNELS, Kernel, PackedPass
 from ral.attention.rows import Query, attention_rows, head_mean_attention
 from ral.errors import DataError
 
@@ -199,11 +201,12 @@ def forward_groups(
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
-    layout = PackedLayout(groups, look_bias, biased, resolve_layers(base, layers), kernel)
+    layout = PackedLayout(groups, look_bias, biased)
+    row = PackedPass(layout, KERNELS[kernel](layout, device), resolve_layers(base, layers))
     head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
     features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
     visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
-    with head.attached(), capture_with_gradient(base, layout.capture_layers):
+    with head.attached(), capture_with_gradient(base, row.capture_layers):
         model(
             input_ids=_pack_ids(prompts, completions, device)[None],
             position_ids=_pack_positions(prompts, groups),
@@ -211,10 +214,10 @@ def forward_groups(
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             logits_to_keep=torch.tensor(layout.predictors(), device=device),
             use_cache=False,
-            packed=layout,
+            packed=Carried(row),
             **visual_inputs,
         )
-    return _unpack(layout, prompts, head.result, query, per_head)
+    return _unpack(row, prompts, head.result, query, per_head)
 
 
 def forward_group(
@@ -330,19 +333,19 @@ def pretrained_vocabulary(head: Any) -> int:
 
 
 def _unpack(
-    layout: PackedLayout, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query, per_head: bool
+    row: PackedPass, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query, per_head: bool
 ) -> list[GroupOutput]:
     """Row order → padded `[G, R]` per group, and the policy rows of every captured layer."""
     outputs = []
     row_start = token_start = 0
-    for i, (prompt, group) in enumerate(zip(prompts, layout.groups, strict=True)):
+    for i, (prompt, group) in enumerate(zip(prompts, row.layout.groups, strict=True)):
         device = prompt.input_ids.device
         index, mask = group.grid(device)
         padded = {
             name: torch.where(mask, values[token_start : token_start + group.completion_total][index], 0.0)
             for name, values in tokens.items()
         }
-        captured = {layer: _captured(layout, layer, i, row_start, index, query) for layer in layout.capture_layers}
+        captured = {layer: _captured(row, layer, i, row_start, index, query) for layer in row.capture_layers}
         found = {layer: attention_rows(*qk, mask, query=query, **how) for layer, (qk, how) in captured.items()}
         rows, own = ({layer: pair[j] for layer, pair in found.items()} for j in (0, 1))
         heads = {layer: _per_head(qk, query, how) for layer, (qk, how) in captured.items()} if per_head else {}
@@ -354,16 +357,16 @@ def _unpack(
 
 
 def _captured(
-    layout: PackedLayout, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
+    row: PackedPass, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """What `head_mean_attention` takes for one group in one captured layer: its query and keys; scaling and bias."""
-    group = layout.groups[group_index]
-    q, k, scaling = layout.captured[layer]
+    group = row.layout.groups[group_index]
+    q, k, scaling = row.captured[layer]
     prompt_end = row_start + group.prompt_length
     own = index + prompt_end
     before = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
     at = own if query == "token" else before
-    bias = layout.bias(group_index, layer)
+    bias = row.layout.bias(group_index, layer)
     if bias is not None:
         bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(-1, index.shape[1], -1)
         if query == "predictor":  # the first row's query is a prompt token, which is never biased

@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-from ral.attention.flex import FlexRow
-
-Kernel = Literal["sdpa", "flex"]
 
 
 @dataclass(frozen=True)
@@ -69,28 +64,20 @@ class GroupLayout:
         return index.masked_fill(~mask, 0), mask
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class PackedLayout:
-    """All groups of a row, the look biases some of them are sampled under, and what the attention layers hand back.
-
-    It travels to the attention function as a keyword argument of the model's `forward`, so there is no global state.
+    """All groups of a row, and the look biases some of them are sampled under.
 
     Attributes:
         groups: the groups in row order.
         look_bias: per group, `[G, P]` float added to the attention logits of that group's completion queries (the
             `explore` anchor), or None.
         bias_layers: decoder layers (non-negative) that feel the bias; None: every layer.
-        capture_layers: decoder layers (non-negative) whose post-RoPE query and key are to be kept in `captured`.
-        kernel: what computes the attention: `sdpa` block by block, or `flex` in one call.
-        captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling), filled during the forward pass.
     """
 
     groups: tuple[GroupLayout, ...]
     look_bias: Sequence[Tensor | None] | None = None
     bias_layers: tuple[int, ...] | None = None
-    capture_layers: tuple[int, ...] = ()
-    kernel: Kernel = "sdpa"
-    captured: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -130,14 +117,7 @@ class PackedLayout:
         prompts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         return own.to(device), prompts[own].to(device)
 
-    def flex_row(self, device: torch.device) -> FlexRow:
-        """Mask and bias for FlexAttention; built once for all layers."""
-        if self._flex_row is None:
-            self._flex_row = FlexRow.of(self, device)
-        return self._flex_row
-
     _masks: dict[bool, list[list[Tensor]]] = field(default_factory=dict, repr=False)
-    _flex_row: FlexRow | None = field(default=None, repr=False)
 
     def predictors(self) -> list[int]:
         """Row positions whose output predicts each completion token, in row order (`Σ` over groups of ΣR entries)."""

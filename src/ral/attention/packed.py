@@ -7,18 +7,42 @@ Registered under the name `ral_packed`. Called with a `SharedPrefix` it is a rol
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ral.attention import flex
-from ral.attention.layout import Kernel, PackedLayout
+from ral.attention.carried import Carried
+from ral.attention.flex import FlexRow
+from ral.attention.layout import PackedLayout
 from ral.attention.prefix import SharedPrefix
 
 NAME = "ral_packed"
+
+Kernel = Literal["sdpa", "flex"]
+#: (layer, query, key, value, *, scale, dropout_p) → `[1, H, T, D]`: what computes the attention of one packed row.
+Attend = Callable[..., Tensor]
+Captured = tuple[Tensor, Tensor, float]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPass:
+    """One forward pass of a packed row: what its attention layers need to know, and what they hand back.
+
+    Attributes:
+        layout: of the row. attend: computes the row's attention, see `KERNELS`.
+        capture_layers: decoder layers (non-negative) whose post-RoPE query and key are wanted.
+        captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling); the layers fill it.
+    """
+
+    layout: PackedLayout
+    attend: Attend
+    capture_layers: tuple[int, ...] = ()
+    captured: dict[int, Captured] = field(default_factory=dict)
 
 
 # Left out of compiled models (`torch_compile`): it counts lengths in Python, and each would be compiled anew. What
@@ -32,15 +56,15 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packed: PackedLayout | None = None,
-    prefix: SharedPrefix | None = None,
+    packed: Carried[PackedPass] | None = None,
+    prefix: Carried[SharedPrefix] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one decoder layer in transformers' `AttentionInterface` convention.
 
     Args:
         query: `[B, H, T, D]` after RoPE; key, value: `[B, H_kv, T, D]`. With a layout B is 1.
-        packed, prefix: with either of them the mask is ignored.
+        packed, prefix: a packed row's pass, or a rollout's prompts; with either of them the mask is ignored.
 
     Returns:
         Output `[B, T, H, D]`, and None for the weights, which are never formed.
@@ -53,12 +77,11 @@ def packed_attention(
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if packed is None:
         assert prefix is not None
-        return prefix.attend(layer, query, key, value, scaling), None
-    if layer in packed.capture_layers:
-        packed.captured[layer] = (query[0], key[0], scaling)
-
-    attend = KERNELS[packed.kernel]
-    output = attend(packed, layer, query, key, value, scale=scaling, dropout_p=dropout)
+        return prefix.value.attend(layer, query, key, value, scaling), None
+    row = packed.value
+    if layer in row.capture_layers:
+        row.captured[layer] = (query[0], key[0], scaling)
+    output = row.attend(layer, query, key, value, scale=scaling, dropout_p=dropout)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -83,8 +106,11 @@ def attend_in_blocks(
     return torch.cat(outputs, dim=2)
 
 
-#: What computes the attention of a packed row; all of them take and return the same.
-KERNELS: dict[Kernel, Callable[..., Tensor]] = {"sdpa": attend_in_blocks, "flex": flex.attend}
+#: Makes what computes the attention of a packed row, for all of its layers: SDPA block by block, or FlexAttention in one call.
+KERNELS: dict[Kernel, Callable[[PackedLayout, torch.device], Attend]] = {
+    "sdpa": lambda layout, device: partial(attend_in_blocks, layout),
+    "flex": lambda layout, device: FlexRow.of(layout, device).attend,
+}
 
 AttentionInterface.register(NAME, packed_attention)
 # A name that is missing here would get no mask at all in an ordinary forward pass.

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ral.attention import Prompt, vision_features
+from ral.attention.carried import Carried
 from ral.attention.models import (
     has_vision,
     make_capturable,
@@ -208,7 +209,7 @@ def _decode(
             position_ids=(position + step)[:, None].expand(*axes, -1, 1),
             # A prepared 4-D mask is passed through as it is; what is padding, the prefix knows.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            prefix=prefix,
+            prefix=Carried(prefix),
             use_cache=False,
         ).logits[:, -1]
     return [Completion(tokens[i, : int(lengths[i])].clone(), not bool(ended[i])) for i in range(total)]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.layout import Kernel
 from ral.attention.models import has_vision, make_capturable, patch_values
+from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.errors import ConfigError
 from ral.objective.divergence import generalised_jensen_shannon
