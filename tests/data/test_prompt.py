@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ral.data.prompt import build_messages, encode_prompt
+from ral.data.media import load_video
+from ral.data.prompt import _metadata, build_messages, encode_prompt
 from ral.data.record import Record
 from ral.errors import DataError
+from tests.data.test_video import write as write_frames
 
 IMAGES = (Image.new("RGB", (100, 50), "red"), Image.new("RGB", (56, 56), "blue"))
 
@@ -117,3 +119,15 @@ def test_what_the_processor_refuses_names_the_record(processor: Any) -> None:
     record = Record("1", "?", "A", images=(Image.new("RGB", (1000, 2)),), origin="f:4")
     with pytest.raises(DataError, match="f:4: the processor refuses"):
         encode_prompt(processor, record, think=True)
+
+
+def test_times_of_a_video_of_several_rates_reach_the_processor(tmp_path: Path) -> None:
+    """One frame a second, then ten: counted in frames at one rate they would be seconds off."""
+    starts = [*range(10), *(10 + n / 10 for n in range(40))]
+    video = load_video(write_frames(tmp_path / "a.mp4", len(starts), 1000, times=starts), num_frames=6)
+    metadata = _metadata(video)
+    seconds = [number / metadata.fps for number in metadata.frames_indices]
+    assert seconds == pytest.approx([0, 2, 5, 8, 11.1, 13.9], abs=1e-3)
+    assert metadata.total_num_frames / metadata.fps == pytest.approx(video.duration, abs=1e-3)
+    steady = load_video(write_frames(tmp_path / "b.mp4", 20, 10), num_frames=3)
+    assert (_metadata(steady).fps, _metadata(steady).frames_indices) == (10, [0, 9, 19])

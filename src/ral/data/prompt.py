@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
@@ -152,11 +153,12 @@ def encode_completion(processor: Any, record: Record, settings: PromptSettings |
 
 
 def _metadata(video: Video) -> VideoMetadata:
+    """When the frames are shown, as transformers counts it: in frames at one rate, or milliseconds where there are several."""
+    rate, numbers = video.fps, video.indices
+    if np.abs(np.array(numbers) / rate - video.times).max() > 0.5 / rate:
+        rate, numbers = 1000.0, [round(1000 * time) for time in video.times]
     return VideoMetadata(
-        total_num_frames=round(video.duration * video.fps),
-        fps=video.fps,
-        duration=video.duration,
-        frames_indices=video.indices,
+        total_num_frames=round(video.duration * rate), fps=rate, duration=video.duration, frames_indices=numbers
     )
 
 

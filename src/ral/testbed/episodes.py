@@ -2,8 +2,8 @@
 
 The room, its rules and its pictures are MiniGrid's (PyPI `minigrid`, Farama). A pick-up takes two seconds of the video:
 at the start of each the agent stands before the thing, an eighth of a second later the thing is gone, and the rest of the
-time it walks to the next one. At one frame a second every temporal patch of two frames therefore shows one pick-up, before
-and after; at more frames the same is seen in finer steps.
+time it walks to the next one. The last frame comes a second before the end, and stays. At one frame a second every temporal
+patch of two frames therefore shows one pick-up, before and after; at more frames the same is seen in finer steps.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class Episode:
     def boxes(self, place: int) -> tuple[Box, ...]:
         """The cell of the thing picked up at `place` in the order, in the frames of its pick-up: before it, and after."""
         first = place * LEG
-        return tuple(self.taken[place].box(frame) for frame in range(first, first + LEG))
+        return tuple(self.taken[place].box(frame) for frame in range(first, min(first + LEG, len(self.actions) + 1)))
 
     def frames(self) -> np.ndarray:
-        """The video: uint8 `[T, 64, 64, 3]`, T a multiple of `LEG`. Raises ImportError without `minigrid`."""
+        """The video: uint8 `[T, 64, 64, 3]`, T = `LEG` · picked − `FPS` + 1. Raises ImportError without `minigrid`."""
         room = _room(self)
         room.reset(seed=0)
         pictures = [_picture(room)]
@@ -268,7 +268,7 @@ def _plan(things: Sequence[Thing], picked: Sequence[int], start: Pose) -> tuple[
             leg += found[0]
             pose = found[1]
         actions += leg + [_WAIT] * (LEG - len(leg))
-    return tuple(actions[:-1])  # the last frame is seen before the last action
+    return tuple(actions[:-FPS])  # nothing happens in the last second
 
 
 def _way(lying: Sequence[Thing], start: Pose, target: Thing) -> tuple[list[int], Pose] | None:
@@ -346,18 +346,24 @@ def _picture(room: Any) -> np.ndarray:
     return whole[TILE:-TILE, TILE:-TILE]
 
 
-#: Nearly lossless; one thread, so that the same pictures give the same bytes.
-_CODEC = {"crf": "8", "preset": "veryfast", "threads": "1"}
+#: Nearly lossless; in order and in one thread, so that the same pictures give the same bytes.
+_CODEC = {"crf": "8", "preset": "veryfast", "threads": "1", "bf": "0"}
 
 
 def encode_video(frames: np.ndarray) -> bytes:
-    """`frames` uint8 `[T, H, W, 3]` as an mp4 file of `FPS` frames a second."""
+    """`frames` uint8 `[T, H, W, 3]` as an mp4 file of `FPS` frames a second; the last one stays until a second is full."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options=_CODEC)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+        packets = [
+            packet
+            for frame in (*frames, None)
+            for packet in stream.encode(
+                None if frame is None else av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            )
+        ]
+        packets[-1].duration = 1 + -len(frames) % FPS  # in frames
+        container.mux(packets)
     return buffer.getvalue()
