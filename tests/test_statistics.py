@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import itertools
 import math
 
 import numpy as np
@@ -28,8 +28,8 @@ from ral.statistics import (
     mean_interval,
     probability_of_improvement,
     proportion_interval,
-    read_outcomes,
     seed_interval,
+    sign_flip,
     standard_error,
 )
 
@@ -138,6 +138,17 @@ def test_bootstrap_over_seeds_is_stratified_by_task():
     assert interquartile_mean_interval(scores) == Interval(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
 
 
+def test_seeds_are_drawn_for_every_task_on_its_own():
+    """Two tasks whose seeds mirror each other: drawn together, every sample would have the same mean."""
+    mirrored = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    interval = interquartile_mean_interval(mirrored)
+    assert interval.value == 0.5
+    assert interval.low < 0.2
+    assert interval.high > 0.8
+    chance = probability_of_improvement(mirrored, mirrored)
+    assert chance.high - chance.low > 0.3
+
+
 def test_probability_of_improvement_is_mann_whitney():
     # Final accuracy of six paired seeds under two arms.
     a = [62, 89, 78, 80, 81, 74]
@@ -201,6 +212,66 @@ def test_clustered_and_graded_items_use_a_t_test():
     assert graded.p == pytest.approx(stats.ttest_rel(graded_b, graded_a).pvalue)
 
 
+@pytest.mark.parametrize(("clusters", "p"), [(1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
+def test_few_clusters_that_all_gain_say_as_much_as_as_few_coins(clusters, p):
+    """Nine items on every image, all gained: what counts is the number of images."""
+    names = [str(i // 9) for i in range(9 * clusters)]
+    result = compare(outcomes([0] * len(names), names), outcomes([1] * len(names), names))
+    assert (result.test, result.p) == ("exact sign-flip", p)
+    assert result.difference.low == (-1.0 if p > 0.05 else 1.0), "below six clusters nothing can be refused"
+    assert f"sign-flip interval {100 * result.difference.low:+.1f} to +100.0" in result.sentence()
+
+
+def test_sign_flips_are_counted_one_by_one():
+    generator = np.random.default_rng(13)
+    values, clusters = generator.normal(0.2, 0.4, size=17).clip(-1, 1), [str(i % 7) for i in range(17)]
+    sums = np.array([values[i::7].sum() for i in range(7)])
+    patterns = np.array(list(itertools.product((-1, 1), repeat=7))) @ sums
+    p, interval = sign_flip(values, clusters)
+    assert p == pytest.approx((np.abs(patterns) >= abs(sums.sum()) - 1e-12).mean())
+    assert interval.value == pytest.approx(values.mean())
+    # The interval is what the test does not refuse: at either end p passes 5 %.
+    for end, inwards in ((interval.low, 1e-6), (interval.high, -1e-6)):
+        assert sign_flip(values - end - inwards, clusters)[0] > 0.05
+        assert sign_flip(values - end + inwards, clusters)[0] <= 0.05
+    alone = sign_flip(values[:9])[0]
+    assert alone == pytest.approx(stats.permutation_test(
+        (values[:9],), np.mean, permutation_type="samples", n_resamples=np.inf
+    ).pvalue)  # fmt: skip
+    with pytest.raises(ValueError, match="21 clusters"):
+        sign_flip(np.ones(21))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_an_interval_leaves_zero_out_exactly_where_the_test_refuses_it(data):
+    kind = data.draw(st.sampled_from(["right or wrong", "graded", "clustered", "many clusters"]))
+    n = data.draw(st.integers(1, 30)) + (30 if kind == "many clusters" else 0)
+    scores = st.lists(
+        st.sampled_from([0.0, 1.0] if kind == "right or wrong" else [0.0, 0.3, 1.0]), min_size=n, max_size=n
+    )
+    clusters = (
+        None if kind in ("right or wrong", "graded") else [str(i // 2 if kind == "clustered" else i) for i in range(n)]
+    )
+    result = compare(outcomes(data.draw(scores), clusters), outcomes(data.draw(scores), clusters))
+    outside = result.difference.low > 1e-9 or result.difference.high < -1e-9
+    assert outside == (result.p < 0.05), result
+
+
+def test_five_of_five_changed_items_are_no_proof():
+    """A bootstrap of ten items that half were gained of never draws a loss; the exact test has p = 0.0625."""
+    result = compare(outcomes([0] * 10), outcomes([1] * 5 + [0] * 5))
+    assert (result.test, result.p) == ("exact McNemar", 0.0625)
+    assert result.difference.low == 0.0
+    assert result.difference.value == 0.5
+
+
+@pytest.mark.parametrize("score", [1.5, -0.01, math.nan, math.inf])
+def test_a_score_that_is_none_names_its_item(score):
+    with pytest.raises(DataError, match=r"item 'seven': its score is .*; expected a number from 0 to 1"):
+        Outcome("seven", score)
+
+
 def test_compare_says_what_was_left_out_and_refuses_what_cannot_be_paired():
     a, b = vstar()
     result: Comparison = compare(a[:100], b[50:])
@@ -219,20 +290,10 @@ def test_compare_without_any_difference():
     same = compare(a, a)
     assert (same.p, same.difference.low, same.difference.high) == (1.0, 0.0, 0.0)
     shifted = compare(outcomes([0.25] * 10), outcomes([0.5] * 10))
-    assert shifted.p == 0.0
-
-
-def test_read_outcomes_names_file_and_row(tmp_path):
-    path = tmp_path / "items.jsonl"
-    rows = [{"id": 7, "correct": 1}, {"id": "b", "correct": 0.5, "cluster": "video"}]
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    assert read_outcomes(path) == [Outcome("7", 1.0), Outcome("b", 0.5, "video")]
-    path.write_text('{"id": 1, "correct": 1}\n{"id": 2, "correct": null}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"items.jsonl:2: expected an object with `id` and a number `correct`"):
-        read_outcomes(path)
-    path.write_text('{"id": 1, "cor', encoding="utf-8")
-    with pytest.raises(DataError, match=r"items.jsonl:1: not a line of JSON"):
-        read_outcomes(path)
+    assert (shifted.test, shifted.p) == ("exact sign-flip", 2 / 2**10)
+    assert (shifted.difference.low, shifted.difference.high) == pytest.approx((0.25, 0.25))
+    many = compare(outcomes([0.25] * 30), outcomes([0.5] * 30))
+    assert (many.test, many.p) == ("clustered t", 2 / 2**30), "no spread is no proof: p is that of the sign-flip test"
 
 
 def test_empty_input_is_refused():

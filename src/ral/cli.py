@@ -352,23 +352,10 @@ def compare(
     run_b: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
 ) -> None:
     """Compare the evaluations of two runs, item by item, on the tasks that both have."""
-    from ral.statistics import compare_tasks, read_outcomes
+    from ral.evaluate.comparison import compare_runs
 
-    items_a, items_b = _evaluations(run_a), _evaluations(run_b)
-    common = [task for task in items_a if task in items_b]
-    if not common:
-        raise UsageError(f"{run_a} ({', '.join(items_a)}) and {run_b} ({', '.join(items_b)}) have no task in common.")
-    outcomes = {task: (read_outcomes(items_a[task]), read_outcomes(items_b[task])) for task in common}
-    for task, result in compare_tasks(outcomes).items():
-        typer.echo(result.sentence(str(run_a), str(run_b), task))
-
-
-def _evaluations(run: Path) -> dict[str, Path]:
-    """The items of every task that a run was evaluated on."""
-    found = {path.parent.name: path for path in sorted(run.glob("eval/*/items.jsonl"))}
-    if not found:
-        raise UsageError(f"{run}: no evaluation found; expected eval/<task>/items.jsonl. Evaluate the model first.")
-    return found
+    for sentence in compare_runs(run_a, run_b):
+        typer.echo(sentence)
 
 
 @app.command()

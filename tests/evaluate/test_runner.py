@@ -27,8 +27,9 @@ from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
 from ral.errors import DataError
 from ral.evaluate.answering import load_for_answering
-from ral.evaluate.runner import Summary, evaluate
+from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
+from ral.evaluate.summary import Summary
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.selection import find_task
 from ral.evaluate.tasks.testbed import named, rings_task

@@ -22,7 +22,7 @@ from ral.data.view import view
 from ral.errors import UsageError
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
-from ral.evaluate.viewing import Sheet, sheet, sheet_map
+from ral.evaluate.sheets import Sheet, sheet, sheet_map
 from ral.models.loading import load_model, load_processor
 from ral.rewards.answers import extract_answer
 from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample

@@ -1,6 +1,6 @@
 """Where a model looks while it learns: a few held-out records, answered again and again during training.
 
-looks/items.jsonl   one object per record and look: a row of an evaluation's items.jsonl, and the `step` it was taken behind
+looks/items.jsonl   one object per record and look: an item as an evaluation has it, and the `step` it was taken behind
 looks/media/        the images
 """
 
@@ -18,7 +18,7 @@ from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
 from ral.errors import ConfigError
 from ral.evaluate.answering import answer
-from ral.evaluate.runner import item_rows
+from ral.evaluate.measuring import items_of
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.own import by_type
@@ -70,10 +70,11 @@ class LookRecorder(TrainerCallback):
         shown = {record.id for record in self.records}
         with evaluating(model):
             answered = answer(model, processing_class, self.records, settings)
-            rows = list(item_rows(model, processing_class, self.task, answered, settings, shown, folder))
+            step = state.global_step
+            items = list(items_of(model, processing_class, self.task, answered, settings, shown, folder, step))
         if folder is not None:
             folder.mkdir(exist_ok=True)
-            append_jsonl(folder / ITEMS, ({"step": state.global_step, **row} for row in rows))
+            append_jsonl(folder / ITEMS, (item.to_json() for item in items))
         self._taken = state.global_step
 
 

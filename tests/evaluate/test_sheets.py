@@ -15,9 +15,9 @@ from ral.data.view import View
 from ral.evaluate.answering import glance
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
+from ral.evaluate.sheets import sheet, sheet_map
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.testbed import named
-from ral.evaluate.viewing import sheet, sheet_map
 from ral.files import read_jsonl
 from ral.report.artefacts import Arm, Evaluation, Run
 from ral.report.gallery import build_gallery

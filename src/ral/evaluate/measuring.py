@@ -1,0 +1,151 @@
+"""From answers to items: scores, where the model looked, what the probes say, and what of it can be shown."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from ral.attention import prepare_prompt
+from ral.data.record import Record
+from ral.data.spans import Passage, answer_span, passage
+from ral.data.view import View, view
+from ral.errors import DataError
+from ral.evaluate.answering import Answered, encode, look_at_answers
+from ral.evaluate.grounding import Grounding, grounding
+from ral.evaluate.items import Item, Json
+from ral.evaluate.looking import Look
+from ral.evaluate.probes import Seen, neutral_record, probe
+from ral.evaluate.settings import EvalSettings, parse_probes
+from ral.evaluate.sheets import sheet, sheet_map
+from ral.evaluate.tasks import Task
+from ral.runs.names import MEDIA
+
+#: Longest side, in pixels, of an image kept to be shown.
+SHOWN_SIDE = 1024
+
+
+def items_of(
+    model: nn.Module,
+    processor: Any,
+    task: Task,
+    answered: Sequence[Answered],
+    settings: EvalSettings,
+    shown: set[str],
+    output: Path | None,
+    step: int | None = None,
+) -> Iterator[Item]:
+    """The items of one batch; maps and images of the records that are `shown` are kept, the images in the folder `output`;
+    nothing of them without a folder. `settings.layer` counts from the first layer; `step` is that of a look along training.
+
+    Raises DataError for boxes that lie outside of their medium.
+    """
+    scored = [task.judge(item.record, item.text, mode=settings.scorer, think=settings.think) for item in answered]
+    wanted = [item.record.grounded or item.record.id in shown for item in answered]
+    answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
+    looks = look_at_answers(model, processor, answered, answers, per_head="heads" in settings.probes)
+    views = [_view(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)]
+    probed = _probes(model, processor, answered, answers, looks, views, settings)
+    for item, one, look, shows in zip(answered, scored, looks, views, strict=True):
+        layers = _layers(item.record, look, shows)
+        yield Item(
+            step=step,
+            id=item.record.id,
+            question=item.record.question,
+            solution=item.record.solution,
+            completion=item.text,
+            prediction=one.prediction,
+            correct=one.correct,
+            unparsed=one.score is None,
+            truncated=item.completion.truncated,
+            tokens=len(item.completion.ids),
+            cluster=one.cluster,
+            grounding=None if layers is None else layers[settings.layer],
+            layers=layers,
+            probes=probed.get(item.record.id),
+            **_shown(item.record.id, look, shows, settings.layer, output if item.record.id in shown else None),
+        )
+
+
+def _view(processor: Any, item: Answered, settings: EvalSettings) -> View | Passage:
+    """What the maps of one item lie on: its document, or else its images and videos."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return passage(tokenizer, item.prompt.input_ids, item.record) or view(
+        item.record, processor, settings.num_frames, settings.fps
+    )
+
+
+def _probes(
+    model: nn.Module,
+    processor: Any,
+    answered: Sequence[Answered],
+    answers: Sequence[str | None],
+    looks: Sequence[Look | None],
+    views: Sequence[View | Passage | None],
+    settings: EvalSettings,
+) -> dict[str, Json]:
+    """What the probes say of the items with boxes and an answer, by id."""
+    wanted = parse_probes(settings.probes)
+    chosen, items = [], []
+    for item, body, look, shows in zip(answered, answers, looks, views, strict=True):
+        if wanted and body and look and isinstance(shows, View) and shows.boxes:
+            span = answer_span(getattr(processor, "tokenizer", processor), item.completion.ids, body)
+            assert span is not None  # there is a look at its first token
+            chosen.append(item)
+            items.append(Seen(item.record.id, item.prompt, item.completion.ids, span, look, shows.boxes, shows.sizes))
+    if not items:
+        return {}
+    neutral = []
+    if {"relative", "sinks"} & set(wanted):
+        for item in chosen:
+            inputs = encode(processor, neutral_record(item.record), settings)
+            neutral.append(prepare_prompt(model, inputs, item.prompt.features))
+    return dict(zip((item.id for item in items), probe(model, items, neutral, wanted), strict=True))
+
+
+def _layers(record: Record, look: Look | None, shows: View | Passage | None) -> tuple[Grounding, ...] | None:
+    """The grounding of every decoder layer; None without a look or boxes to hold it against."""
+    if look is None or shows is None or not shows.boxes:
+        return None
+    try:
+        found = [grounding(seen.maps, shows.boxes, shows.sizes, seen.visual_share) for seen in look.layers]
+    except DataError as error:
+        raise DataError(f"{record.origin}: {error}") from error
+    return tuple(one for one in found if one is not None)
+
+
+def _shown(id: str, look: Look | None, shows: View | Passage | None, layer: int, output: Path | None) -> Json:
+    """The medium that is shown: the first with a box, else the first; and its map, boxes and file. A video is a sheet of the
+    frames that have maps, at the seconds `times`."""
+    if not isinstance(shows, View) or not shows.pictures:
+        return {}
+    medium = shows.medium_of(shows.boxes[0].medium if shows.boxes else 0)
+    whole = sheet(shows, medium)
+    found: Json = {"size": list(whole.picture.size), "boxes": whole.boxes}
+    if whole.times:
+        found["times"] = [round(time, 3) for time in whole.times]
+    if output is not None:
+        found["image"] = f"{MEDIA}/{_file_name(id)}.png"
+        small = whole.picture.copy()
+        small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        (output / MEDIA).mkdir(parents=True, exist_ok=True)
+        small.save(output / found["image"])
+        if look is not None:
+            found["map"] = _map(sheet_map(look.layers[layer].maps[medium.start : medium.stop]))
+    return found
+
+
+def _map(values: NDArray) -> Json:
+    return {"grid": list(values.shape), "values": [float(f"{value:.5g}") for value in values.ravel()]}
+
+
+def _file_name(id: str) -> str:
+    """`id` where it can be the name of a file, else a digest of it."""
+    if re.fullmatch(r"\w[\w. -]{0,99}", id, re.ASCII):
+        return id
+    return hashlib.blake2b(id.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,111 @@
+"""The figures of one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ral.data.record import Record
+from ral.evaluate.grounding import Grounding, mean_grounding
+from ral.evaluate.items import Item, Json
+from ral.evaluate.probes import summarise as summarise_probes
+from ral.evaluate.settings import EvalSettings
+from ral.evaluate.tasks import Scored, Task
+from ral.statistics import Interval, mean_interval, proportion_interval
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one evaluation.
+
+    accuracy: mean score in [0, 1], unparsed answers counted as 0, with its 95 % interval `ci` (Wilson's for right-or-wrong
+    items that share nothing, else a bootstrap over clusters). majority: accuracy of the best constant answer. grounding:
+    means at the row that predicts the answer in the layer `settings["layer"]`, over items with boxes and an answer (None
+    if there are none); layers: the same for every decoder layer; probes: what `settings["probes"]` asked for, over the
+    same items. figures: the benchmark's own, by name.
+    """
+
+    model: str
+    task: str
+    n: int
+    accuracy: float
+    ci: tuple[float, float]
+    unparsed: int
+    truncated: int
+    majority: float
+    grounding: Grounding | None
+    layers: tuple[Grounding, ...] | None
+    probes: Json | None
+    figures: dict[str, float]
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is written to `summary.json`."""
+        return {
+            **vars(self),
+            "grounding": None if self.grounding is None else self.grounding.as_dict(),
+            "layers": None if self.layers is None else [layer.as_dict() for layer in self.layers],
+        }
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        low, high = (f"{100 * end:.1f}" for end in self.ci)
+        found = (
+            f"{self.task}: {self.accuracy:.1%} of {self.n} items right (95 % interval {low} to {high}; {self.unparsed} "
+            f"unparsed, {self.truncated} truncated; one answer to everything: {self.majority:.1%})."
+        )
+        if self.grounding is None:
+            return found
+        return (
+            f"{found} In layer {self.settings['layer']} the row that predicts the answer has {self.grounding.mass:.1%} of "
+            f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
+            f"maximum there in {self.grounding.pointing:.1%}."
+        )
+
+
+def summarise(
+    model: str, task: Task, records: Sequence[Record], items: Sequence[Item], settings: EvalSettings
+) -> Summary:
+    """The figures of `items`, one for each of `records`, in their order."""
+    scored = [
+        task.judge(record, item.completion, mode=settings.scorer, think=settings.think)
+        for record, item in zip(records, items, strict=True)
+    ]
+    figures = task.aggregate(scored)
+    interval = _interval(scored)
+    layers = [item.layers for item in items if item.layers is not None]
+    means = [_mean([one[i] for one in layers]) for i in range(len(layers[0]))] if layers else []
+    return Summary(
+        model=model,
+        task=task.name,
+        n=len(items),
+        accuracy=figures["accuracy"],
+        ci=(interval.low, interval.high),
+        unparsed=int(figures["unparsed"]),
+        truncated=sum(item.truncated for item in items),
+        majority=task.majority(records)[1],
+        grounding=means[settings.layer] if means else None,
+        layers=tuple(means) if means else None,
+        probes=summarise_probes([item.probes for item in items if item.probes]),
+        figures={name: value for name, value in figures.items() if name not in ("accuracy", "n", "unparsed")},
+        settings=asdict(settings),
+    )
+
+
+def _mean(items: Sequence[Grounding]) -> Grounding:
+    mean = mean_grounding(items).mean
+    assert mean is not None  # there is at least one
+    return mean
+
+
+def _interval(scored: Sequence[Scored]) -> Interval:
+    correct = [item.correct for item in scored]
+    clusters = [item.cluster or f"\0{item.id}" for item in scored]
+    groups = len(set(clusters))
+    alone = groups == len(scored) and np.isin(correct, (0.0, 1.0)).all()
+    if alone or set(correct) in ({0.0}, {1.0}):  # a bootstrap of equal scores has no width
+        return proportion_interval(round(sum(correct) * groups / len(correct)), groups)
+    return mean_interval(correct, clusters)
