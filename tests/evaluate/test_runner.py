@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from ral.cli import app
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
-from ral.errors import DataError
+from ral.errors import ConfigError, DataError
 from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
@@ -398,7 +398,7 @@ def test_settings_are_those_of_the_run_unless_said_otherwise(tmp_path: Path) -> 
         found = EvalSettings.of_model(model, max_completion_length=7, max_pixels=None)
         assert found == EvalSettings(think=False, template="plain", max_pixels=4096, layer=1, max_completion_length=7)
     assert EvalSettings.of_model("owner/model") == EvalSettings()
-    with pytest.raises(DataError, match="template='poem'"):
+    with pytest.raises(ConfigError, match="template='poem'"):
         EvalSettings.of_model(tmp_path, template="poem")
     (tmp_path / "config.yaml").write_text("- a\n", encoding="utf-8")
     with pytest.raises(DataError, match="found list"):
