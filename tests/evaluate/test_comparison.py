@@ -61,7 +61,9 @@ def test_a_setting_that_an_older_evaluation_lacks_is_no_difference(tmp_path: Pat
 
 def test_another_scorer_is_refused(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a", [0, 1]), run(tmp_path / "b", [1, 1], scorer="compat")
-    with pytest.raises(DataError, match=r"scored by strict, .* by compat: their difference would be one of the scorers"):
+    with pytest.raises(
+        DataError, match=r"scored by strict, .* by compat: their difference would be one of the scorers"
+    ):
         compare_runs(a, b)
 
 
