@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "ral"
 
 #: A room (or top module) imports from itself and from what stands before it.
 ORDER = [
-    "moved", "errors", "files", "runs", "data", "statistics", "attention", "models", "testbed", "rewards", "objective", "rollouts",
-    "config", "recipe", "evaluate", "report", "plan", "training", "quickstart", "cli",
+    "moved", "errors", "files", "families", "runs", "data", "statistics", "attention", "models", "testbed", "rewards", "objective",
+    "rollouts", "config", "recipe", "evaluate", "report", "plan", "training", "quickstart", "cli",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
 

@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
+from ral.attention import prepare_prompt
 from ral.cli import app
 from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
@@ -99,7 +100,7 @@ def video(path: Path, frames: int = 4) -> Path:
         stream = container.add_stream("mpeg4", rate=2)
         stream.width = stream.height = 64
         for shade in range(frames):
-            picture = np.full((64, 64, 3), 40 * shade, np.uint8)
+            picture = np.full((64, 64, 3), 40 * shade % 256, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -148,6 +149,31 @@ def test_a_batch_of_every_medium_has_the_loss_of_its_examples(tmp_path: Path) ->
     counts = [int((part["labels"] != IGNORED).sum()) for part, _ in alone]
     expected = sum(count * one for count, (_, one) in zip(counts, alone, strict=True)) / sum(counts)
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
+
+
+def test_examples_stand_where_the_prompts_of_reinforcement_do(tmp_path: Path) -> None:
+    """Behind a video that outruns its sides, too: positions of a batch are those of each of its prompts, and count on."""
+    records = [
+        *media_records(tmp_path),
+        Record("long", "<video>?", "red", videos=(video(tmp_path / "b.mp4", 24),), trace="x"),
+    ]
+    sizes = {"num_frames": 24, "max_pixels": 1024}
+    encoded = batch(records, **sizes)
+    trainer = build_trainer(task(tmp_path, data="rings", freeze_vision=True), records, None)
+    seen = []
+    hook = trainer.model.register_forward_pre_hook(lambda *call: seen.append(call[2]["position_ids"]), with_kwargs=True)
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, dict(encoded))
+    hook.remove()
+    (positions,) = seen
+    outran = 0
+    for row, record in enumerate(records):
+        prompt = prepare_prompt(MODEL, encode_prompt(PROCESSOR, record, think=True, template="plain", **sizes))
+        length, real = len(prompt.input_ids), int(encoded["attention_mask"][row].sum())
+        assert torch.equal(positions[:, row, :length], prompt.position_ids)
+        assert positions[:, row, length:real].tolist() == [[prompt.next_position + i for i in range(real - length)]] * 3
+        outran += prompt.grids != () and int(prompt.position_ids[0][prompt.visual].diff().max()) > 4
+    assert outran
 
 
 def test_bare_answers_are_taught_without_thinking() -> None:

@@ -15,6 +15,7 @@ from ral.attention.carried import Carried
 from ral.attention.layout import GroupLayout, PackedLayout
 from ral.attention.models import (
     capture_with_gradient,
+    family,
     has_vision,
     make_capturable,
     merge_features,
@@ -59,10 +60,8 @@ class Prompt:
 
     @property
     def next_position(self) -> int:
-        """Position of the first completion token: it continues from the prompt's last token, as the model's own forward
-        does. (`generate` continues from the *largest* position, which differs after a video with little text behind it.)
-        """
-        return int(self.position_ids[..., -1].max()) + 1
+        """Position of the first completion token: behind the prompt's largest, which may be a video's in time."""
+        return int(self.position_ids.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def prepare_prompt(
     input_ids = input_ids[0]
     if inputs.get("attention_mask") is not None:
         input_ids = input_ids[inputs["attention_mask"][0].bool()]
-    grids = _check_visual_tokens(base, input_ids, inputs) if has_vision(base) else ()
+    grids = _check_visual_tokens(base, input_ids, inputs)
     # Images before videos, as their grids are.
     places = [(input_ids == kind).nonzero()[:, 0] for kind in visual_token_ids(base)]
     if features is None and not any(p.requires_grad for p in vision_tower(base).parameters()):
@@ -143,19 +142,18 @@ def prepare_prompt(
 
 def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
     """Token grids, of images before videos; the counts must be those the vision tower will yield."""
-    merge = model.config.vision_config.spatial_merge_size
     grids: list[tuple[int, int, int]] = []
-    for kind in ("image", "video"):
-        token = getattr(model.config, f"{kind}_token_id")
-        grid = inputs.get(f"{kind}_grid_thw")
-        shapes = [] if grid is None else [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grid.tolist()]
+    for kind, token in family(model).placeholders(model.config).items():
+        shapes = family(model).token_grids(model.config, kind, inputs)
+        if shapes is None:
+            continue
         found = int((input_ids == token).sum())
         expected = sum(t * h * w for t, h, w in shapes)
         if found != expected:
             raise DataError(
-                f"the prompt holds {found} {kind} tokens but the model expects {expected} for {kind}_grid_thw "
-                f"{[] if grid is None else grid.tolist()} and spatial_merge_size {merge}: the processor does not belong to "
-                "this model, or the prompt was truncated. Use the model's own processor and do not truncate prompts."
+                f"the prompt holds {found} {kind} tokens but the model expects {expected} for grids (time, rows, columns) of "
+                f"{shapes} tokens: the processor does not belong to this model, or the prompt was truncated. Use the model's "
+                "own processor and do not truncate prompts."
             )
         grids += shapes
     return tuple(grids)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
@@ -14,9 +13,7 @@ from transformers import PreTrainedModel
 
 from ral.attention import packed
 from ral.errors import ConfigError
-
-VISION_MODELS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
-TEXT_MODELS = ("qwen2", "qwen3", "llama")
+from ral.families import Family, family_of, known_types
 
 
 class UnsupportedModelError(ConfigError):
@@ -31,13 +28,17 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator, return-value]
 
 
+def family(model: PreTrainedModel) -> Family:
+    return family_of(model.config)
+
+
 def has_vision(model: PreTrainedModel) -> bool:
-    return model.config.model_type in VISION_MODELS
+    return bool(family(model).placeholders(model.config))
 
 
 def vision_tower(model: Any) -> nn.Module:
     """The vision tower with its projector; a module without weights for a text model."""
-    return model.base_model.visual if has_vision(model) else nn.Module()
+    return family(model).tower(model)
 
 
 def trains_vision(model: Any) -> bool:
@@ -45,10 +46,9 @@ def trains_vision(model: Any) -> bool:
     return any(parameter.requires_grad for parameter in vision_tower(model).parameters())
 
 
-def patch_values(model: PreTrainedModel) -> int:
-    """Numbers in one patch of an image or video, as the vision tower of the model takes it."""
-    vision = model.config.vision_config
-    return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+def patch_values(model: PreTrainedModel) -> int | None:
+    """Numbers in one patch of an image or video, as the vision tower takes it; None where it takes whole images."""
+    return family(model).patch_values(model.config)
 
 
 def make_capturable(model: nn.Module) -> PreTrainedModel:
@@ -58,11 +58,10 @@ def make_capturable(model: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: another architecture, or sliding-window attention.
     """
     base = pretrained(model)
-    kind = base.config.model_type
-    if kind not in VISION_MODELS + TEXT_MODELS:
+    if not family(base).types:
         raise UnsupportedModelError(
-            f"{type(base).__name__} (model_type {kind!r}) is not supported: its attention cannot be captured. "
-            f"Supported model types: {', '.join(VISION_MODELS + TEXT_MODELS)}."
+            f"{type(base).__name__} is not supported: its attention cannot be captured. "
+            f"Supported model types: {', '.join(known_types())}."
         )
     text = base.config.get_text_config()
     if "sliding_attention" in (getattr(text, "layer_types", None) or []):
@@ -111,45 +110,26 @@ def capture_with_gradient(model: PreTrainedModel, layers: tuple[int, ...]) -> It
 
 def visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """The placeholder tokens that stand for visual features in a prompt."""
-    return (model.config.image_token_id, model.config.video_token_id) if has_vision(model) else ()
+    return tuple(family(model).placeholders(model.config).values())
 
 
 def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """Every token with a visual meaning. None may be sampled: the next forward would expect features for it."""
-    names = (
-        "image_token_id",
-        "video_token_id",
-        "vision_start_token_id",
-        "vision_end_token_id",
-        "vision_token_id",
-    )
-    found = (getattr(model.config, name, None) for name in names)
-    return tuple(sorted({token for token in found if token is not None}))
+    return tuple(sorted(family(model).banned(model.config)))
 
 
-def vision_features(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
-    base, tower = pretrained(model), _tower(model)
-    features = {}
-    if inputs.get("pixel_values") is not None:
-        features["image"] = tower.get_image_features(
-            inputs["pixel_values"].to(base.device), inputs["image_grid_thw"].to(base.device), return_dict=True
-        )
-    if inputs.get("pixel_values_videos") is not None:
-        features["video"] = tower.get_video_features(
-            inputs["pixel_values_videos"].to(base.device),
-            inputs["video_grid_thw"].to(base.device),
-            return_dict=True,
-        )
-    return features
+    base = pretrained(model)
+    return family(base).features(_encoder(model), base, inputs)
 
 
-def _tower(model: nn.Module) -> Any:
+def _encoder(model: nn.Module) -> Any:
     """What has `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise."""
     if not isinstance(model, FSDPModule):
         return pretrained(model)
     for name in ("get_image_features", "get_video_features"):
-        if name not in vars(model):
+        if hasattr(model, name) and name not in vars(model):
             register_fsdp_forward_method(model, name)
     return model
 
@@ -169,15 +149,6 @@ def merge_features(features: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def rope_positions(model: PreTrainedModel, input_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """Positions of an unpadded prompt: `[3, P]` (M-RoPE) for vision models, `[P]` for text models."""
-    if not has_vision(model):
-        return torch.arange(len(input_ids), device=input_ids.device)
-    if inputs.get("image_grid_thw") is None and inputs.get("video_grid_thw") is None:
-        return torch.arange(len(input_ids), device=input_ids.device).expand(3, -1)
-    kind = (input_ids == model.config.image_token_id).int() + 2 * (input_ids == model.config.video_token_id).int()
-    extra = {
-        k: inputs[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None
-    }
-    positions, _ = model.base_model.get_rope_index(input_ids[None], mm_token_type_ids=kind[None], **extra)  # type: ignore[operator]
-    return positions[-3:, 0]
+def rope_positions(model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Positions of an unpadded prompt, as the checkpoint was trained with: `[3, P]` (M-RoPE) or `[P]`."""
+    return family(model).positions(model, input_ids, inputs)

@@ -17,6 +17,7 @@ from ral.data.media import Video, load_image, load_video
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
 from ral.data.settings import PromptSettings, Template
 from ral.errors import DataError
+from ral.families import family_of_processor
 
 _HINT: dict[ProblemType, str] = {
     "multiple choice": "a single option letter (for example A)",
@@ -103,12 +104,12 @@ def encode_prompt(
     if is_tokenizer:
         return dict(processor(text, return_tensors="pt"))
 
-    content = messages[0]["content"]
+    content, family = messages[0]["content"], family_of_processor(processor)
     media: dict[str, Any] = {}
     images = [load_image(part["image"], record.origin) for part in content if part["type"] == "image"]
     if images:
         media["images"] = images
-        media["images_kwargs"] = _size(processor.image_processor, settings.min_pixels, settings.max_pixels)
+        media["images_kwargs"] = family.image_size(processor.image_processor, settings.min_pixels, settings.max_pixels)
     videos = [
         load_video(Path(part["video"]), num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
         for part in content
@@ -122,7 +123,7 @@ def encode_prompt(
             "do_sample_frames": False,
             "input_data_format": "channels_first",
             "video_metadata": [_metadata(video) for video in videos],
-            **_size(processor.video_processor, settings.min_pixels, frame_pixels, longest),
+            **family.video_size(processor.video_processor, settings.min_pixels, frame_pixels, longest),
         }
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             # Without a bound of ours, the reference's bound on the whole clip stands in.
@@ -160,17 +161,6 @@ def _metadata(video: Video) -> VideoMetadata:
     return VideoMetadata(
         total_num_frames=round(video.duration * rate), fps=rate, duration=video.duration, frames_indices=numbers
     )
-
-
-def _size(processor: Any, min_pixels: int | None, max_pixels: int | None, frames: int = 1) -> dict[str, dict[str, int]]:
-    """The resize bounds as transformers names them; empty when the processor's own are to be kept."""
-    if min_pixels is None and max_pixels is None:
-        return {}
-    # Qwen3-VL's video processor bounds the whole clip where Qwen2-VL's bounds one frame.
-    scale = frames if "Qwen3" in type(processor).__name__ else 1
-    low = processor.size["shortest_edge"] if min_pixels is None else min_pixels * scale
-    high = processor.size["longest_edge"] if max_pixels is None else max_pixels * scale
-    return {"size": {"shortest_edge": min(low, high), "longest_edge": high}}
 
 
 def _refuse_special_tokens(tokenizer: Any, record: Record, texts: Iterable[str]) -> None:

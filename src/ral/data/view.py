@@ -10,6 +10,7 @@ from PIL import Image
 from ral.data.boxes import Size, place_on_patches
 from ral.data.media import load_image, load_video
 from ral.data.record import Box, Record
+from ral.families import family_of_processor
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def view(record: Record, processor: Any, num_frames: int | None = None, fps: flo
     times: list[float | None] = [None] * len(pictures)
     for number, path in enumerate(record.videos, start=len(record.images)):
         video = load_video(path, num_frames=num_frames, fps=fps, origin=record.origin)
-        patch, first = processor.video_processor.temporal_patch_size, len(pictures)
+        patch, first = family_of_processor(processor).frames_per_picture(processor), len(pictures)
         own = [box for box in record.boxes if box.medium == number]
         placed = dict.fromkeys(place_on_patches(own, video.indices, patch))  # once for the frames of one patch
         boxes += [replace(box, medium=box.medium + first) for box in placed]

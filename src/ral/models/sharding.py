@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from ral.attention.models import patch_values, pretrained, trains_vision, vision_features, vision_tower
+from ral.attention.models import family, pretrained, trains_vision, vision_features, vision_tower
 from ral.errors import ConfigError
 
 #: Why sharding that gathers a layer's weights anew for every pass is refused, in a recipe or by a launcher.
@@ -156,11 +156,7 @@ def zero_vision_loss(model: nn.Module) -> Tensor:
     Its gradient is 0 as well, but there is one: DDP waits until every process has a gradient for every weight.
     """
     base = pretrained(model)
-    side = base.config.vision_config.spatial_merge_size
-    blank = {
-        "pixel_values": torch.zeros(side**2, patch_values(base), device=base.device),
-        "image_grid_thw": torch.tensor([[1, side, side]], device=base.device),
-    }
+    blank = {name: value.to(base.device) for name, value in family(base).blank(base.config).items()}
     features = vision_features(model, blank)["image"]
     levels = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
     return 0 * torch.stack([tensor.sum() for level in levels for tensor in level]).sum()

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
 
-from ral.attention.models import decoder_layers, has_vision, make_capturable, vision_tower
+from ral.attention.models import decoder_layers, family, has_vision, make_capturable, vision_tower
 from ral.models.loading import freeze_vision, load_config
 
 Method = Literal["full", "adapter", "adapter on 4 bits"]
@@ -163,10 +163,8 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
     saved: Any = model.config.dtype or text.dtype or torch.float32
     vision: dict[str, int] = {}
     if has_vision(model):
-        sizes = model.config.vision_config
-        pixels, frames = (sizes.patch_size * sizes.spatial_merge_size) ** 2, sizes.temporal_patch_size
-        values = pixels * frames * sizes.in_channels
-        vision = {"visual_pixels": pixels, "visual_frames": frames, "visual_values": values}
+        token = family(model).visual_token(model.config)
+        vision = {"visual_pixels": token.pixels, "visual_frames": token.frames, "visual_values": token.values}
     return ModelShape(
         origin=origin,
         decoder=decoder,

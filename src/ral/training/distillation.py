@@ -112,7 +112,7 @@ def _check_patches(teacher: nn.Module, prompt: Prompt) -> None:
             raise TeacherError(
                 "the student sees images or videos, the teacher reads text only; choose one that sees them"
             )
-        if patches.shape[-1] != (values := patch_values(base)):
+        if (values := patch_values(base)) is not None and patches.shape[-1] != values:
             raise TeacherError(
                 f"teacher and student see different visual tokens: the student's patches have {patches.shape[-1]} values "
                 f"({name}), the teacher's {values}. {_SAME_TOKENS}"

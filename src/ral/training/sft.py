@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
-from ral.attention.models import pretrained, trains_vision
+from ral.attention.models import family, pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
 from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.reading import Reading
@@ -129,9 +129,12 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
     ) -> Any:
         """As TRL's, whatever media the batches of other processes have; in training, looked at before its backward pass."""
         gather_vision(self.model)
+        positions = family(base := pretrained(self.model)).batch_positions(base.config, inputs)
+        if positions is not None:
+            inputs = {**inputs, "position_ids": positions}
         computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
-        if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(pretrained(self.model)):
+        if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(base):
             loss = loss + zero_vision_loss(self.model)
         if model.training:
             self.require_finite("the loss", loss)

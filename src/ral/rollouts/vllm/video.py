@@ -15,6 +15,7 @@ import torch
 from ral.attention import Prompt
 from ral.data.record import Record
 from ral.errors import DataError
+from ral.families import family_of
 
 
 def video_rates(config: Any, record: Record, prompt: Prompt) -> Iterator[Fraction]:
@@ -25,28 +26,27 @@ def video_rates(config: Any, record: Record, prompt: Prompt) -> Iterator[Fractio
 
     Raises DataError where no rate does.
     """
-    if record.videos and config.model_type == "qwen3_vl":
+    count, family = len(record.videos), family_of(config)
+    if not count:
+        return
+    if (per_second := family.positions_per_second(config)) is None:
         raise DataError(
-            f"{record.origin}: has a video, between whose frames a vLLM server writes times of its own for Qwen3-VL; "
-            "set rollout_engine to transformers"
+            f"{record.origin}: has a video, of which a vLLM server would make other tokens than the processor of this model "
+            "does (Qwen3-VL: times between the frames); set rollout_engine to transformers"
         )
-    count = len(record.videos)
     places = prompt.places.split([math.prod(grid) for grid in prompt.grids])
     every = prompt.inputs.get("second_per_grid_ts", torch.ones(count)).float().cpu()  # Qwen2-VL knows no seconds
     first = len(prompt.grids) - count  # images come before
     for (t, h, w), where, seconds in zip(prompt.grids[first:], places[first:], every, strict=True):
         own = prompt.position_ids[0, where[:: h * w]].cpu()
-        # vLLM rounds times down in float64, transformers in float32, and may need the next number up for the same.
+        # vLLM rounds times down in float64, the policy in float32, and may need the next number up for the same.
         for sent in (seconds, seconds.nextafter(seconds + 1)):
-            times = (torch.arange(t) * (sent.double() * getattr(config.vision_config, "tokens_per_second", 1))).long()
-            # Behind a video, vLLM counts on from its largest position in time or space, transformers 5 from space.
-            if torch.equal(times, own - own[0]) and times[-1] < max(h, w):
+            if torch.equal((torch.arange(t) * (sent.double() * per_second)).long(), own - own[0]):
                 break
         else:
             raise DataError(
-                f"{record.origin}: to a vLLM server this video, or the text behind it, stands at other positions than to "
-                f"transformers: it takes {int(own[-1] - own[0]) + 1} in time and {max(h, w)} in space. Take no more in time than "
-                "in space (a shorter video, larger frames), or set rollout_engine to transformers"
+                f"{record.origin}: no rate of frames gives this video the positions in a vLLM server that it has in the "
+                "policy; set rollout_engine to transformers"
             )
         yield Fraction(config.vision_config.temporal_patch_size / sent.item()).limit_denominator(1_000_000)
 

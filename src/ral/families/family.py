@@ -1,0 +1,182 @@
+"""What has to be known about a kind of model. The defaults are what transformers' uniform interfaces say of most of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ral.errors import ConfigError
+
+#: In what a model was taught to write boxes: pixels of the original image, pixels of the image as the processor resizes it, or
+#: thousandths of its width and height.
+BoxSpace = Literal["image", "resized", "thousandths"]
+
+#: The kinds of media, in the order of their features.
+MODALITIES = ("image", "video")
+#: Names under which models take the kind of every token.
+TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VisualToken:
+    """What one visual token stands for: pixels of a frame, frames of a video, and the numbers the processor makes of them."""
+
+    pixels: int
+    frames: int
+    values: int
+
+
+class Family:
+    """A kind of model: a subclass says what is different from here.
+
+    Attributes:
+        types: its model types (`config.model_type`).
+        processors: class names of its processors, where transformers' table of processors does not have them.
+        box_space: in what it writes boxes.
+    """
+
+    types: ClassVar[tuple[str, ...]] = ()
+    processors: ClassVar[tuple[str, ...]] = ()
+    box_space: ClassVar[BoxSpace] = "image"
+
+    # Tokens
+
+    def placeholders(self, config: Any) -> dict[str, int]:
+        """Modality → the token that stands for its features in a prompt; empty for a text model."""
+        if not hasattr(config, "vision_config"):
+            return {}
+        found = {kind: getattr(config, f"{kind}_token_id", None) for kind in MODALITIES}
+        return {kind: token for kind, token in found.items() if token is not None}
+
+    def banned(self, config: Any) -> set[int]:
+        """Every token with a visual meaning. None may be sampled: the next forward would expect features for it."""
+        names = ("vision_start_token_id", "vision_end_token_id", "vision_token_id", "boi_token_id", "eoi_token_id")
+        further = (getattr(config, name, None) for name in names)
+        return {*self.placeholders(config).values(), *(token for token in further if isinstance(token, int))}
+
+    def kinds(self, config: Any, ids: Tensor) -> Tensor:
+        """1 on the placeholders of images, 2 on those of videos, 0 elsewhere; of the shape of `ids`."""
+        kinds = torch.zeros_like(ids)
+        for modality, token in self.placeholders(config).items():
+            kinds[ids == token] = 1 + MODALITIES.index(modality)
+        return kinds
+
+    def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid] | None:
+        """(t, h, w) of every image or video in *tokens*; None where the processor's tensors do not say."""
+        return None
+
+    # Vision
+
+    def tower(self, base: Any) -> nn.ModuleList:
+        """What makes visual features, projectors included: all of the model beside its decoder."""
+        if not self.placeholders(base.config):
+            return nn.ModuleList()
+        decoder = base.get_decoder()
+        parts = base.base_model.children()
+        return nn.ModuleList(part for part in parts if not any(module is decoder for module in part.modules()))
+
+    def features(self, model: Any, base: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Modality → the tower's output, as `mm_encoder_outputs` takes it.
+
+        Args:
+            model: has `get_image_features` and `get_video_features`: `base`, or what shards it.
+            inputs: the processor's tensors; what these methods name is taken from them.
+        """
+        found = {}
+        for modality in self.placeholders(base.config):
+            encode = getattr(base.base_model, name := f"get_{modality}_features", None)
+            named = inspect.signature(encode).parameters if encode is not None else ()
+            given = {key: inputs[key] for key in named if inputs.get(key) is not None}
+            if any(key.startswith("pixel_values") for key in given):
+                here = {key: v.to(base.device) if isinstance(v, Tensor) else v for key, v in given.items()}
+                found[modality] = getattr(model, name, encode)(**here, return_dict=True)
+        return found
+
+    def visual_token(self, config: Any) -> VisualToken:
+        """The cost of one visual token, for plans."""
+        sizes = config.vision_config
+        pixels = (sizes.patch_size * getattr(sizes, "spatial_merge_size", 1)) ** 2
+        frames = getattr(sizes, "temporal_patch_size", 1)
+        return VisualToken(pixels, frames, pixels * frames * getattr(sizes, "in_channels", 3))
+
+    def patch_values(self, config: Any) -> int | None:
+        """Numbers in one row of `pixel_values`, where every row is one patch; None where the tower takes whole images."""
+        return None
+
+    def blank(self, config: Any) -> dict[str, Tensor]:
+        """The processor's tensors of the smallest black image."""
+        side = config.vision_config.image_size
+        height, width = side if isinstance(side, Sequence) else (side, side)
+        return {"pixel_values": torch.zeros(1, 3, height, width)}
+
+    # Positions
+
+    def positions(self, base: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Positions of an unpadded prompt `[P]`: `[3, P]` (M-RoPE) by the model's own `get_rope_index`, or `[P]`."""
+        count = torch.arange(len(input_ids), device=input_ids.device)
+        index = getattr(base.base_model, "get_rope_index", None)
+        if index is None:
+            return count
+        named = inspect.signature(index).parameters
+        given = {name: inputs[name] for name in named if inputs.get(name) is not None}
+        if not any(name.endswith("grid_thw") for name in given):
+            return count.expand(3, -1)
+        given |= {"input_ids": input_ids[None], "attention_mask": None}
+        if "mm_token_type_ids" in named:
+            given["mm_token_type_ids"] = self.kinds(base.config, input_ids)[None].int()
+        positions, _ = index(**given)
+        return positions[-3:, 0]
+
+    def batch_positions(self, config: Any, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Positions `[3, B, T]` of examples `input_ids [B, T]`, padded on the right, with all their media in order.
+
+        None where those that the model's own forward counts are the ones it was trained with.
+        """
+        return None
+
+    def positions_per_second(self, config: Any) -> float | None:
+        """How far a second of a video is in positions, as a vLLM server counts them from the rate of frames.
+
+        None where such a server would show the model other tokens than the processor does.
+        """
+        return None
+
+    # The processor
+
+    def frames_per_picture(self, processor: Any) -> int:
+        """Frames of a video behind one grid of visual tokens."""
+        return getattr(processor.video_processor, "temporal_patch_size", 1)
+
+    def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+        """What tells the image processor how many pixels an image may have; empty where its own bounds are to be kept.
+
+        Raises ConfigError where it has no such bound.
+        """
+        return self._unbounded(min_pixels, max_pixels)
+
+    def video_size(
+        self, video_processor: Any, min_pixels: int | None, max_pixels: int | None, frames: int
+    ) -> dict[str, Any]:
+        """The same of one frame of a video of so many `frames`."""
+        return self._unbounded(min_pixels, max_pixels)
+
+    def _unbounded(self, *bounds: int | None) -> dict[str, Any]:
+        if any(bound is not None for bound in bounds):
+            raise ConfigError(
+                "min_pixels, max_pixels and video_pixels do nothing here: the processor of this model has no bound on pixels; "
+                "leave them out, and set the size in the processor's own files"
+            )
+        return {}
+
+
+def grids_of(inputs: Mapping[str, Any], modality: str, merge: int) -> list[Grid]:
+    """The grids of a processor that writes `image_grid_thw` and `video_grid_thw` in patches, `merge`² of which make a token."""
+    grid = inputs.get(f"{modality}_grid_thw")
+    return [] if grid is None else [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grid.tolist()]

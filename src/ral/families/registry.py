@@ -1,0 +1,45 @@
+"""From a model's configuration, or its processor, to its family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from ral.families.family import Family
+from ral.families.qwen_vl import Qwen2_5VL, Qwen2VL, Qwen3VL
+from ral.families.text import Text
+
+_BY_TYPE: dict[str, Family] = {}
+_UNKNOWN = Family()
+
+
+def register(family: Family) -> None:
+    """Make a family known; of two that name the same model type the later one counts."""
+    _BY_TYPE.update(dict.fromkeys(family.types, family))
+
+
+for _family in (Text(), Qwen2VL(), Qwen2_5VL(), Qwen3VL()):
+    register(_family)
+
+
+def known_types() -> tuple[str, ...]:
+    """The model types (`config.model_type`) of all families."""
+    return tuple(_BY_TYPE)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model with this configuration; the defaults where none names its type."""
+    return _BY_TYPE.get(config.model_type, _UNKNOWN)
+
+
+def family_of_processor(processor: Any) -> Family:
+    """The family whose models a processor is for, by transformers' own table; the defaults for a tokenizer.
+
+    Families that share a processor (Qwen3-VL and Qwen3.5) share what concerns it.
+    """
+    name = type(processor).__name__
+    for kind, family in _BY_TYPE.items():
+        if name in (*family.processors, PROCESSOR_MAPPING_NAMES.get(kind)):
+            return family
+    return _UNKNOWN
