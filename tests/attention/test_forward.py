@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ral.attention import UnsupportedModelError, forward, forward_group, forward_groups, prepare_prompt
-from tests.families.trained import CHANGED, trained_positions
+from tests.families.trained import as_trained
 from tests.tiny import IMAGE, TEXT_KINDS, VISION_KINDS, completions, prompt, tiny_model, twin
 
 
@@ -24,9 +24,7 @@ def ordinary(
         full["attention_mask"] = torch.ones_like(full["input_ids"])
         if "mm_token_type_ids" in full:
             full["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(y)))
-        if model.config.model_type in CHANGED:
-            full["position_ids"] = trained_positions(model.config, full["input_ids"][0], inputs)
-        out = model(**full, output_attentions=True, use_cache=False)
+        out = model(**as_trained(model.config, full), output_attentions=True, use_cache=False)
         lp = out.logits[0, prompt_length - 1 : -1].float().log_softmax(-1).gather(-1, y[:, None])[:, 0]
         mean = out.attentions[layer][0].float().mean(0)
         p = []

@@ -11,6 +11,7 @@ from ral.attention import prepare_prompt
 from ral.data.spans import answer_token
 from ral.evaluate.looking import look
 from ral.testbed.model import build_processor
+from tests.families.trained import as_trained
 from tests.tiny import IMAGE, VIDEO, VISION_KINDS, completions, prompt, tiny_model, twin
 
 
@@ -21,7 +22,7 @@ def eager_row(model: PreTrainedModel, inputs: dict, ids: torch.Tensor, token: in
     everything = inputs | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
     everything["mm_token_type_ids"] = (whole == IMAGE).int() + 2 * (whole == VIDEO).int()
     with torch.no_grad():
-        attentions = twin(model)(**everything, output_attentions=True).attentions
+        attentions = twin(model)(**as_trained(model.config, everything), output_attentions=True).attentions
     return [layer[0].mean(0)[length + token - 1] for layer in attentions]
 
 

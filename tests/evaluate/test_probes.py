@@ -23,6 +23,7 @@ from ral.evaluate.looking import look, look_on
 from ral.evaluate.probes import Seen, masking_check, neutral_record, probe, summarise
 from ral.evaluate.settings import PROBES, EvalSettings
 from ral.testbed.model import build_processor
+from tests.families.trained import as_trained
 from tests.tiny import IMAGE, VIDEO, VISION_KINDS, completions, prompt, tiny_model, twin
 
 MEDIA = ["image", "images", "video", "mixed"]
@@ -34,6 +35,7 @@ def eager(model: PreTrainedModel, inputs: dict, ids: Tensor, hidden: Tensor | No
     whole = torch.cat([inputs["input_ids"], ids[None]], dim=1)
     everything = inputs | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
     everything["mm_token_type_ids"] = (whole == IMAGE).int() + 2 * (whole == VIDEO).int()
+    everything = as_trained(model.config, everything)
     if hidden is not None:
         seen = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril()
         seen[first_query:, hidden] = False

@@ -31,8 +31,11 @@ def asked(tree: ast.AST) -> Iterator[str]:
             yield f"line {node.lineno}: model_type"
         if isinstance(node, ast.Compare):
             for part in (node.left, *node.comparators):
+                # `type(self).__name__` is a class's own name.
                 if any(
-                    isinstance(name, ast.Attribute) and name.attr in ("__name__", "__qualname__")
+                    isinstance(name, ast.Attribute)
+                    and "type(self)" not in ast.unparse(name)
+                    and name.attr in ("__name__", "__qualname__")
                     for name in ast.walk(part)
                 ):
                     yield f"line {node.lineno}: the name of a class is compared"

@@ -40,3 +40,10 @@ def trained_positions(config: Any, input_ids: Tensor, inputs: Mapping[str, Any])
     start = max(map(max, columns), default=-1) + 1
     columns += [(start + i,) * 3 for i in range(len(tokens) - done)]
     return torch.tensor(columns).T[:, None]
+
+
+def as_trained(config: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs` for transformers' own forward or `generate`, with the trained positions where it would take others."""
+    if config.model_type not in CHANGED:
+        return dict(inputs)
+    return {**inputs, "position_ids": trained_positions(config, inputs["input_ids"][0], inputs)}

@@ -18,6 +18,7 @@ from ral.attention.prefix import SharedPrefix
 from ral.rollouts import sampling
 from ral.rollouts.group import draw_look_bias
 from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample
+from tests.families.trained import as_trained
 from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
 
 LONGEST = 8
@@ -51,7 +52,11 @@ def generated(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[int]:
     if model.config.model_type == "qwen2_vl":  # knows no frame rate
         inputs = {name: values for name, values in inputs.items() if name != "second_per_grid_ts"}
     out = model.generate(
-        **inputs, max_new_tokens=LONGEST, do_sample=False, eos_token_id=EOS, suppress_tokens=banned or None
+        **as_trained(model.config, inputs),
+        max_new_tokens=LONGEST,
+        do_sample=False,
+        eos_token_id=EOS,
+        suppress_tokens=banned or None,
     )
     return out[0, inputs["input_ids"].shape[1] :].tolist()
 
