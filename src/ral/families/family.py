@@ -91,7 +91,7 @@ class Family:
         """
         found = {}
         for modality in self.placeholders(base.config):
-            encode = getattr(base.base_model, name := f"get_{modality}_features", None)
+            encode: Any = getattr(base.base_model, name := f"get_{modality}_features", None)
             named = inspect.signature(encode).parameters if encode is not None else ()
             given = {key: inputs[key] for key in named if inputs.get(key) is not None}
             if any(key.startswith("pixel_values") for key in given):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ral.families.family import MODALITIES, Family, Grid, grids_of
+from ral.families.family import MODALITIES, BoxSpace, Family, Grid, grids_of
 
 
 class Qwen3VL(Family):
     """Positions are transformers' own: every frame of a video is a block of its own, behind its time in words."""
 
     types = ("qwen3_vl",)
-    box_space = "thousandths"
+    box_space: ClassVar[BoxSpace] = "thousandths"
 
     def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid]:
         return grids_of(inputs, modality, config.vision_config.spatial_merge_size)
