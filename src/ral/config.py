@@ -176,6 +176,7 @@ class RALConfig(PromptFields, TrainingArguments):
         self._check_gradient_norms()
         self._check_sharding()
         self._check_engine()
+        self._check_noise()
 
     def scheduled(self, schedule: Schedule, progress: float) -> float:
         """Factor in [0, 1] of a decaying quantity after `progress` (0 to 1) of the run."""
@@ -288,6 +289,13 @@ class RALConfig(PromptFields, TrainingArguments):
             )
         if not self.vllm_url.startswith(("http://", "https://")):
             raise ConfigError(f"vllm_url={self.vllm_url!r} is no address; write it as http://host:port")
+
+    def _check_noise(self) -> None:
+        if self.neftune_noise_alpha:
+            raise ConfigError(
+                f"neftune_noise_alpha={self.neftune_noise_alpha} adds noise to the embeddings while training: the ratio to the old "
+                "policy would measure the noise; leave it out (`ral sft` takes it)"
+            )
 
     def _check_gradient_norms(self) -> None:
         if self.attention_share is not None and not (self.gradient_norm_steps and self.attention_coef):

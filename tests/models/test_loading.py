@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,55 @@ def test_an_adapter_on_a_run_that_trained_an_adapter_is_loaded_on_top_of_it(tmp_
     expected = logits(adapted(load_model(tmp_path / "first"), tmp_path / "second", seed=1))
     torch.testing.assert_close(logits(load_model(tmp_path / "second")), expected, atol=1e-4, rtol=0)
     assert prompt_budget(tmp_path / "second") == prompt_budget(start_checkpoint())
+
+
+def base_and_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """`folder/base`, and `folder/runs/adapter` on it, made with a relative path from inside `folder`; the adapter's logits."""
+    monkeypatch.chdir(folder)
+    MODEL.save_pretrained("base")
+    PROCESSOR.save_pretrained("base")
+    return logits(adapted(load_model("base"), Path("runs/adapter")))
+
+
+def test_an_adapter_finds_its_base_model_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = base_and_adapter(tmp_path, monkeypatch)
+    monkeypatch.chdir("/")
+    torch.testing.assert_close(logits(load_model(tmp_path / "runs/adapter")), expected, atol=1e-4, rtol=0)
+
+
+def test_a_base_model_named_as_it_was_typed_is_found_around_the_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions of this package wrote it."""
+    expected = base_and_adapter(tmp_path, monkeypatch)
+    file = tmp_path / "runs/adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "base"}))
+    monkeypatch.chdir("/")
+    torch.testing.assert_close(logits(load_model(tmp_path / "runs/adapter")), expected, atol=1e-4, rtol=0)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match=r"adapter_config\.json: base_model_name_or_path is missing"):
+        load_model(tmp_path / "runs/adapter")
+
+
+def test_an_adapter_without_processor_files_has_those_of_its_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = base_and_adapter(tmp_path, monkeypatch)
+    for file in (tmp_path / "runs/adapter").iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    export("runs/adapter", Path("whole"))
+    assert load_processor("whole").tokenizer.get_vocab() == PROCESSOR.tokenizer.get_vocab()
+    torch.testing.assert_close(logits(load_model("whole")), expected, atol=1e-4, rtol=0)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_and_adapter(tmp_path, monkeypatch)
+    (tmp_path / "runs/adapter/processor_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises((ValueError, OSError)):
+        export("runs/adapter", tmp_path / "whole")
+    assert not list(tmp_path.glob("*whole*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

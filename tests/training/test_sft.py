@@ -423,3 +423,38 @@ def test_an_adapter_of_the_frozen_vision_tower_is_refused(tmp_path: Path) -> Non
             RINGS,
             None,
         )
+
+
+def update_of(folder: Path, batch_size: int, accumulated: int, **changes: Any) -> torch.Tensor:
+    """What one step on four examples of different lengths changes, without momentum."""
+    texts = ["a", "a b", "a b c d e f g h", "a b c d e f g h i j k l m n"]
+    records = [replace(RINGS[i], trace=text) for i, text in enumerate(texts)]
+    changes = {
+        "optim": "sgd",
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "max_steps": 1,
+    } | changes
+    recipe = write(
+        folder, "r", per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated, **changes
+    )
+    run = build_trainer(load_recipe(recipe, (), SFTTask), records, None)
+    weights = [p for p in run.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in weights]
+    run.train()
+    return torch.cat([(p.detach() - b).flatten() for p, b in zip(weights, before, strict=True)])
+
+
+@pytest.mark.parametrize("peft", [None, {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}])
+def test_accumulated_micro_batches_are_a_larger_batch(tmp_path: Path, peft: dict[str, Any] | None) -> None:
+    """The loss is a mean over tokens of the whole step, whatever the model says of its own loss (Qwen2.5-VL: that it cannot)."""
+    assert MODEL.accepts_loss_kwargs is False
+    together, halves, one_by_one = (update_of(tmp_path, size, 4 // size, peft=peft) for size in (4, 2, 1))
+    for parts in (halves, one_by_one):
+        assert (parts - together).norm() < 1e-4 * together.norm()
+
+
+def test_an_adapter_that_rewrites_the_base_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="init_lora_weights='olora'"):
+        update_of(tmp_path, 4, 1, peft={"r": 4, "target_modules": "all-linear", "init_lora_weights": "olora"})

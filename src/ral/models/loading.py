@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -23,7 +24,11 @@ from transformers.utils import is_bitsandbytes_available
 
 from ral.attention.models import trains_vision, vision_tower
 from ral.errors import ConfigError, UsageError, refused_by
+from ral.models.adapters import load_adapter
 from ral.runs.names import FINAL
+
+#: Any of them says that a folder holds a processor or a tokenizer.
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
 def load_model(
@@ -37,31 +42,31 @@ def load_model(
     Raises ConfigError: quantisation without bitsandbytes, or of a model with an adapter.
     """
     folder = _final(name)
-    base = _adapted(folder)
+    base = _base_of(folder)
     if quantization is not None:
         _refuse_quantization(folder, adapted=base is not None)
     if base is not None:
         _refuse_pickles(folder)
         # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
-        whole = load_model(base, dtype=dtype)
+        whole = _load_base(base, dtype)
         with refused_by("peft", folder):
-            model: Any = PeftModel.from_pretrained(whole, folder).merge_and_unload()
-        model.name_or_path = folder  # what an adapter that is trained on it is an adapter of
-        return model
-    loader: Any = AutoModelForImageTextToText if _has_vision(folder) else AutoModelForCausalLM
+            merged: Any = load_adapter(whole, folder).merge_and_unload()
+        # An adapter that is trained on it remembers this name.
+        merged.name_or_path = folder
+        return merged
     with refused_by("transformers", folder):
         settings = {} if quantization is None else {"quantization_config": BitsAndBytesConfig(**quantization)}
-        return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)
+    return _load_whole(folder, dtype, settings)
 
 
 def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
     """What was being trained, from the folder it was saved to: an adapter stays one, on its base model."""
-    base = _adapted(str(folder))
+    base = _base_of(str(folder))
     if base is None:
         return load_model(folder)
-    whole = load_model(base)
+    whole = _load_base(base)
     with refused_by("peft", folder):
-        return PeftModel.from_pretrained(whole, str(folder), is_trainable=True)
+        return load_adapter(whole, str(folder), trainable=True)
 
 
 def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
@@ -74,9 +79,18 @@ def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
 
 
 def load_processor(name: str | Path) -> Any:
-    """The processor (or, of a text model, the tokenizer) of what `load_model` loads."""
-    with refused_by("transformers", name):
-        return AutoProcessor.from_pretrained(_final(name), trust_remote_code=False)
+    """The processor (or, of a text model, the tokenizer) of what `load_model` loads.
+
+    The folder of an adapter need not hold one: its base model's is taken then.
+    """
+    folder, base = _final(name), _base_of(_final(name))
+    if base is None or any((Path(folder) / file).is_file() for file in _PROCESSOR_FILES):
+        with refused_by("transformers", folder):
+            return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    if Path(base.name).is_dir():
+        return load_processor(base.name)
+    with refused_by("transformers", base.name):
+        return AutoProcessor.from_pretrained(base.name, revision=base.revision, trust_remote_code=False)
 
 
 def prompt_budget(name: str | Path) -> int | None:
@@ -92,17 +106,28 @@ def load_config(name: str | Path) -> Any:
 def export(name: str | Path, output: Path) -> None:
     """Write what `load_model` makes of an adapter, all its weights, and its processor to the folder `output`.
 
+    The folder is there whole or not at all.
+
     Raises UsageError: no adapter in `name`, or a folder that is not empty.
     """
     folder = _final(name)
-    if _adapted(folder) is None:
+    if _base_of(folder) is None:
         raise UsageError(
             f"{folder}: holds no adapter; its weights are whole as they are, and can be loaded from there."
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is not an empty folder; choose another one to write the model to.")
-    load_model(folder).save_pretrained(output)
-    load_processor(folder).save_pretrained(output)
+    model, processor = load_model(folder), load_processor(folder)
+    unfinished = output.absolute().with_name(f".{output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        if output.exists():
+            output.rmdir()  # it is empty
+        unfinished.replace(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def freeze_vision(model: PreTrainedModel) -> None:
@@ -129,22 +154,60 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _final(name: str | Path) -> str:
-    final = Path(name) / FINAL
-    return str(final if final.is_dir() else name)
+    """Of a run folder its `final`, absolute; a hub id as it is."""
+    if not Path(name).is_dir():
+        return str(name)
+    final = Path(name).absolute() / FINAL
+    return str(final if final.is_dir() else final.parent)
 
 
-def _adapted(folder: str) -> str | None:
-    """The name of the model that the adapter in `folder` is for; None of a folder without an adapter."""
+class _Base(NamedTuple):
+    """The model that an adapter is for: a folder or hub id, and the hub's revision if it is known."""
+
+    name: str
+    revision: str | None = None
+
+
+def _base_of(folder: str) -> _Base | None:
+    """What the adapter in `folder` is for; None of a folder without an adapter.
+
+    Adapters of earlier versions may name a folder as it was typed where they were trained: it is looked for from the working
+    directory, then from the folders around the adapter.
+
+    Raises ConfigError: a file that says nothing of a base model.
+    """
     file = Path(folder) / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    name = settings.get("base_model_name_or_path")
+    if not name:
+        raise ConfigError(
+            f"{file}: base_model_name_or_path is missing; write the folder or hub id of the adapter's base model"
+        )
+    starts = [Path(), *Path(folder).absolute().parents]
+    found = next((str(start / name) for start in starts if (start / name).is_dir()), name)
+    return _Base(found, None if Path(found).is_dir() else settings.get("revision"))
 
 
-def _config(folder: str) -> Any:
-    if (base := _adapted(folder)) is not None:
-        return _config(base)
+def _load_base(base: _Base, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
+    if Path(base.name).is_dir():
+        return load_model(base.name, dtype=dtype)  # it may be an adapter's folder itself
+    return _load_whole(base.name, dtype, {"revision": base.revision})
+
+
+def _load_whole(folder: str, dtype: torch.dtype | Literal["auto"], settings: Mapping[str, Any]) -> PreTrainedModel:
+    loader: Any = AutoModelForImageTextToText if _has_vision(folder, settings.get("revision")) else AutoModelForCausalLM
+    with refused_by("transformers", folder):
+        return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)  # type: ignore[no-any-return]
+
+
+def _config(folder: str, revision: str | None = None) -> Any:
+    if (base := _base_of(folder)) is not None:
+        return _config(*base)
     try:
         with refused_by("transformers", folder):
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except ConfigError as error:
         if "custom code" not in str(error):
             raise
@@ -153,8 +216,8 @@ def _config(folder: str) -> Any:
         ) from error
 
 
-def _has_vision(folder: str) -> bool:
-    return hasattr(_config(folder), "vision_config")
+def _has_vision(folder: str, revision: str | None) -> bool:
+    return hasattr(_config(folder, revision), "vision_config")
 
 
 def _refuse_pickles(folder: str) -> None:

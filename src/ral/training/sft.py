@@ -25,6 +25,7 @@ from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
+from ral.models.adapters import put_adapter
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.lora import lora_config
 from ral.models.sharding import gather_vision, zero_vision_loss
@@ -109,6 +110,12 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
     args: SFTSettings
     data_collator: Examples
 
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        # TRL's loss divides by the tokens of the whole optimiser step, whatever the model's own loss could do. Some models
+        # (Qwen2.5-VL) say that theirs cannot, and each micro-batch would count the same however short its completions are.
+        self.model_accepts_loss_kwargs = True
+
     def train(self, *arguments: Any, **named: Any) -> Any:
         """As TRL's. Raises WorkerError, too: a process that reads the data (`dataloader_num_workers`) died."""
         with self.data_collator.reading.watched():
@@ -159,20 +166,20 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     model, processor = start_model(task)
     if args.freeze_vision:
         freeze_vision(model)
+    adapter = lora_config(task, model, args.freeze_vision)
+    policy = model if adapter is None else put_adapter(model, adapter, args.seed)
+    refuse_adapter_of_frozen_vision(model, args.freeze_vision)
     records = [*train, *held_out]
     numbers = Dataset.from_dict({"number": range(len(records))})
-    trainer = WorkedExamplesTrainer(
-        model,
+    return WorkedExamplesTrainer(
+        policy,
         args,
         data_collator=Examples(processor, Reading(records), args),
         train_dataset=numbers.select(range(len(train))),
         eval_dataset=numbers.select(range(len(train), len(records))) if held_out else None,
         processing_class=processor,
-        peft_config=lora_config(task, model, args.freeze_vision),
         callbacks=[MetricsWriter()],
     )
-    refuse_adapter_of_frozen_vision(pretrained(trainer.model), args.freeze_vision)
-    return trainer
 
 
 def worked_examples(records: Sequence[Record], *, think: bool) -> list[Record]:

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.flex import refuse_untrainable
@@ -35,7 +35,8 @@ from ral.data.prompt import encode_prompt
 from ral.data.readers import as_records
 from ral.data.reading import naming
 from ral.data.record import Record
-from ral.errors import ConfigError, UsageError, refused_by
+from ral.errors import ConfigError, UsageError
+from ral.models.adapters import leaves_start, put_adapter
 from ral.models.loading import (
     freeze_vision,
     frozen,
@@ -45,6 +46,7 @@ from ral.models.loading import (
     refuse_adapter_of_frozen_vision,
     training_dtype,
 )
+from ral.models.noise import switch_off_noise
 from ral.models.sharding import (
     gather_weights,
     gathered,
@@ -86,7 +88,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         reward_weights: one per reward function.
         processing_class: the model's processor (or tokenizer); loaded from the model's folder if not given.
         teacher: model (or folder or hub id) to distil from, with `distill_coef` or `attention_distill_coef`.
-        peft_config: trains an adapter; the reference is then the model with the adapter switched off.
+        peft_config: trains an adapter; the reference is then the model with the adapter switched off, if that is the start.
 
     Raises:
         ConfigError: settings that cannot work together. DataError: records that cannot be used.
@@ -123,19 +125,18 @@ class RALTrainer(NonFiniteGuardTrainer):
         if args.freeze_vision:
             freeze_vision(base)
         if peft_config is not None:
-            set_seed(args.seed)  # an adapter starts from random weights
-            with refused_by("peft", "peft"):
-                policy = get_peft_model(base, peft_config)
+            policy = put_adapter(base, peft_config, args.seed)
             refuse_adapter_of_frozen_vision(base, args.freeze_vision)
         if args.disable_dropout:
-            _disable_dropout(policy)
+            switch_off_noise(policy)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
         self.trains_vision = trains_vision(base)
         self.rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think)
         self.anchor = ANCHORS[args.attention_anchor]
         self.needs_reference = args.beta > 0 or (args.attention_coef > 0 and self.anchor.target == "ref")
-        self.reference = frozen_copy(policy) if self.needs_reference and not isinstance(policy, PeftModel) else None
+        switched_off = isinstance(policy, PeftModel) and leaves_start(policy)
+        self.reference = frozen_copy(policy) if self.needs_reference and not switched_off else None
         self.teacher = _load_teacher(teacher, processing_class, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[ScoredGroup]] = []
@@ -567,9 +568,3 @@ def _load_teacher(
         check_same_tokens(processing_class, load_processor(model.name_or_path))
     make_capturable(model)
     return frozen(model)
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
