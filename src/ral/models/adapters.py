@@ -34,8 +34,8 @@ def put_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftMo
     `refuse_adapted_ties` refuses.
     """
     before = list(_samples(model))
-    if Path(model.name_or_path).is_dir():  # the adapter remembers it, and is loaded from anywhere
-        model.name_or_path = str(Path(model.name_or_path).absolute())
+    if (name := model.name_or_path) and Path(name).is_dir():  # the adapter remembers it, and is loaded from anywhere
+        model.name_or_path = str(Path(name).absolute())
     set_seed(seed)
     # transformers keeps the revision that a hub id stood for under this name alone.
     with refused_by("peft", "peft"):
