@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ral.data import media as module
-from ral.data.media import frame_times, load_image, load_video
+from ral.data.media import frame_times, image_from_bytes, load_image, load_video
 from ral.errors import DataError
 from tests.data.conftest import picture
 
@@ -60,12 +60,27 @@ def test_frames_are_those_of_lmms_eval(total: int, count: int) -> None:
         assert len(frame_times(total / rate, total, None, rate / total * 2.5)) == 2
 
 
-def test_images_are_turned_as_their_exif_tag_says(tmp_path: Path) -> None:
-    image = Image.new("RGB", (40, 20), "red")
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_images_are_turned_as_their_exif_tag_says(mode: str, suffix: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
+    image.paste("white", (0, 0, 40, 4))  # a bright top edge
     exif = image.getexif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").size == (20, 40)
+    for orientation, edge in ((3, np.s_[-4:]), (6, np.s_[:, -4:]), (8, np.s_[:, :4])):
+        exif[0x0112] = orientation
+        image.convert(mode).save(tmp_path / f"a.{suffix}", exif=exif)
+        found = np.asarray(load_image(tmp_path / f"a.{suffix}")).mean(-1)
+        assert found.shape == ((20, 40) if orientation == 3 else (40, 20))
+        assert found[edge].min() > 180
+        assert found.sum() == pytest.approx(found[edge].sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif", "bmp", "tif", "ppm", "jp2", "avif", "mpo"])
+def test_every_listed_format_is_read_from_file_and_from_bytes(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    picture(3).save(path)
+    for found in (load_image(path), load_image(image_from_bytes(path.read_bytes()))):
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(picture(3))).mean() < (20 if suffix == "gif" else 5)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK"])
@@ -73,6 +88,97 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
     picture(3).convert(mode).save(path)
     assert load_image(path).mode == "RGB"
+
+
+RAMP = np.linspace(0, 1, 30 * 20).reshape(30, 20)
+
+
+def deep(dtype: str, white: float = 65535) -> Image.Image:
+    return Image.fromarray((RAMP * white).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("a.png", deep("<u2")),
+        ("a.tif", deep("<u2")),
+        ("big-endian.tif", deep(">u2")),
+        ("wide.tif", deep("i4")),
+        ("a.jp2", deep("<u2")),
+        ("unit.tif", deep("f4", 1.0)),
+        ("dark.tif", deep("f4", 0.5)),
+        ("memory", deep("i4")),
+        ("memory", deep("f4", 1.0)),
+    ],
+)
+def test_deep_grey_is_scaled_to_eight_bits(name: str, image: Image.Image, tmp_path: Path) -> None:
+    if name != "memory":
+        image.save(tmp_path / name)
+    found = load_image(image if name == "memory" else tmp_path / name)
+    expected = RAMP * 255 * (0.5 if name == "dark.tif" else 1)
+    assert found.mode == "RGB"
+    assert np.abs(np.asarray(found) - expected[..., None]).max() <= 1
+
+
+def test_a_portable_grey_map_has_the_scale_that_it_names(tmp_path: Path) -> None:
+    content = b"P5\n20 30\n4095\n" + (RAMP * 4095).astype(">u2").tobytes()
+    (tmp_path / "a.pgm").write_bytes(content)
+    assert np.abs(np.asarray(load_image(tmp_path / "a.pgm"))[..., 0] - RAMP * 255).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (deep("i4", 255), "32-bit values from 0 to 255"),
+        (deep("i4", 1 << 24), "32-bit values from 0 to 1.67772e.07"),
+        (deep("f4", 255.0), r"from 0 to 255; scale them to \[0, 1\]"),
+        (Image.fromarray(np.full((4, 4), -0.1, np.float32)), "from -0.1"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "nan"),
+    ],
+    ids=str,
+)
+def test_grey_of_no_known_scale_is_refused(image: Image.Image, said: str) -> None:
+    with pytest.raises(DataError, match=f"^row 2: image embedded image: .*{said}"):
+        load_image(image, "row 2")
+
+
+def test_deep_grey_is_turned_and_made_white_where_it_is_transparent(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep("<u2").save(tmp_path / "turned.tif", exif=exif)
+    assert load_image(tmp_path / "turned.tif").size == (30, 20)
+    assert load_image(tmp_path / "turned.tif").getpixel((29, 0)) == (0, 0, 0)
+    deep("<u2").save(tmp_path / "clear.png", transparency=0)
+    assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(tmp_path / "clear.png").getpixel((19, 29)) == (255, 255, 255)
+    assert load_image(tmp_path / "clear.png").getpixel((1, 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("CMYK", (0, 0, 0, 128), (127, 127, 127)),
+        ("LA", (100, 255), (100, 100, 100)),
+        ("LA", (0, 51), (204, 204, 204)),
+        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_colours_of_other_modes(mode: str, colour: tuple[int, ...], expected: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new(mode, (4, 4), colour).save(path)
+    found = np.array(load_image(path).getpixel((1, 1)))
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_a_transparent_colour_of_a_palette_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    for name in ("a.png", "a.gif"):
+        image.save(tmp_path / name, transparency=0)
+        assert [load_image(tmp_path / name).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:

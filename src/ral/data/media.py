@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ MAX_PIXELS = 50_000_000
 #: Pixels of all frames of one clip together; larger frames are scaled down while decoding. Models look at less.
 MAX_CLIP_PIXELS = 150_000_000
 #: Formats of images that are read. Others of the decoders' run programs (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+#: TIFF's tag for how many bits a value has.
+_BITS_PER_SAMPLE = 258
 #: Frames of a video when neither a count nor a rate is asked for.
 DEFAULT_FRAMES = 16
 #: Most frames of a video sampled by rate when no count bounds it.
@@ -47,32 +51,66 @@ class Video:
 def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
     """The image as RGB, turned as its EXIF tag says, on white where it is transparent.
 
+    Grey values of 16 bits (12 where a TIFF says so) fill 0..65535 (0..4095), floating-point ones [0, 1]: others have no
+    scale that is known, and are refused.
+
     Raises `DataError`, naming `origin` and the file, for anything that is missing, broken, or too large.
     """
     name = getattr(source, "filename", None) or "embedded image" if isinstance(source, Image.Image) else source
     where = f"{origin}: image {name}" if origin else f"image {name}"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _opened(source) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is below
-            image = source
-            if not isinstance(image, Image.Image):
-                if not Path(image).is_file():
-                    raise DataError(f"{where}: no such file; check the path and the media root")
-                image = Image.open(image, formats=IMAGE_FORMATS)
-            elif isinstance(encoded := getattr(image, "fp", None), io.BytesIO):
-                # Pixels are decoded into a copy, so that a data set of embedded images stays as small as its bytes.
-                image = Image.open(io.BytesIO(encoded.getvalue()), formats=IMAGE_FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DataError(f"{where}: {width}×{height} pixels, more than {MAX_PIXELS:,}; scale it down")
-            image = ImageOps.exif_transpose(image)
+                raise DataError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}; scale it down")
+            image = _eight_bits(ImageOps.exif_transpose(image))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return image if image.mode == "RGB" else image.convert("RGB")
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them raise
         raise DataError(f"{where}: cannot be decoded ({error}); replace the file or drop the row") from error
+
+
+@contextmanager
+def _opened(source: Path | Image.Image) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        # Pixels are decoded into a copy, so that a data set of embedded images stays as small as its bytes.
+        if isinstance(encoded := getattr(source, "fp", None), io.BytesIO):
+            source = Image.open(io.BytesIO(encoded.getvalue()), formats=IMAGE_FORMATS)
+        yield source
+        return
+    if not Path(source).is_file():
+        raise DataError("no such file; check the path and the media root")
+    with open(source, "rb") as file:  # not by its name: Pillow 13 maps such files, and turns mapped TIFFs wrongly
+        yield Image.open(file, formats=IMAGE_FORMATS)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits scaled to them, which Pillow's own conversion would cut off; others as they are."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        if not (low >= 0.0 and high <= 1.0):  # not a number is neither
+            raise DataError(
+                f"floating-point values from {low:g} to {high:g}; scale them to [0, 1], or save it with 8 bits"
+            )
+        white = 1.0
+    elif image.mode == "I":
+        if low < 0 or high > 65535 or 0 < high <= 255:
+            raise DataError(f"32-bit values from {low:g} to {high:g}, of no known scale; save it with 8 or 16 bits")
+        white = 65535.0
+    else:
+        (bits,) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        white = 2.0**bits - 1
+    grey = np.round(np.clip(values / white, 0.0, 1.0) * 255)
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def image_from_bytes(data: bytes, origin: str = "") -> Image.Image:
