@@ -77,6 +77,7 @@ class Case:
         prompts: of an optimiser step, on all processes together.
         pinned: every process stays on the core of its number.
         longest: completion in tokens.
+        precision: `bf16` is what `bf16: true` asks for; `fp32` is a policy of FSDP2 that names a precision and rounds nothing.
         taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
     """
 
@@ -91,6 +92,7 @@ class Case:
     pinned: bool = False
     longest: int = 16
     taught: bool = False
+    precision: Literal["no", "fp32", "bf16"] = "no"
 
     def records(self) -> list[Record]:
         """Not a multiple of the prompts of a step, so that an epoch ends with an uneven batch."""
@@ -114,6 +116,7 @@ class Case:
             "freeze_vision": self.freeze_vision,
             "save_strategy": "no",
             "disable_tqdm": True,
+            "bf16": self.precision == "bf16",
             **SHARDING[engine],
         }
         if self.taught:
@@ -134,12 +137,17 @@ class Case:
 class OnCPU(Trainer):
     """accelerate shards on accelerators only; its FSDP2 code and torch's run over gloo all the same."""
 
+    #: Set as accelerate sets it there, from `mixed_precision`.
+    policy: str = "no"
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
             state = self.accelerator.state
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            if self.policy != "no":
+                state.fsdp_plugin.set_mixed_precision(self.policy)
             self.is_fsdp_enabled = True
 
 
@@ -165,6 +173,7 @@ def train(case: Case, engine: str, folder: Path) -> None:
     if case.double:
         model = model.double()
     adapter = LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*") if case.adapter else None
+    OnCPU.policy = case.precision
     args, records = case.config(folder, int(os.environ["WORLD_SIZE"]), engine), case.records()
     run: OnCPU
     if isinstance(args, SFTSettings):

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import BitsAndBytesConfig
 
 from ral.attention.models import vision_tower
 from ral.config import ConfigError, RALConfig
 from ral.models.loading import frozen
-from ral.models.sharding import refuse_sharded_rollouts, refuse_sharding, zero_vision_loss
+from ral.models.sharding import configure_sharding, refuse_sharded_rollouts, refuse_sharding, zero_vision_loss
 from tests.tiny import tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -86,6 +87,24 @@ def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"quantization under fsdp: .*recipes/accelerate/ddp\.yaml"):
         refuse_sharding(accelerator("fsdp2"), model, args(tmp_path))
     refuse_sharding(accelerator("ddp"), model, args(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_are_added_up_in_float32_and_shared_out_after_every_micro_batch(precision: str) -> None:
+    own = Accelerator(cpu=True, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    made = accelerator("fsdp2").state.fsdp_plugin
+    made.set_mixed_precision(precision)  # as accelerate does
+    computed = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert made.mixed_precision_policy == MixedPrecisionPolicy(computed, computed, computed)
+    configure_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=made), gradient_state=own.gradient_state))
+    assert made.mixed_precision_policy == MixedPrecisionPolicy(computed, torch.float32, None)
+    assert own.gradient_state.plugin_kwargs == {"num_steps": 1, "sync_each_batch": True}
+
+
+def test_without_sharding_nothing_is_configured() -> None:
+    own = Accelerator(cpu=True, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    configure_sharding(own)
+    assert not own.gradient_state.plugin_kwargs.get("sync_each_batch")
 
 
 @pytest.mark.parametrize("model", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
@@ -17,7 +19,7 @@ from ral.attention.models import special_visual_token_ids
 from ral.attention.prefix import SharedPrefix
 from ral.rollouts import sampling
 from ral.rollouts.group import draw_look_bias
-from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample
+from ral.rollouts.sampling import Completion, Sampling, _draw, eos_token_ids, sample
 from tests.families.trained import as_trained
 from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
 
@@ -278,3 +280,38 @@ def test_end_tokens_come_from_the_generation_config(configured: Any, expected: t
     model = tiny_model("llama")
     model.generation_config.eos_token_id = configured
     assert eos_token_ids(model) == expected
+
+
+def disagreement(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Mean |log-probability that tokens were drawn at − that the packed forward finds for them| of rows that none leaves."""
+    drawn: list[Tensor] = []
+
+    def drawing(scores: Tensor, *how: Any) -> Tensor:
+        chosen = _draw(scores, *how)
+        drawn.append(scores.log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0])
+        return chosen
+
+    monkeypatch.setattr(sampling, "_draw", drawing)
+    monkeypatch.setattr(sampling, "DROP_SHARE", 2)
+    prompts = [prepare_prompt(model, prompt("image", seed=i)) for i in range(3)]
+    groups = [[one.ids for one in group] for group in sample(model, prompts, 8, Sampling(12, (EOS,)), each(prompts))]
+    outputs = forward_groups(model, prompts, groups, layers=())
+    at = torch.stack(drawn, dim=1).split(8)
+    gaps = [(a[:, : o.logps.shape[1]] - o.logps)[o.mask] for a, o in zip(at, outputs, strict=True)]
+    return float(torch.cat(gaps).abs().mean())
+
+
+def test_with_an_adapter_rollouts_run_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same weights merged: what is left is bfloat16's rounding of other batches, which both have."""
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    adapted = get_peft_model(tiny_model(), adapter)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    seen = []
+    layer: Any = adapted.get_base_model().get_decoder().layers[0].mlp.down_proj
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    for model in (adapted, merged):
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate prepares it
+    with_adapter, without = (disagreement(model, monkeypatch) for model in (adapted, merged))
+    assert set(seen) == {torch.bfloat16}
+    assert 0 < with_adapter < 1.5 * without

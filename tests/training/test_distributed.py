@@ -17,7 +17,7 @@ from tests.training.test_trainer import spread, trainer
 COMPARED = ("grad_norm", "reward", "kl", "entropy", "visual_share", "completion_length")
 CASES = {
     "think, explore, accumulated": (Case("think", 4, attention_anchor="explore", accumulation=2), "ddp", 2),
-    "mixed": (Case("mixed", 4), "fsdp2", 2),
+    "mixed, float32 named": (Case("mixed", 4, precision="fp32"), "fsdp2", 2),
     "mixed, adapter": (Case("mixed", 4, adapter=True), "fsdp2", 2),
     "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),
     "taught, mixed": (Case("mixed", 5, taught=True), "fsdp2, layer by layer", 2),
@@ -45,6 +45,15 @@ def test_several_processes_are_one_with_the_same_batches(name: str, tmp_path: Pa
     assert parameters.keys() == expected.keys()
     for parameter, value in expected.items():
         torch.testing.assert_close(parameters[parameter], value, atol=2e-5, rtol=0)
+
+
+def test_in_bfloat16_the_first_update_starts_from_the_policy_and_the_reference(tmp_path: Path) -> None:
+    """FSDP2 sets the precision of all: were the reference under autocast as well, the KL would not start at 0."""
+    metrics, _ = run(Case("think", 2, precision="bf16", accumulation=2), "fsdp2", 2, tmp_path / "together")
+    first = metrics[0]
+    assert (first["ratio"], first["kl"], first["clip_fraction"]) == (1, 0, 0)
+    assert 0 < first["grad_norm"] < 100
+    assert metrics[1]["ratio"] != 1
 
 
 def zero2_overflows(folder: Path) -> tuple[str, bool]:

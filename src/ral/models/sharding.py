@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import fsdp2_prepare_model
+from accelerate.state import GradientState
+from accelerate.utils import GradientAccumulationPlugin, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -69,6 +71,22 @@ def _fsdp(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
     return getattr(accelerator.state, "fsdp_plugin", None)
 
 
+def configure_sharding(accelerator: Accelerator) -> None:
+    """Say how FSDP2 is to compute and when to share gradients out; to be called before the model is prepared.
+
+    Weights are computed with in the run's precision. Gradients are added up over processes in float32: in bfloat16, as
+    accelerate has it, eight significant bits would be left of the sum. Outputs stay in the precision they are made in.
+    Gradients are shared out after every micro-batch; a process would otherwise hold them whole until the last one.
+    """
+    fsdp = _fsdp(accelerator)
+    if fsdp is None or fsdp.fsdp_version != 2:
+        return
+    if (policy := fsdp.mixed_precision_policy) is not None:
+        fsdp.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+    accumulation = accelerator.gradient_state.plugin_kwargs | {"sync_each_batch": True}
+    GradientState(GradientAccumulationPlugin(**accumulation))  # the one there is takes it up
+
+
 def gather_weights(model: nn.Module) -> None:
     """Let each process call any part of the model as often as it needs, until the next backward pass; all must call this.
 
@@ -95,10 +113,9 @@ def prepare_frozen(accelerator: Accelerator, model: nn.Module, shard: bool = Fal
 
     What is sharded must be called by all processes at the same points, between `gathered`.
     """
-    model = accelerator.prepare_model(
-        model, device_placement=not shard or not accelerator.is_fsdp2, evaluation_mode=True
-    )
-    return fsdp2_prepare_model(accelerator, model) if shard and accelerator.is_fsdp2 else model
+    if shard and accelerator.is_fsdp2:  # which has a mixed precision of its own: under autocast results would differ
+        return fsdp2_prepare_model(accelerator, model)
+    return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
 
 
 @contextmanager

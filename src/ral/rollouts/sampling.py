@@ -29,6 +29,7 @@ from ral.attention.models import (
     has_vision,
     make_capturable,
     merge_features,
+    pretrained,
     resolve_layers,
     special_visual_token_ids,
 )
@@ -98,7 +99,8 @@ def sample(
     """Draw completions for several prompts of any kind at once.
 
     Args:
-        model: the policy; switched to evaluation mode while sampling.
+        model: the policy, as training calls it; switched to evaluation mode while sampling. An autocast that accelerate put
+            around its `forward` holds for rollouts, too.
         generators: one per prompt, on the CPU; torch's global one if not given.
         look_bias: per prompt `[G, P]` added to the attention logits of the completion queries (`explore` anchor).
         bias_layers: decoder layers that feel it; None: every layer.
@@ -108,12 +110,12 @@ def sample(
     """
     base = make_capturable(model)
     with evaluating(base):
-        prefix, logits, position = _prefill(base, prompts, num_generations)
+        prefix, logits, position = _prefill(model, prompts, num_generations)
         if look_bias is not None:
             bias = _left_padded([b.to(logits.device) for b in look_bias], prefix.seen.shape[1])
             biased = None if bias_layers is None else resolve_layers(base, bias_layers)
             prefix = replace(prefix, bias=bias, bias_layers=biased)
-        rows = _decode(base, prefix, logits, position, sampling, generators or [None] * len(prompts))
+        rows = _decode(model, prefix, logits, position, sampling, generators or [None] * len(prompts))
     return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
 
 
@@ -129,20 +131,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tuple[SharedPrefix, Tensor, Tensor]:
+def _prefill(model: nn.Module, prompts: Sequence[Prompt], num_generations: int) -> tuple[SharedPrefix, Tensor, Tensor]:
     """One left-padded pass over the B prompts: what N = B·G completions start from.
 
     Returns:
         The prompts' keys and values, next-token logits `[N, V]`, next positions `[N]`.
     """
-    device = prompts[0].input_ids.device
+    base, device = pretrained(model), prompts[0].input_ids.device
     longest = max(len(p.input_ids) for p in prompts)
 
     def left_padded(values: Tensor) -> Tensor:
         return nn.functional.pad(values, (longest - values.shape[-1], 0))
 
     features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = DynamicCache(config=base.config.get_text_config())
     mask = torch.stack([left_padded(torch.ones_like(p.input_ids)) for p in prompts])
     outputs = model(
         # The padding token's value is irrelevant; 0 is never a visual placeholder.
@@ -152,7 +154,7 @@ def _prefill(model: Any, prompts: Sequence[Prompt], num_generations: int) -> tup
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **({"mm_encoder_outputs": merge_features(features)} if has_vision(model) else {}),
+        **({"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}),
     )
     position = torch.tensor([p.next_position for p in prompts], device=device)
     held: Any = cache.layers  # of a dynamic cache: each with its keys and values
@@ -176,10 +178,10 @@ def _decode(
     sampling: Sampling,
     generators: Sequence[torch.Generator | None],
 ) -> list[Completion]:
-    total, longest, device = len(logits), sampling.max_completion_length, logits.device
+    base, total, longest, device = pretrained(model), len(logits), sampling.max_completion_length, logits.device
     processors = _processors(sampling)
     # A sampled visual placeholder would make the next forward pass look for features that do not exist.
-    banned = torch.tensor(special_visual_token_ids(model), dtype=torch.long, device=device)
+    banned = torch.tensor(special_visual_token_ids(base), dtype=torch.long, device=device)
     eos = torch.tensor(sampling.eos_token_ids, device=device)
     each = total // len(generators)
     uniform = torch.cat([torch.rand(longest, each, generator=g, dtype=torch.float64) for g in generators], dim=1)
@@ -188,7 +190,7 @@ def _decode(
     lengths = torch.full((total,), longest, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)
     active = torch.arange(total, device=device)
-    axes = (3,) if has_vision(model) else ()
+    axes = (3,) if has_vision(base) else ()
     for step in range(longest):
         scores = processors(tokens[active, :step], logits.float().index_fill(-1, banned, float("-inf")))
         chosen = _draw(scores, uniform[step, active], sampling.temperature)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ral.errors import RalError
-from ral.models.sharding import full_state_dict, refuse_sharding
+from ral.models.sharding import configure_sharding, full_state_dict, refuse_sharding
 from ral.training.dumps import MODEL, Dump
 from ral.training.exact_resume import ExactResumeTrainer
 
@@ -38,6 +38,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         refuse_sharding(self.accelerator, self.model, self.args)
+        configure_sharding(self.accelerator)
 
     @abstractmethod
     def dump(self, what: str) -> Dump:
