@@ -72,7 +72,7 @@ class RAL(lmms):
             settings = replace(self.settings, max_completion_length=max(limits))
             inputs = [encode(self.processor, record, settings) for record in records]
             for request, item in zip(batch, answer(self.model, self.processor, records, settings, inputs), strict=True):
-                body = extract_answer(item.text, "strict", settings.think)
+                body = extract_answer(item.text, settings.scorer, settings.think)
                 unparsed += body is None
                 counts = TokenCounts(len(item.prompt.input_ids), len(item.completion.ids))
                 results.append(GenerationResult(body or "", counts))

@@ -139,7 +139,7 @@ _KNOWN_COLUMNS = ("solution", "solutions", "problem_type", "options")
 REGISTRY: dict[str, RewardFunction] = {
     "accuracy": accuracy,
     "format": format,
-    **{kind.replace(" ", "_").replace("-", "_").lower(): _accuracy_as(kind) for kind in SCORERS},
+    **{kind.replace(" ", "_").replace("-", "_").lower(): _accuracy_as(kind) for kind in SCORERS["strict"]},
 }
 
 

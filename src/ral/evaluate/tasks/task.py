@@ -86,18 +86,18 @@ class Task:
     def score(self, record: Record, completion: str, *, mode: Mode = "compat", think: bool = False) -> float | None:
         """How right a completion is, in [0, 1]; None where no answer can be read from it.
 
-        Only the answer's body is scored: the last `<answer>` outside the thinking, and with `think=False` the whole
-        of a completion that has no tags. `mode` is that of `ral.evaluate.metrics`.
+        Only the answer's body is scored, found as `ral.rewards.answers.extract_answer` finds it in `mode`. `mode` is also
+        that of `ral.evaluate.metrics`.
         """
-        return self.judge(record, completion, mode=mode, think=think).score
+        answer = extract_answer(completion, mode, think)
+        return None if answer is None else self.metric(answer, record, mode)
 
     def judge(self, record: Record, completion: str, *, mode: Mode = "compat", think: bool = False) -> Scored:
         """`score` with everything that `aggregate` needs."""
-        answer = extract_answer(completion, "strict", think)
         return Scored(
             id=record.id,
-            score=None if answer is None else self.metric(answer, record, mode),
-            prediction=answer,
+            score=self.score(record, completion, mode=mode, think=think),
+            prediction=extract_answer(completion, mode, think),
             cluster=_text(record, self.cluster) if self.cluster else "",
             groups={group: _headings(record, group) for group in self.groups},
         )

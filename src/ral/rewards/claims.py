@@ -1,0 +1,88 @@
+"""The language of answering: what leads to an answer, what takes it back, and what says the opposite.
+
+Texts are `clean` ones. Nothing here knows what is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+
+_KIND = r"(?:answer|ans|option|choice|result|solution|letter|value)"
+_LEADS = re.compile(
+    r"""(?ix)
+    (?: (?:so|therefore|thus|hence|then|well|ok(?:ay)?|sure|finally|overall|clearly|in\ conclusion|probably|most\ likely|likely
+          |i(?:'d|\ would)?\ (?:think|believe|guess|say)) \b ,? \s* (?:that\b)?
+      | (?:the|my|our|this)? \s* (?:(?:final|correct|best|right|most\ likely|probable)\s)? \s* KIND \b (?!\s*['-])
+            (?:\s+(?:is|are|was|would\ be|should\ be|must\ be|will\ be)\b)? \s* [:=]?
+      | (?:i|we) (?:\ would|\ will|'d|'ll)? \s (?:choose|pick|select|go\ with) \b
+      | (?:it|that|this|there) (?:'s | \ (?:is|are|was|were|would\ be|must\ be|should\ be|has) \b)
+      | (?:因此|所以|故)? (?:最终|正确|最佳)? (?:的)? (?:答案|选项) \s* (?:应该是|应为|是|为|选)? \s* [:=]?
+      | (?:因此|所以|故)? ,? (?:应该?|我)? (?:选择?) \s* :?
+      | (?:правильн\w+\s)? (?:ответ|вариант) \b \s* (?:[:=-]|это\b|-\s*это\b)?
+      | (?:الإجابة|الجواب|الاجابة|الخيار) (?:\s(?:الصحيحة?|النهائية|هي|هو))* \s* :?
+      | (?:la\s|le\s|die\s|a\s)? (?:respuesta|réponse|antwort|resposta|risposta) (?:\s(?:correcta|correcte|correta|corretta))?
+            (?:\s(?:es|est|ist|é|è))? \s* :?
+      | (?:正解|答え) \s* (?:は)? \s* :? | (?:정답|답) \s* (?:은)? \s* :?
+    ) \s*
+    """.replace("KIND", _KIND)
+)
+_ANNOUNCED = re.compile(
+    rf"(?i)\b{_KIND}\b(?:\s+(?:is|would be|should be|must be|will be)\b\s*:?|\s*[:=])"
+    r"|(?:答案|选项)\s*(?:应该是|应为|是|为|:)|ответ\s*[:-]|(?:الإجابة|الجواب)\s*(?:هي|هو|:)"
+)
+_CORRECTION = re.compile(
+    r"(?i)(?:(?<=[.,;:!?(-])\s*(?:no|nope|nah|нет|لا)(?!\w)|^(?:no|nope|nah|нет|لا)(?=[.,;:!?])"
+    r"|\b(?:wait|actually|sorry|correction|oops|hmm+|i mean|scratch that|make that|on second thought|точнее"
+    r"|let me (?:reconsider|rethink|correct))\b|不对|等等)[\s.,;:!?-]*"
+)
+_NEGATION = re.compile(
+    r"(?i)\b(?:not|never|no|nope|nah|none|neither|nor|cannot|without|nobody|nothing|wrong|incorrect|false|не|нет|ни|без|неверн\w*|неправильн\w*"
+    r"|ليس|ليست|لا|لم|غير|بدون|خطأ)\b|n't\b|[不没非无错]"
+)
+_SEVERAL = re.compile(r"(?i)\b(?:or|either|alternatively|или|либо|أو)\b|/|或")
+
+#: A statement has few leads one after the other; a longer run of them is no statement.
+_MOST_LEADS = 6
+
+
+def without_leads(text: str) -> str:
+    """`text` without what leads to an answer at its start: "So the answer is: B" is "B"."""
+    for _ in range(_MOST_LEADS):
+        lead = _LEADS.match(text)
+        if lead is None or lead.end() == 0:
+            break
+        text = text[lead.end() :].lstrip(" :")
+    return text
+
+
+def last_claim(text: str) -> str:
+    """What is claimed in the end: the words behind the last correction ("A. No, wait, B" claims B), all of them without one.
+
+    Empty where the last words take the answer back ("5? Nope").
+    """
+    return _CORRECTION.split(text)[-1].strip()
+
+
+def announced(text: str) -> str | None:
+    """What stands behind the last "the answer is"; None where nothing announces an answer, or its sentence denies it."""
+    announcements = list(_ANNOUNCED.finditer(text))
+    if not announcements:
+        return None
+    found = announcements[-1]
+    sentence = re.split(r"[.!?;]\s|,\s*but\b", text[: found.start()])[-1]
+    return None if denies(sentence) else text[found.end() :].strip()
+
+
+def denies(text: str) -> bool:
+    """Whether some word of `text` denies: "is not", "wrong", "не", "不"."""
+    return bool(_NEGATION.search(text))
+
+
+def denials(text: str) -> int:
+    """How many words of `text` deny."""
+    return len(_NEGATION.findall(text))
+
+
+def several(text: str) -> bool:
+    """Whether `text` leaves a choice: "or", "either", "/"."""
+    return bool(_SEVERAL.search(text))

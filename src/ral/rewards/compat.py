@@ -1,0 +1,91 @@
+"""`compat`: what published rewards pay, quirks included ("B." is not B, "1,000" is not 1000), so that results can be compared.
+
+Video-R1 for the kinds it has, R1-V for math, and the overlap that VLM-R1 pays for boxes. Where these pay what no person
+would, docs/evaluation.md names the difference.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ral.data.record import ProblemType
+from ral.rewards.boxes import box_iou, parse_box
+from ral.rewards.mathematics import math_equal
+from ral.rewards.overlap import rouge, rouge_tokens, word_accuracy
+from ral.rewards.reference import Reference, Scorer
+
+_EPSILON = 1e-9
+
+
+def multiple_choice(answer: str, of: Reference) -> float:
+    return float(answer.strip() == of.solution.strip())
+
+
+def number(text: str) -> float | None:
+    """A finite number without its commas, as Video-R1 reads one; NaN and infinity, which earn rewards there, are none."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def numerical(answer: str, of: Reference) -> float:
+    """Equal at two decimals, and both with or both without a period or comma."""
+    if any(sign in answer for sign in ".,") != any(sign in of.solution for sign in ".,"):
+        return 0.0
+    a, s = number(answer), number(of.solution)
+    return float(a is not None and s is not None and round(a, 2) == round(s, 2))
+
+
+def regression(answer: str, of: Reference) -> float:
+    """1 − (|a − s| + ε) / (|s| + ε): nothing is right for a solution of 0, not even 0."""
+    a, s = number(answer), number(of.solution)
+    if a is None or s is None:
+        return 0.0
+    return 1.0 - min(1.0, (abs(a - s) + _EPSILON) / (abs(s) + _EPSILON))
+
+
+def ocr(answer: str, of: Reference) -> float:
+    """1 − word error rate."""
+    return word_accuracy(answer.split(), of.solution.split())
+
+
+def free_form(answer: str, of: Reference) -> float:
+    """The mean F of ROUGE-1, ROUGE-2 and ROUGE-L over stems of a–z and 0–9."""
+    return rouge(rouge_tokens(answer), rouge_tokens(of.solution))
+
+
+def mathematics(text: str, of: Reference) -> float:
+    """R1-V: some expression of the *whole* completion equals the solution for math-verify, which it gives the two in this
+    order; else the answer, in tags on one line or the whole, is the solution's text."""
+    if math_equal(of.solution, text):
+        return 1.0
+    start = text.find("<answer>")
+    body = None
+    while start >= 0 and body is None:
+        start += len("<answer>")
+        stop = text.find("</answer>", start)
+        body = text[start:stop] if stop >= 0 and "\n" not in text[start:stop] else None
+        start = text.find("<answer>", start)
+    return float((text if body is None else body).strip() == of.solution.strip())
+
+
+def box(answer: str, of: Reference) -> float:
+    """Intersection over union of the first box with the solution."""
+    a, s = parse_box(answer, "compat"), parse_box(of.solution, "compat")
+    return 0.0 if a is None or s is None else box_iou(a, s)
+
+
+SCORERS: dict[ProblemType, Scorer] = {
+    "multiple choice": multiple_choice,
+    "numerical": numerical,
+    "OCR": ocr,
+    "free-form": free_form,
+    "regression": regression,
+    "math": mathematics,
+    "box": box,
+}
+
+#: Kinds that are scored by the whole completion, not by the answer in it.
+OF_COMPLETION = frozenset({"math"})

@@ -1,0 +1,19 @@
+"""What an answer is held to, and the form of every scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The `solution` of a question, its `options`, and the `question` itself, read only for whether it asks in per cent."""
+
+    solution: str
+    options: Sequence[str] = ()
+    question: str = ""
+
+
+#: How right an answer is, in [0, 1].
+Scorer = Callable[[str, Reference], float]
