@@ -223,7 +223,7 @@ def test_rows_become_records_that_score_themselves(name, media):
         for completion in (record.solution, f"<think>Not Z.</think><answer> {record.solution} </answer>"):
             for mode in ("compat", "strict"):
                 assert task.score(record, completion, mode=mode) == pytest.approx(right)
-        assert task.score(record, "<think>still thinking") is None
+        assert task.score(record, "<think>still thinking", mode="strict") is None
         assert task.score(record, record.solution, think=True) is None
         items.append(task.judge(record, record.solution))
         assert task.majority([record]) == (record.solution, pytest.approx(right))

@@ -35,7 +35,7 @@ SCORERS: Mapping[Mode, Mapping[ProblemType, Scorer]] = {"strict": strict.SCORERS
 class Verdict:
     """The `answer` found in a completion (None: no answer could be found) and its `score` in [0, 1].
 
-    `failed`: the scorer itself raised an error, which is logged; the score is 0 then.
+    `failed`: the scorer raised an error or ran out of time, which is logged; the score is 0 then.
     """
 
     answer: str | None
@@ -54,9 +54,9 @@ def score_answer(
 ) -> float:
     """How right a bare `answer` is, in [0, 1]. `question` is read only for whether it asks in per cent.
 
-    Raises `KeyError` for an unknown problem type.
+    Raises `KeyError` for an unknown problem type and `WorkerError` where math cannot be compared at all.
     """
-    return SCORERS[mode][problem_type](answer, Reference(solution, options, question))
+    return _scored(answer, answer, Reference(solution, options, question), problem_type, mode).score
 
 
 def judge(
@@ -74,17 +74,22 @@ def judge(
     In `compat`, math is looked for in the whole completion, as R1-V does. A scorer that fails scores 0 and says so.
     Raises `KeyError` for an unknown problem type and `WorkerError` where math cannot be compared at all.
     """
-    scorer = SCORERS[mode][problem_type]
     answer = extract_answer(completion, mode, think)
     scored = completion if mode == "compat" and problem_type in compat.OF_COMPLETION else answer
-    if scored is None:
-        return Verdict(None, 0.0)
+    return _scored(answer, scored, Reference(solution, options, question), problem_type, mode)
+
+
+def _scored(answer: str | None, text: str | None, of: Reference, problem_type: ProblemType, mode: Mode) -> Verdict:
+    """What the scorer says of `text`, which gave the `answer`; a scorer that fails says 0."""
+    scorer = SCORERS[mode][problem_type]
+    if text is None:
+        return Verdict(answer, 0.0)
     try:
-        return Verdict(answer, scorer(scored, Reference(solution, options, question)))
+        return Verdict(answer, scorer(text, of))
     except WorkerError:
         raise
     except Exception:
-        logger.exception("scorer of %s failed on %.200r for %.200r; scored 0", problem_type, scored, solution)
+        logger.exception("the scorer of %s failed on %.200r for %.200r; scored 0", problem_type, text, of.solution)
         return Verdict(answer, 0.0, failed=True)
 
 

@@ -10,7 +10,7 @@ import math
 
 from ral.data.record import ProblemType
 from ral.rewards.boxes import box_iou, parse_box
-from ral.rewards.mathematics import math_equal
+from ral.rewards.mathematics import compare
 from ral.rewards.overlap import rouge, rouge_tokens, word_accuracy
 from ral.rewards.reference import Reference, Scorer
 
@@ -59,7 +59,7 @@ def free_form(answer: str, of: Reference) -> float:
 def mathematics(text: str, of: Reference) -> float:
     """R1-V: some expression of the *whole* completion equals the solution for math-verify, which it gives the two in this
     order; else the answer, in tags on one line or the whole, is the solution's text."""
-    if math_equal(of.solution, text):
+    if compare(of.solution, text):
         return 1.0
     start = text.find("<answer>")
     body = None

@@ -19,8 +19,10 @@ import numbers
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,7 +37,13 @@ RewardFunction = Callable[..., Sequence[float | None]]
 #: Seconds one call of one reward function may take, for a whole group.
 TIME_LIMIT = 60.0
 
-_FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+#: Seconds after which `accuracy` scores no further completion of a call; well below `TIME_LIMIT`, which would end the run.
+SCORING_LIMIT = 30.0
+
+#: Completions of the group being scored whose scorer failed, by number; None outside of a group.
+_failed: ContextVar[list[int] | None] = ContextVar("failed", default=None)
+
+_BETWEEN = re.compile(r"</think>\s*<answer>")
 _TAG = re.compile(r"</?(?:think|answer)>")
 
 
@@ -60,10 +68,13 @@ def accuracy(
 ) -> list[float]:
     """How right each completion's answer is, in [0, 1], by the problem type of its own record.
 
-    Where a record has several valid `solutions`, the one that scores best counts.
+    Where a record has several valid `solutions`, the one that scores best counts. A completion whose scorer fails, or whose
+    turn comes after `SCORING_LIMIT` seconds, scores 0 and is counted (`GroupScore.failed`).
     """
-    return [
-        max(
+    deadline = time.monotonic() + SCORING_LIMIT
+    scores = []
+    for i, completion in enumerate(completions):
+        verdicts = [
             judge(
                 text_of(completion),
                 valid,
@@ -72,11 +83,15 @@ def accuracy(
                 question=text_of(prompts[i]),
                 mode=mode,
                 think=think,
-            ).score
+            )
             for valid in (solutions[i] if solutions else [solution[i]])
-        )
-        for i, completion in enumerate(completions)
-    ]
+            if time.monotonic() < deadline
+        ]
+        failed = _failed.get()
+        if failed is not None and (not verdicts or any(verdict.failed for verdict in verdicts)):
+            failed.append(i)
+        scores.append(max((verdict.score for verdict in verdicts), default=0.0))
+    return scores
 
 
 def format(
@@ -95,7 +110,9 @@ def well_formed(text: str, mode: Mode = "strict", think: bool = True) -> bool:
     if not think:
         return bool(text.strip()) and not _TAG.search(text)
     if mode == "compat":
-        return bool(_FORMAT.fullmatch(text))
+        # Video-R1: a full match of <think>.*?</think>\s*<answer>.*?</answer>, which would be tried at every pair of tags.
+        inner = text.removeprefix("<think>").removesuffix("</answer>")
+        return len(inner) == len(text) - len("<think></answer>") and _BETWEEN.search(inner) is not None
     if _TAG.findall(text) != ["<think>", "</think>", "<answer>", "</answer>"]:
         return False
     before, thought, between, answer, after = _TAG.split(text)
@@ -157,10 +174,14 @@ class Reward:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """`total` has one reward per completion; `parts` has the values of each function (None: not applicable)."""
+    """`total` has one reward per completion; `parts` has the values of each function (None: not applicable).
+
+    `failed` is how many completions a scorer of `accuracy` failed on, which scores 0.
+    """
 
     total: list[float]
     parts: dict[str, list[float | None]]
+    failed: int = 0
 
 
 def build_rewards(
@@ -231,7 +252,14 @@ def score_group(
 
     Raises `RewardError` when a function fails, or when no function applies to a completion.
     """
-    parts = {r.name: run_reward(r.fn, r.name, prompts, completions, columns, time_limit=time_limit) for r in rewards}
+    failed: list[int] = []
+    token = _failed.set(failed)
+    try:
+        parts = {
+            r.name: run_reward(r.fn, r.name, prompts, completions, columns, time_limit=time_limit) for r in rewards
+        }
+    finally:
+        _failed.reset(token)
     total = []
     for i in range(len(completions)):
         values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
@@ -239,7 +267,7 @@ def score_group(
         if not applicable:
             raise RewardError(f"no reward applies to completion {i}: {', '.join(parts)} all returned None")
         total.append(sum(applicable))
-    return GroupScore(total, parts)
+    return GroupScore(total, parts, len(set(failed)))
 
 
 def of_record(

@@ -31,47 +31,66 @@ MAX_CHARACTERS = 20_000
 
 _lock = threading.Lock()
 _child: subprocess.Popen[str] | None = None
+_ready = False
 
 
 def math_equal(answer: str, solution: str, time_limit: float = TIME_LIMIT) -> bool:
     """Whether math-verify finds `answer` equal to `solution`; False when it cannot tell within `time_limit` seconds.
 
     `answer` may be a whole text: the last expression that can be parsed in it counts. Source: math-verify's
-    `verify(parse(solution), parse(answer))`, as R1-V uses it.
+    `verify(parse(solution), parse(answer))`.
     """
+    try:
+        return compare(answer, solution, time_limit)
+    except TimeoutError:
+        return False
+
+
+def compare(answer: str, solution: str, time_limit: float = TIME_LIMIT) -> bool:
+    """`math_equal`, but raises `TimeoutError` where a comparison took too long, too much memory, or ended the child."""
     if max(len(answer), len(solution)) > MAX_CHARACTERS:
         return False
-    request = json.dumps([answer, solution])
     with _lock:
         child = _running_child()
         assert child.stdin is not None
+        verdict = None
         try:
-            child.stdin.write(request + "\n")
+            child.stdin.write(json.dumps([answer, solution]) + "\n")
             child.stdin.flush()
+            verdict = _read_line(child, time_limit)
         except BrokenPipeError:
-            _stop_child()
-            return False
-        verdict = _read_line(child, time_limit)
-        if verdict is None:  # too slow, or it died of the expression
-            _stop_child()
+            pass
+        finally:
+            if verdict is None:  # also where an alarm rings: the next question must not get this verdict
+                _stop_child()
+        if verdict is None:
+            _start_child()  # it gets ready for the next question while this one is settled
+            raise TimeoutError(f"no verdict within {time_limit:g} s")
         return verdict == "true"
 
 
-def _running_child() -> subprocess.Popen[str]:
-    global _child
-    if _child is None or _child.poll() is not None:
-        _child = subprocess.Popen(
-            [sys.executable, "-m", "ral.rewards.mathematics"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        if _read_line(_child, START_LIMIT) != "ready":
-            _stop_child()
-            raise WorkerError("math-verify's process does not start; try `python -c 'import math_verify'`")
+def _start_child() -> subprocess.Popen[str]:
+    global _child, _ready
+    _ready = False
+    _child = subprocess.Popen(
+        [sys.executable, "-m", "ral.rewards.mathematics"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    )
     return _child
+
+
+def _running_child() -> subprocess.Popen[str]:
+    global _ready
+    child = _child if _child is not None and _child.poll() is None else _start_child()
+    if not _ready and _read_line(child, START_LIMIT) != "ready":
+        _stop_child()
+        raise WorkerError("math-verify's process does not start; try `python -c 'import math_verify'`")
+    _ready = True
+    return child
 
 
 def _read_line(child: subprocess.Popen[str], seconds: float) -> str | None:

@@ -6,7 +6,7 @@ from ral.data.record import ProblemType
 from ral.rewards.boxes import box_iou, parse_box
 from ral.rewards.choice import parse_choice
 from ral.rewards.claims import without_leads
-from ral.rewards.mathematics import math_equal
+from ral.rewards.mathematics import compare
 from ral.rewards.numbers import in_common_unit, relative_error
 from ral.rewards.overlap import pieces, word_accuracy
 from ral.rewards.prose import free_form, same_answer
@@ -54,7 +54,7 @@ def mathematics(answer: str, of: Reference) -> float:
     if pair is not None:
         return float(relative_error(*pair) <= 1e-6)
     expression, truth = _formula(answer), _formula(of.solution)
-    return float(expression is not None and truth is not None and math_equal(expression, truth))
+    return float(expression is not None and truth is not None and compare(expression, truth))
 
 
 def _formula(text: str) -> str | None:
