@@ -304,8 +304,8 @@ class RALTrainer(NonFiniteGuardTrainer):
             )
             failed.save(folder, self.args.process_index)
             raise RewardError(f"{what}. `ral replay {folder} --reward FUNCTION` calls it again") from error
-        failed = Mean(torch.tensor(float(scored.failed)), torch.tensor(float(len(texts))))
-        self._means.add({"scorer_failed": failed})
+        count = Mean(torch.tensor(float(scored.failed)), torch.tensor(float(len(texts))))
+        self._means.add({"scorer_failed": count})
         parts = {
             name: torch.tensor([math.nan if value is None else value for value in values])
             for name, values in scored.parts.items()
