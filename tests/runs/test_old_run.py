@@ -34,7 +34,9 @@ def test_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     for old, new in zip(expected, resumed, strict=True):
         assert old.keys() <= new.keys()
         numbers = old.keys() - OF_MACHINE
-        assert {key: new[key] for key in numbers} == pytest.approx({key: old[key] for key in numbers}, rel=1e-4, abs=1e-6)
+        assert {key: new[key] for key in numbers} == pytest.approx(
+            {key: old[key] for key in numbers}, rel=1e-4, abs=1e-6
+        )
     page = write_report(run).read_text(encoding="utf-8")
     assert f"{resumed[-1]['reward']:.2f}" in page
 
