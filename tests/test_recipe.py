@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ral.errors import DataError
+from ral.errors import ConfigError, DataError
 from ral.recipe import Recipe, load_recipe
 
 BASE = "model: start\ndata: rings\nuse_cpu: true\n"
@@ -68,6 +68,19 @@ def test_settings_are_a_recipe_that_gives_the_same_settings(tmp_path: Path) -> N
     first = load(tmp_path, "learning_rate: 1e-5\npeft: {r: 8}\nreward_weights: [0.9, 0.1]\n")
     again = load_recipe(write(tmp_path, yaml.safe_dump(_without_tokens(first.settings()))))
     assert _without_tokens(again.settings()) == _without_tokens(first.settings())
+
+
+def test_a_removed_setting_is_left_out_at_its_old_default_and_explained_otherwise(tmp_path: Path) -> None:
+    old = "attention_schedule: constant\nexplore_schedule: constant\nexplore_keys: visual\nexplore_layers: null\n"
+    assert load(tmp_path, old).settings() == load(tmp_path).settings()
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml: the setting explore_keys was removed: the bias is drawn on visual"
+    ):
+        load(tmp_path, "explore_keys: prompt\n")
+    with pytest.raises(
+        ConfigError, match=r"command line: the setting attention_schedule was removed: λ stays .*'linear'"
+    ):
+        load(tmp_path, "", "--attention-schedule", "linear")
 
 
 @pytest.mark.parametrize("given", ["fsdp: true\n", "fsdp: full_shard\n"])

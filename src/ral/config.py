@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -20,10 +19,8 @@ from ral.objective.anchors import ANCHORS
 from ral.objective.terms import LossType, ScaleRewards
 from ral.rewards.answers import Mode
 from ral.rewards.functions import TIME_LIMIT
-from ral.rollouts.group import BiasKeys
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
-Schedule = Literal["constant", "linear", "cosine"]
 TokenRatio = Literal["policy", "behaviour"]
 Engine = Literal["transformers", "vllm"]
 
@@ -34,9 +31,6 @@ CHOICES: dict[str, Collection[str]] = {
     "attention_keys": get_args(Keys),
     "attention_advantage": get_args(AttentionAdvantage),
     "attention_kernel": get_args(Kernel),
-    "attention_schedule": get_args(Schedule),
-    "explore_schedule": get_args(Schedule),
-    "explore_keys": get_args(BiasKeys),
     "explore_ratio": get_args(TokenRatio),
     "loss_type": get_args(LossType),
     "scale_rewards": get_args(ScaleRewards),
@@ -81,21 +75,11 @@ class RALConfig(PromptFields, TrainingArguments):
     attention_advantage: AttentionAdvantage = setting(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
-    attention_schedule: Schedule = setting(
-        "constant", "How λ goes to 0 over the run: constant (not at all), linear or cosine."
-    )
     attention_skip: int = setting(0, "Leading prompt tokens left out of the distribution, as attention sinks.")
     attention_share: float | None = setting(
         None, "Scale λ so that the attention gradient's norm is this share of the token gradient's, as last measured."
     )
     explore_sigma: float = setting(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
-    explore_schedule: Schedule = setting(
-        "constant", "How σ goes to 0 over the run: constant (not at all), linear or cosine."
-    )
-    explore_keys: BiasKeys = setting(
-        "visual", "Where the bias is drawn: visual tokens (all, in text) or the whole prompt."
-    )
-    explore_layers: list[int] | None = setting(None, "Decoder layers that feel the bias; all if not given.")
     explore_ratio: TokenRatio = setting(
         "policy", "Old log-probabilities of the token ratio: the policy's without the bias, or the biased ones (exact)."
     )
@@ -177,16 +161,6 @@ class RALConfig(PromptFields, TrainingArguments):
         self._check_sharding()
         self._check_engine()
         self._check_noise()
-
-    def scheduled(self, schedule: Schedule, progress: float) -> float:
-        """Factor in [0, 1] of a decaying quantity after `progress` (0 to 1) of the run."""
-        match schedule:
-            case "linear":
-                return 1 - progress
-            case "cosine":
-                return (1 + math.cos(math.pi * progress)) / 2
-            case _:
-                return 1.0
 
     @property
     def wants_teacher(self) -> bool:

@@ -24,6 +24,7 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 
 from ral.config import RALConfig
 from ral.errors import DataError
+from ral.runs.resume import without_removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task
     hints = get_type_hints(kind)
     settings: type[TrainingArguments] = hints.pop("args")
     known = {**_settable(settings), **hints}
-    given = {"output_dir": f"runs/{path.stem}", **_read(path)}
+    given = without_removed({"output_dir": f"runs/{path.stem}", **_read(path)}, f"{path}")
     _check_known(given, known, f"{path}")
-    override = _parse_overrides(overrides)
+    override = without_removed(_parse_overrides(overrides), "command line")
     _check_known(override, known, "command line")
     values = _typed({**given, **override}, known, path)
     for key, names in _NESTED.items():

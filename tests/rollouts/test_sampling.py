@@ -247,7 +247,6 @@ def test_a_look_bias_lies_on_the_image_or_on_the_text_where_there_is_none() -> N
     assert bias[:, image.visual].std() == pytest.approx(0.5, rel=0.03)
     assert bias[:, image.visual].mean() == pytest.approx(0, abs=0.02)
     assert draw_look_bias(text, 2, 0.5, seeded()).all()
-    assert draw_look_bias(image, 2, 0.5, seeded(), "prompt").all()
 
 
 def test_sampling_leaves_every_module_in_the_mode_it_was_in() -> None:

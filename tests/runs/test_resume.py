@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ral.errors import RunError
 from ral.runs.resume import refuse_changes
 
 SETTINGS = {
@@ -42,3 +43,10 @@ def test_every_other_change_is_named_with_both_values() -> None:
 def test_other_data_under_the_same_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"training data \(a.jsonl\) is not what the run was started with"):
         refuse_changes(SETTINGS, SETTINGS, FACTS, FACTS | {"data": "beef"})
+
+
+def test_a_run_of_an_earlier_version_goes_on_unless_it_used_what_was_removed() -> None:
+    old = {"model": "m", "explore_keys": "visual", "attention_schedule": "constant"}
+    refuse_changes(old, {"model": "m"}, {}, {})
+    with pytest.raises(RunError, match=r"attention_schedule: 'linear' → not set"):
+        refuse_changes({**old, "attention_schedule": "linear"}, {"model": "m"}, {}, {})

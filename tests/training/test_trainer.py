@@ -253,26 +253,6 @@ def test_the_attention_gradient_is_kept_at_its_share(tmp_path: Path) -> None:
     assert same(whole, {name: p.detach() for name, p in again.model.named_parameters()})
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"), [("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.854, 0.5, 0.146])]
-)
-def test_lambda_and_sigma_follow_their_schedules(tmp_path: Path, schedule: str, expected: list[float]) -> None:
-    args = settings(tmp_path, attention_schedule=schedule)
-    assert [args.scheduled(schedule, i / 4) for i in range(4)] == pytest.approx(expected, abs=1e-3)
-    # λ acts on the loss: the same run, with the constant one, takes the same first step and another third.
-    runs = [
-        trained(tmp_path / kind, max_steps=3, attention_anchor="group", attention_coef=50.0, attention_schedule=kind)[0]
-        for kind in ("constant", schedule)
-    ]
-    assert not same(*runs)
-    run = trainer(tmp_path / "sigma", attention_anchor="explore", explore_schedule=schedule)
-    run.state.max_steps, run.state.global_step = 4, 2
-    early = trainer(tmp_path / "early", attention_anchor="explore")
-    early.state.max_steps, early.state.global_step = 4, 2
-    for group, constant in zip(rollouts(run), rollouts(early), strict=True):
-        torch.testing.assert_close(group.look_bias, 0.5 * constant.look_bias)
-
-
 def test_sinks_are_left_out_of_the_rows(tmp_path: Path) -> None:
     run = trainer(tmp_path, attention_skip=2, attention_anchor="group", attention_coef=10.0)
     groups = rollouts(run)

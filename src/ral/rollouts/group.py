@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from ral.attention.keys import Keys, select_keys
 from ral.data.record import Record
 from ral.objective.terms import Mean
 from ral.rollouts.sampling import Completion
-
-#: Where a look bias is drawn.
-BiasKeys = Literal["visual", "prompt"]
 
 
 @dataclass
@@ -119,11 +116,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
     return {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
 
 
-def draw_look_bias(
-    prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator, keys: BiasKeys = "visual"
-) -> Tensor:
-    """`[G, P]`: η ~ N(0, σ²) on the chosen positions, 0 elsewhere; on all where a prompt has no visual ones."""
-    everywhere = keys == "prompt" or not bool(prompt.visual.any())
-    where = torch.ones_like(prompt.visual) if everywhere else prompt.visual
+def draw_look_bias(prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator) -> Tensor:
+    """`[G, P]`: η ~ N(0, σ²) on visual tokens, 0 elsewhere; on all tokens where a prompt has no visual ones."""
+    where = prompt.visual if bool(prompt.visual.any()) else torch.ones_like(prompt.visual)
     noise = torch.randn(num_generations, len(where), generator=generator).to(where.device)
     return sigma * noise * where

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ral.errors import RunError
+from ral.errors import ConfigError, RunError
 
 #: Settings that leave alone which updates are made from which data: how long, what is written, measured and kept, and how
 #: the work is spread. Where the data lies may change, too: its content is compared by `data.fingerprint`.
@@ -19,8 +19,25 @@ MAY_CHANGE_PREFIXES = (
     "dataloader_", "ddp_", "eval_", "hub_", "log_", "logging_", "report_to", "save_", "trackio_",
 )  # fmt: skip
 
+#: Settings of earlier versions: the default that each had, which old recipes and run folders may still say, and what became
+#: of it.
+REMOVED: dict[str, tuple[Any, str]] = {
+    "attention_schedule": ("constant", "λ stays as it is over the run; attention_share scales it by the gradients"),
+    "explore_schedule": ("constant", "σ stays as it is over the run"),
+    "explore_keys": ("visual", "the bias is drawn on visual tokens, and on all where a prompt has none"),
+    "explore_layers": (None, "every decoder layer feels the bias"),
+}
+
 #: Their product with the number of processes is what must stay: an optimiser step of the same completions.
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def without_removed(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings without those that were removed. Raises ConfigError for one with another value than its old default."""
+    for key, (default, now) in REMOVED.items():
+        if settings.get(key, default) != default:
+            raise ConfigError(f"{where}: the setting {key} was removed: {now}. Leave it out (here: {settings[key]!r}).")
+    return {key: value for key, value in settings.items() if key not in REMOVED}
 
 
 def refuse_changes(
@@ -32,6 +49,7 @@ def refuse_changes(
         old, new: the settings in `config.yaml` and those to go on with, as plain YAML values.
         old_facts, new_facts: of `environment.json`: `data`, the data's fingerprint, and `processes`, their number.
     """
+    old = {key: value for key, value in old.items() if key not in REMOVED or value != REMOVED[key][0]}
     changes = [
         f"{key}: {_told(old, key)} → {_told(new, key)}"
         for key in sorted(old.keys() | new.keys())

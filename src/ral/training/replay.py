@@ -20,6 +20,7 @@ from ral.data.reading import Reading
 from ral.models.loading import load_policy, load_processor
 from ral.rewards.functions import RewardError, build_rewards, of_record, run_reward
 from ral.rollouts.group import ScoredGroup
+from ral.runs.resume import without_removed
 from ral.training.dumps import MODEL, ExamplesDump, FailedReward, RolloutsDump, load_dump, non_finite_fields
 from ral.training.losses import attention_term, distillation_term, token_term
 from ral.training.nonfinite import NonFiniteGuardTrainer, gradient_norm
@@ -71,7 +72,7 @@ def _of_reward(failed: FailedReward, reward: str | None) -> Iterator[str]:
 def _of_rollouts(dump: RolloutsDump, model: PreTrainedModel | PeftModel, folder: Path, output: Path) -> Iterator[str]:
     trainer = _Reinforcement(
         model,
-        RALConfig(output_dir=str(output), **dump.settings),
+        RALConfig(output_dir=str(output), **without_removed(dump.settings, f"{folder}")),
         processing_class=load_processor(folder / MODEL),
         teacher=dump.teacher,
     )

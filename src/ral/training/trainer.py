@@ -118,8 +118,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         policy: nn.Module = model
         base = make_capturable(policy)
         processing_class = processing_class or load_processor(str(base.name_or_path))
-        for layers in (args.attention_layers, args.explore_layers or ()):
-            resolve_layers(base, layers)  # refuses layers that the model does not have
+        resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have
         if args.attention_kernel == "flex":
             refuse_untrainable(args.device)
         if args.freeze_vision:
@@ -250,17 +249,14 @@ class RALTrainer(NonFiniteGuardTrainer):
         prompts = [self.prepare(record) for record in records]
         biases: list[Tensor] | None = None
         if self.anchor.target == "explore":
-            sigma = args.explore_sigma * args.scheduled(args.explore_schedule, self._progress)
             biases = [
-                draw_look_bias(prompt, args.num_generations, sigma, generator, args.explore_keys)
+                draw_look_bias(prompt, args.num_generations, args.explore_sigma, generator)
                 for prompt, generator in zip(prompts, looks, strict=True)
             ]
         if self.server is not None:
             completions = self.server.sample(records, prompts, args.num_generations, self._sampling(), tokens)
         else:
-            completions = sample(
-                self.model, prompts, args.num_generations, self._sampling(), tokens, biases, args.explore_layers
-            )
+            completions = sample(self.model, prompts, args.num_generations, self._sampling(), tokens, biases)
         groups = [self.score(*one) for one in zip(records, prompts, completions, shuffles, strict=True)]
         for group, bias in zip(groups, biases or (), strict=biases is not None):
             group.look_bias = bias
@@ -368,7 +364,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             token = token + self._observed(token_term(group, output, args))
             attention = attention + self._observed(attention_term(group, output, args, measure))
             teaching = teaching + self._observed(distillation_term(group, output, args))
-        coef = args.attention_coef * args.scheduled(args.attention_schedule, self._progress)
+        coef = args.attention_coef
         if measure:
             self._means.add(self.balance.measure(self.model, token, coef * attention, self.accelerator))
         loss = token + coef * self.balance.factor * attention if coef else token
@@ -392,10 +388,6 @@ class RALTrainer(NonFiniteGuardTrainer):
     @property
     def _step(self) -> int:
         return self.state.global_step
-
-    @property
-    def _progress(self) -> float:
-        return self._step / max(1, self.state.max_steps)
 
     @property
     def _base(self) -> PreTrainedModel:
@@ -444,7 +436,6 @@ class RALTrainer(NonFiniteGuardTrainer):
             query=self.args.attention_query,
             temperature=self.args.temperature,
             look_bias=look_bias,
-            bias_layers=self.args.explore_layers,
             token_statistics=token_statistics,
             kernel=self.args.attention_kernel,
         )
