@@ -99,7 +99,7 @@ def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch
     sampling = Sampling(12, (EOS, *range(15)), temperature=1.3)  # many ends, so that rows leave early
     found = {}
     for share in (0.0, 0.25, 2.0):
-        monkeypatch.setattr(sampling, "DROP_SHARE", share)
+        monkeypatch.setattr("ral.rollouts.sampling.DROP_SHARE", share)
         found[share] = ids(sample(model, prompts, 6, sampling, each(prompts)))
     lengths = {len(y) for group in found[0.0] for y in group}
     assert len(lengths) > 3
