@@ -10,17 +10,17 @@ import argparse
 import statistics
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
 
 from benchmarks.common import RESULTS, write_result
-from ral.config import RALConfig
 from ral.evaluate.look_recorder import LookRecorder
-from ral.quickstart import ARMS, LOOK_ITEMS, LOOK_STEPS, LOOKS_DATA_SEED, TRAINING_DATA_SEED, arm_settings
+from ral.quickstart import arm_recipe
 from ral.testbed import load_start
-from ral.testbed.rings import ring_records
+from ral.training.launch import datasets
 from ral.training.trainer import RALTrainer
 
 
@@ -43,17 +43,23 @@ def measure(steps: int, seed: int) -> dict[str, Any]:
     """Processor seconds of a look and of a step without, and the looks' share at the quickstart's interval."""
     torch.set_num_threads(1)
     model, processor = load_start()
-    looks = TimedLooks(ring_records(LOOK_ITEMS, seed=LOOKS_DATA_SEED), 4)
     with tempfile.TemporaryDirectory() as folder:
-        args = RALConfig(output_dir=folder, **arm_settings(ARMS[0], seed, steps))
-        records = ring_records(args.prompts_per_batch * steps, seed=TRAINING_DATA_SEED)
-        trainer = RALTrainer(model, args, records, processing_class=processor, callbacks=[looks])
+        recipe = arm_recipe("grpo", Path(folder), seed, steps)
+        records, looked_at = datasets(recipe)
+        looks = TimedLooks((looked_at or [])[: recipe.look_items], 4)
+        trainer = RALTrainer(model, recipe.args, records, processing_class=processor, callbacks=[looks])
         trainer.remove_callback(PrinterCallback)
         start = time.process_time()
         trainer.train()
         total = time.process_time() - start
     look, step = statistics.median(looks.seconds), (total - sum(looks.seconds)) / steps
-    return {"look_seconds": look, "step_seconds": step, "share": look / (LOOK_STEPS * step)}
+    return {
+        "look_seconds": look,
+        "step_seconds": step,
+        "share": look / (recipe.look_steps * step),
+        "items": recipe.look_items,
+        "every": recipe.look_steps,
+    }
 
 
 def main() -> None:
@@ -62,10 +68,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     found = measure(args.steps, args.seed)
-    setting = {"steps": args.steps, "seed": args.seed, "items": LOOK_ITEMS, "every": LOOK_STEPS, "threads": 1}
+    setting = {
+        "steps": args.steps,
+        "seed": args.seed,
+        "items": found.pop("items"),
+        "every": found.pop("every"),
+        "threads": 1,
+    }
     write_result(RESULTS / "looks.json", {"setting": setting, **found})
     print(
-        f"a look takes {found['look_seconds']:.2f} s, {100 * found['share']:.1f} % of training with one every {LOOK_STEPS} steps"
+        f"a look takes {found['look_seconds']:.2f} s, {100 * found['share']:.1f} % of training with one every {setting['every']} steps"
     )
 
 

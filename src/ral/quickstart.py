@@ -1,7 +1,8 @@
 """`ral quickstart`: trains GRPO beside RAL from the shipped start checkpoint and writes the page that compares them.
 
-All arms see the same prompts in the same order, draw their random numbers from the same seed and make the same number of
-updates. Each arm runs in a process of its own with its share of the cores.
+Every arm is a recipe (`ral/testbed/recipes`), trained as `ral train` does and evaluated as `ral eval` does, in a process of its
+own with its share of the cores. All see the same prompts in the same order, draw their random numbers from the same seed and
+make the same number of updates.
 """
 
 from __future__ import annotations
@@ -9,60 +10,31 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ral.errors import RunError
 from ral.files import atomic_write_text, read_jsonl
 from ral.runs.folder import machine_class
-from ral.runs.names import EVALUATIONS, FINAL, METRICS, QUICKSTART
+from ral.runs.names import EVALUATIONS, METRICS, QUICKSTART
 
-#: What all arms share. Tuned for the GRPO arm first (experiments/LOG.md), then left alone.
-SETTINGS: dict[str, Any] = {
-    "template": "plain",
-    "think": True,
-    "num_generations": 8,
-    "per_device_train_batch_size": 128,
-    "num_iterations": 2,
-    "beta": 0.0,
-    "temperature": 1.0,
-    "max_completion_length": 24,
-    "learning_rate": 3e-4,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 10,
-    "adam_beta2": 0.99,
-    "max_steps": 160,
-    "loss_type": "dapo",
-    "attention_layers": [-1],
-}
+if TYPE_CHECKING:
+    from ral.recipe import Recipe
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One training run of the comparison: the shared settings with these changes."""
-
-    name: str
-    label: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-ARMS = (
-    Arm("grpo", "GRPO", {"attention_coef": 0.0}),
-    Arm("ral-old", "RAL (paper)", {"attention_coef": 1.0, "attention_anchor": "old"}),
-    Arm("ral-explore", "RAL (explore)", {"attention_coef": 10.0, "attention_anchor": "explore", "explore_sigma": 0.5}),
-)
-START = Arm("start", "Start")
-
-#: Seeds of the images; training and held-out images never share one.
-TRAINING_DATA_SEED, LOOKS_DATA_SEED = 1, -1
-#: Held-out images that are looked at along training, and the optimiser steps between two looks.
-LOOK_ITEMS, LOOK_STEPS = 6, 16
+#: The recipes of the arms, by name, and what pages call them. Tuned for GRPO first (experiments/LOG.md), then left alone.
+LABELS = {"grpo": "GRPO", "ral-old": "RAL (paper)", "ral-explore": "RAL (explore)"}
+#: The checkpoint that all arms begin with, which is evaluated beside them, and what pages call it.
+START, START_LABEL = "start", "Start"
+#: The data of training, and of the evaluation.
+TASK = "rings"
 #: Seconds between two writings of the page while the arms are trained.
 PAGE_SECONDS = 20.0
 
@@ -73,7 +45,7 @@ def run_quickstart(
     """Train the arms, evaluate them and the start checkpoint on held-out images, write the report.
 
     Args:
-        output: folder of the experiment; one sub-folder per arm.
+        output: folder of the experiment; one run folder per arm.
         seed: of the order of prompts and of every rollout. steps: optimiser steps per arm. held_out: evaluated images.
 
     Returns:
@@ -87,22 +59,22 @@ def run_quickstart(
     output = Path(output)
     if _finished(output) and not overwrite:
         raise RunError(f"{output}: already holds a quickstart; choose another folder or replace it with --overwrite.")
-    total = steps if steps is not None else SETTINGS["max_steps"]
+    total = arm_recipe(next(iter(LABELS)), output, seed, steps).args.max_steps
     description = {
         "seed": seed,
-        "task": "rings",
+        "task": TASK,
         "machine": machine_class(),
-        "arms": [{"name": arm.name, "label": arm.label, "path": arm.name} for arm in (START, *ARMS)],
+        "arms": [{"name": n, "label": label, "path": n} for n, label in {START: START_LABEL, **LABELS}.items()],
         "commands": [_command(output, seed, steps, held_out)],
         "seconds": None,
     }
     atomic_write_text(output / QUICKSTART, json.dumps(description, indent=2) + "\n")
     # All arms at once, also on fewer cores than arms: one left for later would have one core, and the others none to work on.
-    threads = max(1, (os.cpu_count() or 1) // len(ARMS))
+    threads = max(1, (os.cpu_count() or 1) // len(LABELS))
     context = multiprocessing.get_context("spawn")  # torch must not be forked
-    with ProcessPoolExecutor(len(ARMS), mp_context=context) as pool:
-        jobs = {arm.name: pool.submit(run_arm, arm, output, seed, total, held_out, threads) for arm in ARMS}
-        jobs[START.name] = pool.submit(run_start, output, held_out, threads)
+    with ProcessPoolExecutor(len(LABELS), mp_context=context) as pool:
+        jobs = {name: pool.submit(run_arm, name, output, seed, steps, held_out, threads) for name in LABELS}
+        jobs[START] = pool.submit(run_start, output, held_out, threads)
         _follow(output, jobs, total)
         description["seconds"] = {name: job.result() for name, job in jobs.items()}
     atomic_write_text(output / QUICKSTART, json.dumps(description, indent=2) + "\n")
@@ -115,53 +87,41 @@ def _finished(output: Path) -> bool:
     return index.exists() and json.loads(index.read_text(encoding="utf-8"))["seconds"] is not None
 
 
-def arm_settings(arm: Arm, seed: int, steps: int) -> dict[str, Any]:
-    """Every setting of an arm, as `RALConfig` takes them."""
-    return {**SETTINGS, **arm.changes, "seed": seed, "max_steps": steps, "save_strategy": "no", "disable_tqdm": True}
+def arm_recipe(name: str, output: Path, seed: int, steps: int | None = None) -> Recipe:
+    """The recipe of an arm, its run in `output`. Of other `steps` than its own it has as many prompts as these take."""
+    from ral.recipe import load_recipe
+
+    file = str(files("ral.testbed") / "recipes" / f"{name}.yaml")
+    words = ["--output_dir", str(output / name), "--seed", str(seed), "--disable_tqdm", "true"]
+    recipe = load_recipe(file, words)
+    if steps is None:
+        return recipe
+    prompts = recipe.args.prompts_per_batch * -(-steps // recipe.args.num_iterations)
+    return load_recipe(file, [*words, "--max_steps", str(steps), "--data", f"{TASK}[:{prompts}]"])
 
 
-def run_arm(arm: Arm, output: Path, seed: int, steps: int, held_out: int, threads: int) -> float:
+def run_arm(name: str, output: Path, seed: int, steps: int | None, held_out: int, threads: int) -> float:
     """Train and evaluate one arm; returns the seconds its training took."""
-    from transformers import PrinterCallback
-
-    from ral.config import RALConfig
-    from ral.evaluate.look_recorder import LookRecorder
-    from ral.runs.folder import prepare_run
-    from ral.testbed import load_start
-    from ral.testbed.rings import ring_records
-    from ral.training.trainer import RALTrainer
+    from ral.training.launch import train
 
     _quiet_worker(threads)
-    settings = arm_settings(arm, seed, steps)
-    folder = output / arm.name
-    prepare_run(folder, settings, overwrite=True)
-    args = RALConfig(output_dir=str(folder), **settings)
-    model, processor = load_start()
-    prompts = args.prompts_per_batch * -(-steps // args.num_iterations)
-    trainer = RALTrainer(
-        model,
-        args,
-        train_dataset=ring_records(prompts, seed=TRAINING_DATA_SEED),
-        processing_class=processor,
-        callbacks=[LookRecorder(ring_records(LOOK_ITEMS, seed=LOOKS_DATA_SEED), LOOK_STEPS)],
-    )
-    trainer.remove_callback(PrinterCallback)  # the parent shows the progress of all arms
+    recipe = arm_recipe(name, output, seed, steps)
     begin = time.perf_counter()
-    trainer.train()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the parent shows the progress of all arms
+        folder = train(recipe, overwrite=True)
     seconds = time.perf_counter() - begin
-    trainer.save_model(str(folder / FINAL))
-    processor.save_pretrained(folder / FINAL)
-    _evaluate(folder / FINAL, arm.label, folder / EVALUATIONS, held_out)
+    _evaluate(folder, LABELS[name], folder, held_out)
     return seconds
 
 
 def run_start(output: Path, held_out: int, threads: int) -> float:
-    """Evaluate the start checkpoint."""
+    """Evaluate the start checkpoint, asked as the arms are."""
     from ral.testbed import start_checkpoint
 
     _quiet_worker(threads)
     begin = time.perf_counter()
-    _evaluate(start_checkpoint(), START.label, output / START.name / EVALUATIONS, held_out)
+    asked = arm_recipe(next(iter(LABELS)), output, seed=0).settings()
+    _evaluate(start_checkpoint(), START_LABEL, output / START, held_out, asked)
     return time.perf_counter() - begin
 
 
@@ -174,23 +134,17 @@ def _quiet_worker(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def _evaluate(checkpoint: Path, name: str, output: Path, held_out: int) -> None:
-    """Answers and attention of a checkpoint on held-out images, asked as in training; `name` is what pages call it."""
+def _evaluate(model: Path, label: str, run: Path, held_out: int, asked: Mapping[str, Any] | None = None) -> None:
+    """Evaluate `model` on held-out images into the run folder, asked as its run was or as the settings `asked` say."""
+    from ral.evaluate.answering import load_for_answering
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings
-    from ral.evaluate.tasks.testbed import rings_task
-    from ral.models.loading import load_model, load_processor
+    from ral.evaluate.tasks.selection import find_task
 
-    task = rings_task(held_out)
-    evaluate(
-        load_model(checkpoint).eval(),
-        load_processor(checkpoint),
-        task,
-        output / task.name,
-        settings=EvalSettings(**{key: SETTINGS[key] for key in ("think", "template", "max_completion_length")}),
-        name=name,
-        overwrite=True,
-    )
+    settings = EvalSettings.of_model(model) if asked is None else EvalSettings.of_config(asked)
+    place = run / EVALUATIONS / TASK
+    loaded, processor = load_for_answering(model)
+    evaluate(loaded, processor, find_task(TASK, n=held_out), place, settings=settings, name=label, overwrite=True)
 
 
 def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None:
@@ -210,12 +164,16 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        bars = {arm.name: progress.add_task(arm.label, total=steps, reward="–") for arm in ARMS}
-        due = time.monotonic() + PAGE_SECONDS / 2
-        while not all(job.done() for job in jobs.values()):
+        bars = {name: progress.add_task(label, total=steps, reward="–") for name, label in LABELS.items()}
+
+        def update() -> None:
             for name, bar in bars.items():
                 step, reward = _last_step(output / name / METRICS)
                 progress.update(bar, completed=step, reward=reward)
+
+        due = time.monotonic() + PAGE_SECONDS / 2
+        while not all(job.done() for job in jobs.values()):
+            update()
             for job in jobs.values():
                 if job.done():
                     job.result()
@@ -223,9 +181,7 @@ def _follow(output: Path, jobs: Mapping[str, Future[float]], steps: int) -> None
                 write_report(output, running=True)
                 due = time.monotonic() + PAGE_SECONDS
             time.sleep(0.5)
-        for name, bar in bars.items():
-            step, reward = _last_step(output / name / METRICS)
-            progress.update(bar, completed=step, reward=reward)
+        update()
 
 
 def _last_step(metrics: Path) -> tuple[int, str]:
@@ -236,6 +192,6 @@ def _last_step(metrics: Path) -> tuple[int, str]:
 
 
 def _command(output: Path, seed: int, steps: int | None, held_out: int) -> str:
-    """The command that made this experiment."""
-    words = ["ral quickstart", f"--output {output}", f"--seed {seed}", f"--held-out {held_out}"]
-    return " ".join(words + ([] if steps is None else [f"--steps {steps}"]))
+    """The command that made this experiment, as a shell reads it."""
+    words = ["ral", "quickstart", "--output", str(output), "--seed", str(seed), "--held-out", str(held_out)]
+    return shlex.join(words + ([] if steps is None else ["--steps", str(steps)]))

@@ -13,13 +13,14 @@ from ral.cli import app
 from ral.data.record import Box, Record
 from ral.data.view import View
 from ral.evaluate.answering import glance
+from ral.evaluate.items import read_items
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.sheets import sheet, sheet_map
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.testbed import named
-from ral.files import read_jsonl
-from ral.report.artefacts import Arm, Evaluation, Run
+from ral.report.artefacts import Evaluation, Run
+from ral.report.experiment import Arm
 from ral.report.gallery import build_gallery
 from ral.testbed import load_start
 from ral.testbed.episodes import episode_records
@@ -93,7 +94,7 @@ def test_the_gallery_says_when_the_frames_of_a_video_are(record: Record, tmp_pat
     model, processor = load_start()
     task = Task("episodes", lambda table=None, media=None: iter([record]), named)
     evaluate(model, processor, task, tmp_path, settings=SETTINGS)
-    items = {row["id"]: row for row in read_jsonl(tmp_path / "items.jsonl")}
+    items = {item.id: item for item in read_items(tmp_path / "items.jsonl")}
     evaluation = Evaluation("episodes", tmp_path, {}, items)
     arm = Arm("one", "One", [Run(tmp_path, evaluations={"episodes": evaluation})])
     [exhibit] = build_gallery([arm], "episodes").exhibits

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ral.report.artefacts import Arm, Run
+from ral.report.artefacts import Run
 from ral.report.charts import (
     BOTTOM,
     CURVES,
@@ -20,6 +20,7 @@ from ral.report.charts import (
     line_chart,
     training_charts,
 )
+from ral.report.experiment import Arm
 from ral.report.templating import compact, points, script_json
 
 

@@ -81,13 +81,16 @@ def test_hostile_text_runs_nothing(browser: Browser, evaluation: Path, script: b
     rows = saved(evaluation)[:3]
     for row in rows:
         row |= dict.fromkeys(("id", "question", "solution", "completion", "prediction", "image"), MARKUP)
-        row["tokens"] = row["correct"] = MARKUP
+    rows += [saved(evaluation)[4] | {"id": MARKUP + "tokens", "tokens": MARKUP}]
+    rows += [saved(evaluation)[5] | {"id": "score", "correct": MARKUP}]
     write_rows(evaluation / "items.jsonl", rows)
     page, complaints = opened(
         browser, write_items(evaluation), java_script_enabled=script, viewport={"width": 390, "height": 900}
     )
     assert page.locator("#items tbody tr").count() == 1  # ids are the same
     assert page.locator("#items img").count() == 0
+    assert "items.jsonl:4: field 'tokens': expected a whole number" in page.inner_text("main")
+    assert "So it is with 1 more." in page.inner_text("main")
     assert page.locator("script").count() == 2
     if script:
         assert page.evaluate("window.ran") is None

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from ral.errors import DataError
 from ral.report import render_heatmap_html, write_report
-from ral.report.artefacts import read_experiment
+from ral.report.experiment import read_experiment
 from tests.report.saved import write_evaluation, write_quickstart, write_rows, write_seeds, write_training
 
 if TYPE_CHECKING:
@@ -282,6 +284,33 @@ def test_arms_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> No
         write_training(tmp_path / parent / "run", name, steps=3)
     labels = [arm.label for arm in read_experiment(tmp_path / "a/run", tmp_path / "b/run").arms]
     assert labels == ["run, attention_coef 0.0", "run, attention_coef 1.0"]
+
+
+def test_the_task_of_a_page_is_one_that_most_arms_were_evaluated_on(tmp_path: Path) -> None:
+    for name, tasks in (("a", ("first", "rings")), ("b", ("rings",)), ("c", ("rings",))):
+        for task in tasks:
+            write_evaluation(tmp_path / name / "eval" / task, "grpo", items=4, shown=0)
+    assert read_experiment(*(tmp_path / name for name in "abc")).task == "rings"
+    assert read_experiment(tmp_path / "a").task == "first"
+
+
+@pytest.mark.parametrize("name", ["runs/plain", "runs/it's 1; touch hacked", "my runs/$(touch hacked)"])
+def test_commands_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    write_training(tmp_path / name, "grpo", steps=2)
+    config = tmp_path / name / "config.yaml"
+    config.write_text(config.read_text() + "model: start\ndata: rings\n")
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(name), tmp_path / name):
+        (command,) = read_experiment(folder).commands
+        assert shlex.split(command) == ["ral", "train", f"{name}/config.yaml", "--output_dir", "again"]
+    printed = subprocess.run(["bash", "-c", command.replace("ral train", "ls --", 1)], capture_output=True, text=True)
+    assert printed.stdout.strip().endswith("config.yaml"), "a shell finds the file"
+    assert not (tmp_path / "hacked").exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert shlex.split(read_experiment(tmp_path / name).commands[0])[2] == str(config)
 
 
 @pytest.mark.browser

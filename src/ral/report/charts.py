@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ral.report.artefacts import Arm, Run, number
+from ral.report.artefacts import Run, number
+from ral.report.experiment import Arm
 from ral.report.templating import compact
 from ral.statistics import seed_band
 
@@ -176,11 +177,11 @@ def looking_charts(arms: Sequence[Arm]) -> list[Chart]:
 
 def _mean_looks(run: Run, key: str) -> list[dict[str, Any]]:
     """The mean of the grounding metric `key` at every step that a run was looked at."""
-    measured: dict[float, list[float]] = {}
-    for row in run.looks:
-        grounding = row.get("grounding")
-        if isinstance(grounding, dict) and (value := number(grounding.get(key))) is not None:
-            measured.setdefault(row["step"], []).append(value)
+    measured: dict[int, list[float]] = {}
+    for item in run.looks:
+        value = None if item.grounding is None else number(getattr(item.grounding, key))
+        if value is not None and item.step is not None:
+            measured.setdefault(item.step, []).append(value)
     return [{"step": step, key: sum(values) / len(values)} for step, values in measured.items()]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ral.report.artefacts import Arm, Evaluation, number
-from ral.report.findings import start_index
+from ral.evaluate.items import Item
+from ral.report.artefacts import Evaluation, number
+from ral.report.differences import start_index
+from ral.report.experiment import Arm
 from ral.report.heatmap import Tile, shares, tile
 from ral.report.templating import percent
 
@@ -26,7 +28,7 @@ OUTCOMES = {
 
 
 @dataclass(frozen=True)
-class Look:
+class ArmAnswer:
     """One arm's answer to one item and where it looked; `tile` is None where neither image nor map was kept; `inside`
     says whether the most attended spot is known to lie in the true box."""
 
@@ -34,7 +36,7 @@ class Look:
     label: str
     completion: str
     prediction: str | None
-    correct: float | None
+    correct: float
     truncated: bool
     tile: Tile | None
     inside: bool
@@ -53,7 +55,7 @@ class Exhibit:
     outcome: str
     photo: str | None
     frames: str
-    looks: list[Look]
+    looks: list[ArmAnswer]
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ def build_gallery(arms: Sequence[Arm], task: str, count: int = 12) -> Gallery:
 
 
 #: An arm's number, the arm, and its first evaluation.
-Scored = tuple[int, Arm, Evaluation]
+AnsweredArm = tuple[int, Arm, Evaluation]
 
 
-def answered(arms: Sequence[Arm], task: str) -> list[Scored]:
+def answered(arms: Sequence[Arm], task: str) -> list[AnsweredArm]:
     """The arms that were evaluated on `task`, each with the evaluation of its first run that was."""
     return [(index, arm, runs[0].evaluations[task]) for index, arm in enumerate(arms) if (runs := arm.evaluated(task))]
 
@@ -102,15 +104,10 @@ def outcomes(arms: Sequence[Arm], task: str) -> dict[str, str]:
     }
 
 
-def is_right(item: dict[str, Any]) -> bool:
-    """Whether an item counts as answered; scores between 0 and 1 (such as overlap with a box) do from a half on."""
-    return (number(item.get("correct")) or 0.0) >= 0.5
-
-
-def _outcome(items: list[tuple[bool, dict[str, Any]]]) -> str:
+def _outcome(items: list[tuple[bool, Item]]) -> str:
     """What became of an item, from (is this the start?, item) of each arm. Without a start only right and wrong exist."""
-    before = [is_right(item) for is_start, item in items if is_start]
-    after = [is_right(item) for is_start, item in items if not is_start]
+    before = [item.right for is_start, item in items if is_start]
+    after = [item.right for is_start, item in items if not is_start]
     if before and after and not before[0] and any(after):
         return "fixed"
     if before and after and before[0] and not all(after):
@@ -128,65 +125,61 @@ def _in_turn(groups: list[list[str]], count: int) -> list[str]:
     return [key for taken, group in zip(take, groups, strict=True) for key in group[:taken]]
 
 
-def _exhibit(key: str, outcome: str, scored: list[Scored]) -> Exhibit:
+def _exhibit(key: str, outcome: str, scored: list[AnsweredArm]) -> Exhibit:
     items = [(index, arm.label, evaluation, evaluation.items[key]) for index, arm, evaluation in scored]
     grids = [saved_map(item) for *_, item in items]
     # One scale for all arms of an image: what is brighter is attended to more, from tile to tile.
     peak = max((float(grid.max()) for grid in grids if grid is not None), default=None)
     image = next((found for _, _, evaluation, item in items if (found := saved_image(evaluation.folder, item))), None)
     looks = [
-        look_of(index, label, item, grid, image, peak)
+        answer_of(index, label, item, grid, image, peak)
         for (index, label, _, item), grid in zip(items, grids, strict=True)
     ]
     photo = next((look.tile.photo for look in looks if look.tile), None)
     first = items[0][3]
     return Exhibit(
-        id=key, question=str(first.get("question", "")), solution=str(first.get("solution", "")), outcome=outcome,
+        id=key, question=first.question, solution=first.solution, outcome=outcome,
         photo=photo, frames=frame_times(first), looks=[_without_photo(look) for look in looks],
     )  # fmt: skip
 
 
-def look_of(
-    arm: int, label: str, item: dict[str, Any], grid: np.ndarray | None, image: Image.Image | None, peak: float | None
-) -> Look:
+def answer_of(
+    arm: int, label: str, item: Item, grid: np.ndarray | None, image: Image.Image | None, peak: float | None
+) -> ArmAnswer:
     """What arm number `arm` said and looked at; `peak` is the share of `grid` `[h, w]` that is drawn brightest."""
-    grounding = item.get("grounding")
-    measured = grounding if isinstance(grounding, dict) else {}
-    mass, lift, pointing = (number(measured.get(key)) for key in ("mass", "lift", "pointing"))
+    seen = item.grounding
     facts = []
-    if mass is not None:
-        facts.append(f"{percent(mass)} in box" + (f" ({lift:.1f}×)" if lift is not None else ""))
-    if pointing is not None:
-        facts.append("peak inside" if pointing >= 0.5 else "peak outside")
-    missing = "No attention map was kept." if item.get("map") is None else None if grid is not None else (
+    if seen is not None:
+        facts.append(f"{percent(number(seen.mass))} in box" + ("" if math.isnan(seen.lift) else f" ({seen.lift:.1f}×)"))
+        facts.append("peak inside" if seen.pointing >= 0.5 else "peak outside")
+    missing = "No attention map was kept." if item.map is None else None if grid is not None else (
         "The attention map could not be read.")  # fmt: skip
-    prediction = item.get("prediction")
-    return Look(
+    return ArmAnswer(
         arm=arm,
         label=label,
-        completion=str(item.get("completion", "")),
-        prediction=None if prediction is None else str(prediction),
-        correct=number(item.get("correct")),
-        truncated=item.get("truncated") is True,
+        completion=item.completion,
+        prediction=item.prediction,
+        correct=item.correct,
+        truncated=item.truncated,
         tile=tile(image, grid, _boxes(item), peak=peak, size=_size(item)) if image or grid is not None else None,
-        inside=pointing is not None and pointing >= 0.5,
+        inside=seen is not None and seen.pointing >= 0.5,
         facts=facts,
         missing=missing,
     )
 
 
-def _without_photo(look: Look) -> Look:
+def _without_photo(look: ArmAnswer) -> ArmAnswer:
     """The page embeds an exhibit's photo once, not once for each arm."""
     return look if look.tile is None else replace(look, tile=replace(look.tile, photo=None))
 
 
-def _has_picture(item: dict[str, Any]) -> bool:
-    return bool(item.get("image") or item.get("map"))
+def _has_picture(item: Item) -> bool:
+    return bool(item.image or item.map)
 
 
-def saved_map(item: dict[str, Any]) -> np.ndarray | None:
+def saved_map(item: Item) -> np.ndarray | None:
     """The item's map `[h, w]` as shares; None if there is none or it is not a finite grid of its stated size."""
-    saved = item.get("map")
+    saved = item.map
     if not isinstance(saved, dict):
         return None
     try:
@@ -195,9 +188,9 @@ def saved_map(item: dict[str, Any]) -> np.ndarray | None:
         return None
 
 
-def saved_image(folder: Path, item: dict[str, Any]) -> Image.Image | None:
+def saved_image(folder: Path, item: Item) -> Image.Image | None:
     """The saved image; None if it is missing, is no image, or its name points outside of the evaluation folder."""
-    name = item.get("image")
+    name = item.image
     if not isinstance(name, str):
         return None
     try:
@@ -210,21 +203,21 @@ def saved_image(folder: Path, item: dict[str, Any]) -> Image.Image | None:
         return None
 
 
-def _size(item: dict[str, Any]) -> tuple[float, float] | None:
-    size = item.get("size")
+def _size(item: Item) -> tuple[float, float] | None:
+    size = item.size
     if not isinstance(size, list) or len(size) != 2:
         return None
     width, height = number(size[0]), number(size[1])
     return (width, height) if width and height and width > 0 and height > 0 else None
 
 
-def frame_times(item: dict[str, Any]) -> str:
+def frame_times(item: Item) -> str:
     """At what seconds the frames of a video are that make up the image; nothing for an image."""
-    saved = item.get("times")
+    saved = item.times
     times = [number(time) for time in saved] if isinstance(saved, list) else []
     return ", ".join(f"{time:.1f}" for time in times if time is not None)
 
 
-def _boxes(item: dict[str, Any]) -> list[list[float]]:
-    boxes = item.get("boxes")
+def _boxes(item: Item) -> list[list[float]]:
+    boxes = item.boxes
     return [box for box in boxes if isinstance(box, list)] if isinstance(boxes, list) else []

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ral.report.artefacts import Arm, number
+from ral.report.artefacts import number
+from ral.report.experiment import Arm
 from ral.report.gallery import answered
 
 #: Shades of a cell.

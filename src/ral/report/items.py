@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ral.errors import DataError
+from ral.evaluate.items import Item
 from ral.files import atomic_write_text
-from ral.report.artefacts import Arm, Evaluation, number, read_evaluation
-from ral.report.gallery import OUTCOMES, answered, is_right, outcomes, saved_image
+from ral.report.artefacts import Evaluation, number, read_evaluation
+from ral.report.experiment import Arm
+from ral.report.gallery import OUTCOMES, answered, outcomes, saved_image
 from ral.report.heatmap import picture
 from ral.report.templating import clip, render
 from ral.runs.names import ITEMS, ITEMS_PAGE
@@ -69,7 +71,7 @@ def failures(arms: Sequence[Arm], task: str) -> Table:
     rows = []
     for key, outcome in found.items():
         items = [evaluation.items[key] for *_, evaluation in scored]
-        if all(is_right(item) for item in items):
+        if all(item.right for item in items):
             continue
         answers = [_answer(item, SHORT) for item in items]
         tags = [outcome]
@@ -90,7 +92,7 @@ def _filters(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[tupl
 
 
 def _row(
-    item: dict[str, Any],
+    item: Item,
     evaluations: Sequence[Evaluation],
     answers: list[dict[str, Any]],
     tags: list[str],
@@ -99,29 +101,28 @@ def _row(
     """What a table shows of one item; every value is text, a number, a list of texts, or None."""
     images = (_thumbnail(item, evaluation.folder) for evaluation in evaluations)
     return {
-        "id": clip(item.get("id", ""), 80),
-        "question": clip(item.get("question", ""), longest),
-        "solution": clip(item.get("solution", ""), longest),
+        "id": clip(item.id, 80),
+        "question": clip(item.question, longest),
+        "solution": clip(item.solution, longest),
         "image": next((image for image in images if image is not None), None),
         "answers": answers,
         "tags": tags,
     }
 
 
-def _answer(item: dict[str, Any], longest: int) -> dict[str, Any]:
-    prediction, correct, tokens = item.get("prediction"), number(item.get("correct")) or 0.0, number(item.get("tokens"))
-    unparsed = item.get("unparsed") is True or prediction is None
+def _answer(item: Item, longest: int) -> dict[str, Any]:
+    unparsed = item.unparsed or item.prediction is None
     return {
-        "prediction": None if prediction is None else clip(prediction, longest),
-        "completion": clip(item.get("completion", ""), longest),
-        "state": "unparsed" if unparsed else "right" if is_right(item) else "wrong",
-        "score": None if correct in (0.0, 1.0) else round(correct, 2),
-        "truncated": item.get("truncated") is True,
-        "tokens": None if tokens is None else int(tokens),
+        "prediction": None if item.prediction is None else clip(item.prediction, longest),
+        "completion": clip(item.completion, longest),
+        "state": "unparsed" if unparsed else "right" if item.right else "wrong",
+        "score": None if item.correct in (0.0, 1.0) else round(item.correct, 2),
+        "truncated": item.truncated,
+        "tokens": item.tokens,
     }
 
 
-def _thumbnail(item: dict[str, Any], folder: Path) -> str | None:
+def _thumbnail(item: Item, folder: Path) -> str | None:
     image = saved_image(folder, item)
     if image is None:
         return None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ral.report.artefacts import Arm, Run, number
-from ral.report.gallery import Look, frame_times, is_right, look_of, saved_image, saved_map
+from ral.evaluate.items import Item
+from ral.report.artefacts import Json, Run, number
+from ral.report.experiment import Arm
+from ral.report.gallery import ArmAnswer, answer_of, frame_times, saved_image, saved_map
 from ral.report.heatmap import picture
 from ral.runs.names import LOOKS
 
 #: Steps of the slider at most, and items to choose from.
 MAX_STEPS, MAX_ITEMS = 17, 6
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Watched:
     frames: str
     pixelated: bool
     size: tuple[float, float]
-    looks: list[list[Look]]
+    looks: list[list[ArmAnswer]]
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,12 @@ def film(arms: Sequence[Arm]) -> Film:
     return Film(steps, [_watched(key, steps, recorded) for key in chosen])
 
 
-def _by_item(run: Run) -> dict[str, dict[int, Row]]:
-    """The rows of a run's looks by item and step."""
-    items: dict[str, dict[int, Row]] = {}
-    for row in run.looks:
-        items.setdefault(str(row.get("id")), {})[int(row["step"])] = row
+def _by_item(run: Run) -> dict[str, dict[int, Item]]:
+    """A run's looks by the item's id and the step."""
+    items: dict[str, dict[int, Item]] = {}
+    for item in run.looks:
+        if item.step is not None:
+            items.setdefault(item.id, {})[item.step] = item
     return items
 
 
@@ -66,19 +66,20 @@ def _spread(steps: list[int]) -> list[int]:
     return [steps[round(place)] for place in np.linspace(0, len(steps) - 1, MAX_STEPS)]
 
 
-def _learned(arms: Sequence[dict[int, Row]]) -> tuple[int, float]:
+def _learned(arms: Sequence[dict[int, Item]]) -> tuple[int, float]:
     """In how many arms the item was wrong at first and right in the end, less those that went the other way; and how much
     attention moved into the box."""
     ends = [(rows[min(rows)], rows[max(rows)]) for rows in arms]
-    return sum(is_right(last) - is_right(first) for first, last in ends), sum(_mass(b) - _mass(a) for a, b in ends)
+    return sum(last.right - first.right for first, last in ends), sum(_mass(b) - _mass(a) for a, b in ends)
 
 
-def _mass(row: Row) -> float:
-    grounding = row.get("grounding")
-    return (number(grounding.get("mass")) or 0.0) if isinstance(grounding, dict) else 0.0
+def _mass(item: Item) -> float:
+    return 0.0 if item.grounding is None else item.grounding.mass
 
 
-def _watched(key: str, steps: Sequence[int], recorded: Sequence[tuple[int, Arm, dict[str, dict[int, Row]]]]) -> Watched:
+def _watched(
+    key: str, steps: Sequence[int], recorded: Sequence[tuple[int, Arm, dict[str, dict[int, Item]]]]
+) -> Watched:
     maps = {(index, step): saved_map(row) for index, _, items in recorded for step, row in items[key].items()}
     peak = max((float(grid.max()) for grid in maps.values() if grid is not None), default=None)
     looks = []
@@ -86,15 +87,15 @@ def _watched(key: str, steps: Sequence[int], recorded: Sequence[tuple[int, Arm, 
         at_step = []
         for index, arm, items in recorded:
             at = max((taken for taken in items[key] if taken <= step), default=min(items[key]))
-            at_step.append(look_of(index, arm.label, items[key][at], maps[index, at], None, peak))
+            at_step.append(answer_of(index, arm.label, items[key][at], maps[index, at], None, peak))
         looks.append(at_step)
     _, arm, items = recorded[0]
     first = items[key][min(items[key])]
     image = saved_image(arm.first.folder / LOOKS, first)
     tile = next((look.tile for at_step in looks for look in at_step if look.tile), None)
     return Watched(
-        question=str(first.get("question", "")),
-        solution=str(first.get("solution", "")),
+        question=first.question,
+        solution=first.solution,
         photo=None if image is None else picture(image),
         frames=frame_times(first),
         pixelated=image is not None and max(image.size) < 200,
@@ -111,12 +112,12 @@ class Rollouts:
     label: str
     question: str
     solution: str
-    samples: list[Row]
+    samples: list[Json]
 
 
 def rollouts(arms: Sequence[Arm]) -> list[tuple[int, list[Rollouts]]]:
     """By step, evenly spread, the first group that every arm kept there, of the first run of each."""
-    kept: dict[int, dict[int, list[Row]]] = {}
+    kept: dict[int, dict[int, list[Json]]] = {}
     for index, arm in enumerate(arms):
         for row in arm.first.samples:
             kept.setdefault(int(row["step"]), {}).setdefault(index, []).append(row)
@@ -126,7 +127,7 @@ def rollouts(arms: Sequence[Arm]) -> list[tuple[int, list[Rollouts]]]:
     ]
 
 
-def _group(arm: int, label: str, rows: Sequence[Row]) -> Rollouts:
+def _group(arm: int, label: str, rows: Sequence[Json]) -> Rollouts:
     samples = [
         {"completion": str(row.get("completion", "")), "reward": number(row.get("reward")),
          "advantage": number(row.get("advantage"))}

@@ -10,8 +10,11 @@ from typing import Any
 
 from ral.files import atomic_write_text
 from ral.report import charts, findings
-from ral.report.artefacts import Arm, Experiment, number, read_experiment
+from ral.report.artefacts import number
+from ral.report.differences import differences, start_index
+from ral.report.experiment import Arm, Experiment, read_experiment
 from ral.report.gallery import OUTCOMES, Exhibit, Gallery, build_gallery
+from ral.report.headline import headline
 from ral.report.heads import head_maps, hidden
 from ral.report.items import Table, failures
 from ral.report.looks import film, rollouts
@@ -23,14 +26,14 @@ from ral.runs.names import REPORT
 class Whisker:
     """One line of the accuracy figure, positions in percent of its axis."""
 
-    row: findings.Row
+    row: findings.TableRow
     at: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Settings:
+class SettingsTable:
     """`differing` and `common` settings: (name, value of each arm) and (name, the one value)."""
 
     labels: list[str]
@@ -51,9 +54,9 @@ def write_report(*folders: Path, output: Path | None = None, running: bool = Fal
     experiment = read_experiment(*folders, running=running)
     arms, tasks = experiment.arms, experiment.tasks
     task = experiment.task if experiment.task in tasks else next(iter(tasks), None)
-    compared = findings.comparisons(experiment, task)
-    table = findings.rows(experiment, task, compared)
-    start = findings.start_index(arms)
+    compared = differences(experiment, task)
+    table = findings.table_of(experiment, task, compared)
+    start = start_index(arms)
     gallery = build_gallery(arms, task) if task else Gallery([], {}, 0)
     training = charts.training_charts(arms, charts.CURVES)
     more = charts.training_charts(arms, charts.MORE_CURVES)
@@ -64,9 +67,9 @@ def write_report(*folders: Path, output: Path | None = None, running: bool = Fal
         "report.html.j2",
         experiment=experiment,
         task=task,
-        other_tasks=[(other, findings.rows(experiment, other)) for other in tasks if other != task],
+        other_tasks=[(other, findings.table_of(experiment, other)) for other in tasks if other != task],
         table=table,
-        headline=findings.headline(experiment, task, table, compared),
+        headline=headline(experiment, task, table, compared),
         start=start,
         looking=findings.looking(table),
         comparisons=compared,
@@ -96,7 +99,7 @@ def write_report(*folders: Path, output: Path | None = None, running: bool = Fal
     return path
 
 
-def _whiskers(table: list[findings.Row]) -> list[Whisker]:
+def _whiskers(table: list[findings.TableRow]) -> list[Whisker]:
     drawn = []
     for row in table:
         if row.accuracy is not None:
@@ -126,14 +129,14 @@ def _trained_layers(arm: Arm) -> list[int]:
     return [int(layer) for layer in layers if isinstance(layer, int)] if trained and isinstance(layers, list) else []
 
 
-def _settings(arms: list[Arm]) -> Settings:
+def _settings(arms: list[Arm]) -> SettingsTable:
     flat = []
     for arm in arms:
         seeds = [str(run.seed) for run in arm.runs if run.seed is not None]
         flat.append(dict(_flatten(arm.first.config)) | ({"seed": ", ".join(seeds)} if seeds else {}))
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     values = {name: [settings.get(name, "not set") for settings in flat] for name in names}
-    return Settings(
+    return SettingsTable(
         labels=[arm.label for arm in arms],
         differing=[(name, found) for name, found in values.items() if len(set(found)) > 1],
         common=[(name, found[0]) for name, found in values.items() if len(set(found)) == 1],
