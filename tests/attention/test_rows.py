@@ -150,3 +150,36 @@ def test_an_empty_row_stays_zero_with_a_zero_gradient() -> None:
     result[:, 0].sum().backward()
     assert weights.grad[0].tolist() == [0, 0]
     torch.testing.assert_close(weights.grad[1], torch.tensor([3 / 16, -1 / 16]))
+
+
+@pytest.mark.parametrize("query", ["token", "predictor"])
+def test_a_callers_autocast_changes_neither_rows_nor_gradients(query: str) -> None:
+    q, k_prompt, k_own, bias = (x.requires_grad_() for x in tensors(torch.float32))
+    upstream = torch.randn(G, R, P + R, generator=torch.Generator().manual_seed(1))
+
+    def found() -> tuple[Tensor, ...]:
+        p, own = attention_rows(q, k_prompt, k_own, MASK, scaling=SCALING, query=query, bias=bias.detach())
+        gradients = torch.autograd.grad((p * upstream).sum(), [q, k_prompt, k_own])
+        return p, own, head_mean_attention(q, k_prompt, k_own, scaling=SCALING, query=query), *gradients
+
+    expected = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = q @ k_own.repeat_interleave(2, dim=0).transpose(-1, -2)
+        assert rounded.dtype == torch.bfloat16  # what it does to a product
+        under_autocast = found()
+    for ours, theirs in zip(under_autocast, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_token_that_looks_at_itself_alone_gives_a_finite_gradient() -> None:
+    """What it leaves to others is too small to be renormalised: they get nothing, as where there is nothing."""
+    q, k_prompt, k_own, _ = (torch.zeros_like(x) for x in tensors(torch.float32))
+    k_own[..., 0], q[..., 0] = 100.0, 1.0
+    q.requires_grad_()
+    for score in (60.0, 92.0, 95.0, 200.0):
+        p, _ = attention_rows(q, k_prompt, k_own, MASK, scaling=score / 100, query="token")
+        (gradient,) = torch.autograd.grad(p[..., 0].sum(), q)
+        assert p.isfinite().all()
+        assert gradient.isfinite().all()
+        first = p[:, 0].sum(dim=-1)
+        torch.testing.assert_close(first, torch.full((G,), float(score == 60)))

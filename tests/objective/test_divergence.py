@@ -155,3 +155,34 @@ def test_generalised_is_finite_for_tokens_that_only_one_of_the_two_knows() -> No
 def test_beta_outside_its_range_is_refused(beta: float) -> None:
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\]"):
         generalised_jensen_shannon(logps(1), logps(2), beta)
+
+
+#: Zero, the smallest numbers there are, the smallest normal one, and ordinary ones.
+EXTREMES = [0.0, 1e-45, 3e-45, 1e-40, 1.2e-38, 1e-30, 1e-7, 0.3, 1.0]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.sampled_from(EXTREMES), st.sampled_from(EXTREMES)), min_size=1, max_size=6),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_denormals_and_zeros_give_a_finite_value_and_gradient(
+    entries: list[tuple[float, float]], dtype: torch.dtype
+) -> None:
+    p, q = (torch.tensor([[row[i] for row in entries]], dtype=dtype).requires_grad_() for i in (0, 1))
+    value = jensen_shannon(p, q)
+    for gradient in torch.autograd.grad(value.sum(), [p, q]):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 60
+    x, y = p.detach().double(), q.detach().double()
+    m = torch.where(x + y > 0, (x + y) / 2, 1.0)
+    parts = (torch.where(a > 0, a * (torch.where(a > 0, a, 1.0) / m).log(), 0.0) for a in (x, y))
+    exact = float(sum(part.sum() for part in parts)) / 2
+    assert float(value.detach()) == pytest.approx(exact, abs=1e-6 if dtype == torch.float32 else 0.03 * len(entries))
+
+
+def test_the_smallest_number_pulls_as_its_ratio_says() -> None:
+    """Alone, an entry's ratio to the mean is 2, however small it is; beside equals it is 1."""
+    p = torch.tensor([1e-45, 1e-45, 1.0], requires_grad=True)
+    jensen_shannon(p, torch.tensor([0.0, 1e-45, 1.0])).backward()
+    torch.testing.assert_close(p.grad, torch.tensor([math.log(2) / 2, 0.0, 0.0]))

@@ -257,6 +257,48 @@ def test_the_kl_is_bounded_where_its_exponential_overflows() -> None:
     assert gradient[0, 2] == 0
 
 
+@settings(max_examples=200)
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([-2.0, -1e-3, 0.0, 1e-3, 2.0]),
+    st.floats(-400, 0, width=32),
+    st.floats(-400, 0, width=32),
+    st.floats(-400, 0, width=32),
+)
+def test_the_loss_and_its_gradient_are_finite_for_any_log_probabilities(
+    dtype: torch.dtype, advantage: float, now: float, old: float, reference: float
+) -> None:
+    logps, *others = (torch.tensor([[value]], dtype=dtype) for value in (now, old, reference))
+    logps.requires_grad_()
+    term = grpo_loss(
+        logps, others[0], torch.tensor([advantage]), torch.ones(1, 1), epsilon=0.2, ref_logps=others[1], beta=0.04
+    )
+    (gradient,) = torch.autograd.grad(term.loss, logps)
+    assert term.loss.isfinite()
+    assert gradient.isfinite().all()
+    assert all(metric.total.isfinite() for metric in term.metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("advantage", "loss", "gradient"),
+    [(0.0, 0.0, 0.0), (1.0, -1.2, 0.0), (-1.0, math.exp(20), 0.0)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_ratio_that_overflows_is_bounded(dtype: torch.dtype, advantage: float, loss: float, gradient: float) -> None:
+    """A token 90 nats likelier than when it was drawn: where nothing clips it, it counts as one of 20 nats."""
+    logps = torch.tensor([[-0.5]], dtype=dtype, requires_grad=True)
+    old = torch.tensor([[-90.5]], dtype=dtype)
+    term = grpo_loss(logps, old, torch.tensor([advantage]), torch.ones(1, 1), epsilon=0.2)
+    assert term.loss.item() == pytest.approx(loss, rel=1e-6)
+    assert torch.autograd.grad(term.loss, logps)[0].item() == gradient
+
+
+def test_in_bfloat16_the_ratio_keeps_the_digits_of_float32() -> None:
+    logps, old = (torch.tensor([[value]], dtype=torch.bfloat16) for value in (-1.0, -1.0078125))
+    term = grpo_loss(logps, old, torch.ones(1), torch.ones(1, 1), epsilon=0.2)
+    assert term.loss.item() == pytest.approx(-math.exp(0.0078125), rel=1e-6)
+
+
 def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None:
     logps = torch.tensor([[-1.0, -1.0, -3.0]], requires_grad=True)
     sampling_logps = torch.tensor([[-1.0, -3.0, -1.0]])

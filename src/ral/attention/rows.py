@@ -1,12 +1,13 @@
 """Policy rows of completion tokens, recomputed from query and key in chunks, with a backward of their own.
 
 Only the rows are kept: the `H × R × (P+R)` weights of the heads and everything between them and the rows exist one chunk at
-a time, in either direction. All of it is at least float32.
+a time, in either direction. All of it is at least float32, under a caller's autocast, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -64,12 +65,13 @@ class _Rows(torch.autograd.Function):
         prompt = k_prompt.shape[1]
         rows = q.new_empty(*mask.shape, prompt + k_own.shape[2])
         own, mass = q.new_empty(mask.shape), q.new_empty(*mask.shape, 1)
-        for at, _, weights in _chunks(q, k_prompt, k_own, query, bias):
-            alpha = weights.mean(dim=(0, 2))
-            own[at] = _itself(alpha, prompt, at[1].start)
-            alpha = _without_itself(alpha, mask[at], prompt, at[1].start)
-            mass[at] = _mass(alpha)
-            rows[at] = alpha / mass[at]
+        with _no_autocast(q):
+            for at, _, weights in _chunks(q, k_prompt, k_own, query, bias):
+                alpha = weights.mean(dim=(0, 2))
+                own[at] = _itself(alpha, prompt, at[1].start)
+                alpha = _without_itself(alpha, mask[at], prompt, at[1].start)
+                mass[at] = _mass(alpha)
+                rows[at] = alpha / mass[at]
         ctx.save_for_backward(q, k_prompt, k_own, bias, rows, mass)
         ctx.query = query
         ctx.mark_non_differentiable(own)
@@ -81,16 +83,17 @@ class _Rows(torch.autograd.Function):
         q, k_prompt, k_own, bias, rows, mass = ctx.saved_tensors
         heads, prompt = q.shape[0] * q.shape[1], k_prompt.shape[1]
         grad_q, grad_prompt, grad_own = (torch.zeros_like(x) for x in (q, k_prompt, k_own))
-        for at, keys, weights in _chunks(q, k_prompt, k_own, ctx.query, bias):
-            u = upstream[at]
-            v = (u - (u * rows[at]).sum(dim=-1, keepdim=True)) / (heads * mass[at])
-            _itself(v, prompt, at[1].start).zero_()
-            scores = weights * v[:, None]
-            scores.addcmul_(weights, scores.sum(dim=-1, keepdim=True), value=-1)
-            grad_q[:, :, *at] = torch.einsum("kgmrs,kgsd->kmgrd", scores, keys)
-            grad_keys = torch.einsum("kgmrs,kmgrd->kgsd", scores, q[:, :, *at])
-            grad_prompt += grad_keys[:, :, :prompt].sum(dim=1)
-            grad_own[:, at[0]] += grad_keys[:, :, prompt:]
+        with _no_autocast(q):
+            for at, keys, weights in _chunks(q, k_prompt, k_own, ctx.query, bias):
+                u = upstream[at]
+                v = (u - (u * rows[at]).sum(dim=-1, keepdim=True)) / (heads * mass[at])
+                _itself(v, prompt, at[1].start).zero_()
+                scores = weights * v[:, None]
+                scores.addcmul_(weights, scores.sum(dim=-1, keepdim=True), value=-1)
+                grad_q[:, :, *at] = torch.einsum("kgmrs,kgsd->kmgrd", scores, keys)
+                grad_keys = torch.einsum("kgmrs,kmgrd->kgsd", scores, q[:, :, *at])
+                grad_prompt += grad_keys[:, :, :prompt].sum(dim=1)
+                grad_own[:, at[0]] += grad_keys[:, :, prompt:]
         return grad_q, grad_prompt, grad_own, None, None, None
 
 
@@ -105,7 +108,13 @@ def head_mean_attention(
     heads, kv = q.shape[0], k_prompt.shape[0]
     q = (q.to(dtype) * scaling).reshape(kv, heads // kv, *q.shape[1:])
     keys = _keys(k_prompt.to(dtype), k_own.to(dtype))
-    return _weights(q, keys, k_prompt.shape[1], 0, query, bias).mean(dim=(0, 2))
+    with _no_autocast(q):
+        return _weights(q, keys, k_prompt.shape[1], 0, query, bias).mean(dim=(0, 2))
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Products in the precision of their factors: autocast would round them to 16 bits."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _chunks(
@@ -176,6 +185,9 @@ def _without_itself(alpha: Tensor, mask: Tensor, prompt: int, first: int) -> Ten
 
 
 def _mass(weights: Tensor) -> Tensor:
-    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite where there is nothing."""
+    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite where there is as good as nothing.
+
+    What is nearly as small as numbers get has no digits left to renormalise, and its inverse would overflow in a gradient.
+    """
     total = weights.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, total, float("inf"))
+    return torch.where(total > torch.finfo(total.dtype).tiny * 2**24, total, float("inf"))

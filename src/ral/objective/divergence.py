@@ -51,8 +51,13 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _log_ratio(x: Tensor, other: Tensor) -> Tensor:
-    """ln(x/m) with the mean m of both; 0 where x is 0."""
-    return (x / ((x + other) / 2)).masked_fill_(x <= 0, 1.0).log_()
+    """ln(x/m) with the mean m of both; 0 where x is 0.
+
+    The sum of both is divided by, not their mean, which is 0 for the smallest numbers there are. The quotient is kept above
+    the smallest normal number: a device may take what is below for 0.
+    """
+    ratio = (x / (x + other)).mul_(2).clamp_(min=torch.finfo(x.dtype).tiny)
+    return ratio.masked_fill_(x <= 0, 1.0).log_()
 
 
 def _gradient(x: Tensor, other: Tensor, grad: Tensor) -> Tensor:

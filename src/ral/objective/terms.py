@@ -20,8 +20,8 @@ LossType = Literal["grpo", "dapo", "dr_grpo"]
 ScaleRewards = Literal["group", "none"]
 
 
-#: Bound on log(π_ref / π) in the KL estimate, whose exp overflows for a token that the policy has all but given up; the KL
-#: of one token is then 5e8, far outside of any useful training. verl bounds at 20, too.
+#: Bound on the log of a ratio of probabilities, π/π_old or π_ref/π, whose exp would overflow; a ratio of 5e8 is far outside of
+#: any useful training. Beyond it a token's term is constant. verl bounds both at 20, too.
 MAX_LOG_RATIO = 20.0
 
 
@@ -121,11 +121,15 @@ def grpo_loss(
     Args:
         logps, old_logps, ref_logps: `[G, R]`. advantages: `[G]`. weights: `[G, R]`, see `token_weights`.
         epsilon, epsilon_high: the ratio is clipped to [1 − ε, 1 + ε_high] (ε_high = ε where None).
-        beta: of the KL estimate, whose log-ratio is bounded by `MAX_LOG_RATIO`.
+        beta: of the KL estimate.
+
+    Log-ratios are at least float32 and bounded by `MAX_LOG_RATIO`, so that value and gradient are finite: an infinite ratio
+    would make A = 0 not a number.
     """
     mask = weights > 0
+    logps = logps.to(torch.promote_types(logps.dtype, torch.float32))
     advantage = advantages[:, None]
-    ratio = (logps - old_logps).exp()
+    ratio = (logps - old_logps).clamp(max=MAX_LOG_RATIO).exp()
     low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
     per_token = -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
     clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
