@@ -107,7 +107,7 @@ def test_verl_parquet(media: Path) -> None:
     record = only(media / "verl.parquet")
     assert (record.problem, record.solution, record.problem_type) == ("<image>Angle?", "\\frac{1}{2}", "math")
     assert record.images == (media / "a.png",)
-    assert record.extra["system_prompt"] == "Be brief."
+    assert record.system == "Be brief."
     assert record.extra["data_source"] == "geo3k"
 
 
@@ -209,15 +209,17 @@ def test_a_json_array_is_read_an_element_at_a_time(tmp_path: Path, monkeypatch: 
         ({"text": "x"}, "of no known format"),
         ({"problem": "x"}, "field 'solution'.*found nothing"),
         ({"problem": "", "solution": "x"}, "field 'problem'.*a text"),
-        ({"problem": "x", "solution": ["a", "b"]}, "field 'solution'"),
+        ({"problem": "x", "solution": ["a", 2]}, "field 'solution'.*a list of texts each of which is right"),
+        ({"problem": "x", "solution": ["a", ""]}, "field 'solution'"),
+        ({"problem": "x", "solution": " <answer> </answer>"}, "field 'solution'"),
         ({"problem": "x", "solution": float("nan")}, "field 'solution'"),
         ({"problem": "x", "solution": "y", "problem_type": "essay"}, "field 'problem_type'.*multiple choice"),
         ({"problem": "x", "solution": "y", "options": 3}, "field 'options'"),
         ({"problem": "x", "solution": "y", "boxes": [[3, 0, 1, 1]]}, "field 'boxes'"),
         ({"problem": "x", "solution": "y", "image": "a.png", "images": ["b.png"]}, "one column of images"),
         ({**VIDEO_R1, "data_type": "audio"}, "field 'data_type'.*'image' or 'video'"),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "field 'conversations'"),
-        ({"prompt": [{"role": "user", "content": "x"}] * 2, "solution": "y"}, "dialogues"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "field 'solution'.*a last reply, found nothing"),
+        ({"prompt": [{"role": "user", "content": "x"}] * 2, "solution": "y"}, "field 'prompt'.*take turns"),
         ({"prompt": "x", "reward_model": {}}, "field 'reward_model.ground_truth'"),
         ([1], "is a list; expected an object"),
     ],
@@ -351,7 +353,7 @@ def test_what_holds_no_rows_is_named(media: Path) -> None:
         ([good, 3], "eval_dataset: row 2: is 3; expected an object"),
         (datasets.DatasetDict({"train": datasets.Dataset.from_list([good])}), r"DatasetDict \(\['train'\]\); give"),
         (3, "eval_dataset: is 3; expected rows"),
-        ([{"problem": "?", "solution": "x", "video": {"bytes": b"mp4"}}], "write it to a file"),
+        ([{"problem": "?", "solution": "x", "video": {"bytes": b"mp4"}}], "a video, found 3 bytes that are none"),
     ]:
         with pytest.raises(DataError, match=said):
             as_records(data, name="eval_dataset")  # type: ignore[arg-type]

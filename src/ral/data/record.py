@@ -80,7 +80,8 @@ class Record:
     @property
     def question(self) -> str:
         """The problem without the marks of its media."""
-        return re.sub(rf"\s*(?:{IMAGE_MARK}|{VIDEO_MARK})\s*", " ", self.problem).strip()
+        # Not by a pattern with white space around the mark: it would cost the square of a long row of blanks.
+        return " ".join(part.strip() for part in re.split(f"{IMAGE_MARK}|{VIDEO_MARK}", self.problem)).strip()
 
     @property
     def solutions(self) -> tuple[str, ...]:

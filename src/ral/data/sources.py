@@ -1,4 +1,5 @@
-"""Rows from where data lies: JSON, JSON lines and parquet files, folders of them, and hub ids; a row at a time.
+"""Rows from where data lies: JSON, JSON lines, CSV, TSV and parquet files, shards of a webdataset, folders of them, and
+hub ids; a row at a time.
 
 A file is never read whole, so it may be larger than memory. A row that cannot be read is handed on as the
 `DataError` that says why, in its place: whether to stop or to count is the caller's choice.
@@ -6,12 +7,15 @@ A file is never read whole, so it may be larger than memory. A row that cannot b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ral.data.shards import shard_rows
+from ral.data.strict_json import LENIENT, STRICT, RepeatedKey
+from ral.data.suffixes import VIDEO_SUFFIXES
+from ral.data.tables import csv_rows, parquet_rows
 from ral.errors import DataError
 
 Row = dict[str, Any]
@@ -19,7 +23,9 @@ Row = dict[str, Any]
 #: Bytes of one JSON row beyond which it is refused; media belong into files, not into JSON.
 MAX_ROW = 64 << 20
 _CHUNK = 1 << 20
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
+_SHARDS = (".tar", ".tar.gz", ".tgz")
+_BETWEEN = re.compile(r"[\s,]*")
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "eval"}
 
 
@@ -34,8 +40,11 @@ def rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, Row | 
     path = Path(source)
     if path.is_file() or (path.is_dir() and _split_files(path, split)):
         for file in [path] if path.is_file() else _split_files(path, split):
+            named = file.stem == "metadata"  # of an image folder: it names files in `file_name`
+            within = file.parent.relative_to(path) if path.is_dir() else Path()
             try:
-                yield from _file_rows(file)
+                for where, row in _file_rows(file):
+                    yield where, _with_files(row, within) if named and isinstance(row, dict) else row
             except DataError as error:
                 yield str(file), error
     elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -44,9 +53,35 @@ def rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, Row | 
         raise DataError(f"{source}: no such file or folder, and no hub id of the form owner/name; check the path")
 
 
+def _with_files(row: Row, folder: Path) -> Row:
+    """A row of an image folder's metadata, with its `file_name` or `file_names` as media; `folder` is where it stands."""
+    named: Row = {}
+    for name, value in row.items():
+        stem = name.removesuffix("file_names").removesuffix("file_name")
+        if stem == name or not value or (stem and not stem.endswith("_")):
+            named[name] = value
+            continue
+        files = value if isinstance(value, list) else [value]
+        kind = "video" if PurePosixPath(str(files[0])).suffix.lower() in VIDEO_SUFFIXES else "image"
+        column = stem.removesuffix("_") or (f"{kind}s" if isinstance(value, list) else kind)
+        if column in row:
+            named[name] = value  # two names for the medium: the reader says so
+        else:
+            named[column] = [str(folder / str(file)) for file in files]
+    return named
+
+
+def _is_shard(path: Path) -> bool:
+    return path.name.lower().endswith(_SHARDS)
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """Data files of one split: those with its name in theirs; all, if no file is named after a split."""
+    """Data files of one split: those with its name in theirs; all, if no file is named after a split.
+
+    An archive beside data files holds their media; without such files, it is a shard.
+    """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.name != "dataset_info.json")
+    files = files or sorted(p for p in folder.rglob("*") if _is_shard(p))
     if any(p.name == "state.json" for p in files):
         return []  # written by `Dataset.save_to_disk`
     words = {p: set(re.split(r"[^a-z0-9]+", p.relative_to(folder).as_posix().lower())) for p in files}
@@ -66,17 +101,21 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
     with path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"PAR1"):
-        yield from _parquet_rows(path)
+        yield from parquet_rows(path, MAX_ROW)
     elif suffix == ".parquet":
         raise DataError(f"{path}: is not parquet, whatever its name says; rename it to what it is")
+    elif _is_shard(path):
+        yield from shard_rows(path)
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: is UTF-16; convert it, for example with `iconv -f UTF-16 -t UTF-8`")
-    elif head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and suffix not in (".jsonl", ".ndjson"):
+    elif suffix in (".csv", ".tsv"):
+        yield from csv_rows(path, MAX_ROW)
+    elif suffix == ".json" and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         yield from _array_rows(path)
     elif suffix in _SUFFIXES:
         yield from _line_rows(path)
     else:
-        raise DataError(f"{path}: is no data file; expected one of {', '.join(_SUFFIXES)}")
+        raise DataError(f"{path}: is no data file; expected one of {', '.join((*_SUFFIXES, *_SHARDS))}")
 
 
 def _line_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
@@ -96,9 +135,11 @@ def _line_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
 
 def _parsed(line: bytes, where: str) -> Row | DataError:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = STRICT.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return DataError(f"{where}: is not UTF-8 (byte {error.start}); convert the file to UTF-8")
+    except RepeatedKey as error:
+        return DataError(f"{where}: {error}; rename or drop one")
     except (ValueError, RecursionError) as error:
         return DataError(f"{where}: is not JSON ({error}); expected one object a line")
     return _object(row, where)
@@ -112,61 +153,43 @@ def _object(row: Any, where: str) -> Row | DataError:
 
 def _array_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
     """A JSON array, parsed an element at a time; what follows a syntax error cannot be read."""
-    decoder = json.JSONDecoder()
-    number, buffer, size = 0, "", _CHUNK
+    number, size = 0, _CHUNK
     with path.open(encoding="utf-8-sig") as file:
         try:
-            buffer = file.read(size).lstrip()[1:]
+            buffer = file.read(size)
+            at = len(buffer) - len(buffer.lstrip()) + 1
             while True:
-                buffer = buffer.lstrip().removeprefix(",").lstrip()
+                at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # it matches anywhere
                 where = f"{path}: row {number + 1}"
-                if buffer.startswith("]"):
+                if buffer.startswith("]", at):
+                    if buffer[at + 1 :].strip() or any(chunk.strip() for chunk in iter(lambda: file.read(_CHUNK), "")):
+                        yield where, DataError(f"{where}: more follows the end of the array; join it into one array")
                     return
                 try:
-                    row, end = decoder.raw_decode(buffer)
+                    found, end = _element(buffer, at, where)
                 except (ValueError, RecursionError) as error:
                     more = file.read(size)  # the element may only be cut off by the end of the buffer
-                    if not more or len(buffer) > MAX_ROW:
+                    if not more or len(buffer) - at > MAX_ROW:
                         yield where, DataError(f"{where}: is not JSON ({error}); the rest of the file was not read")
                         return
-                    buffer, size = buffer + more, size * 2
+                    buffer, at, size = buffer[at:] + more, 0, size * 2
                     continue
                 number += 1
-                yield where, _object(row, where)
-                buffer, size = buffer[end:], _CHUNK
+                yield where, found
+                at, size = end, _CHUNK
         except UnicodeDecodeError as error:
             where = f"{path}: row {number + 1} or later"
             yield where, DataError(f"{where}: is not UTF-8 ({error.reason}); convert the file to UTF-8")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
+def _element(buffer: str, at: int, where: str) -> tuple[Row | DataError, int]:
+    """The element of an array that begins here, and where it ends. Raises ValueError where it is cut off."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _refuse_swollen(path, file.metadata)
-            for batch in file.iter_batches(batch_size=32):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
-    except DataError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        where = f"{path}: row {number + 1}"
-        yield where, DataError(f"{where}: the parquet file is damaged ({error}); write it again")
-
-
-def _refuse_swollen(path: Path, metadata: Any) -> None:
-    """A few kilobytes of parquet can stand for gigabytes: what the file says of itself is checked before it is read."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if group.total_byte_size > MAX_ROW * max(1, group.num_rows):
-            raise DataError(
-                f"{path}: row group {number + 1} unpacks to {group.total_byte_size / 2**30:.1f} GiB for {group.num_rows} rows, "
-                f"more than {MAX_ROW >> 20} MiB a row; keep media in files of their own"
-            )
+        row, end = STRICT.raw_decode(buffer, at)
+    except RepeatedKey as error:
+        _, end = LENIENT.raw_decode(buffer, at)
+        return DataError(f"{where}: {error}; rename or drop one"), end
+    return _object(row, where), end
 
 
 def _datasets_rows(source: str | Path, split: str) -> Iterator[tuple[str, Row | DataError]]:
