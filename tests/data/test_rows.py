@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ral.data.media import IMAGE_FORMATS, load_image
+from ral.data.box_fields import media_size
+from ral.data.media import IMAGE_FORMATS, image_from_bytes, load_image
 from ral.data.readers import as_records, detect_format, guess_type
 from ral.data.record import Box, DataError, Record, Turn
 from ral.data.values import reply_parts, untagged, written_out
@@ -390,6 +391,17 @@ def test_a_format_names_the_scale_of_its_boxes(name: str) -> None:
 def test_other_boxes_need_their_scale_named(name: str) -> None:
     assert "box_scale" in refused(NAMED[name])
     assert only(NAMED[name], box_scale="unit").boxes == (Box(20, 20, 100, 100),)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_size_of_an_image_is_the_size_it_is_shown_in(tmp_path: Path, kind: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}"
+        Image.new("RGB", (40, 20)).save(path, kind, exif=exif)
+        shown = load_image(path).size
+        assert shown == media_size(path) == media_size(image_from_bytes(path.read_bytes()))
 
 
 def test_scales_are_of_the_upright_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

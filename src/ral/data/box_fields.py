@@ -109,4 +109,6 @@ def media_size(medium: Path | Image.Image, *, video: bool = False) -> Size:
 
 def _upright(image: Image.Image) -> Size:
     width, height = image.size
+    if image.format == "TIFF":  # Pillow gives the size as it is shown
+        return width, height
     return (height, width) if image.getexif().get(0x0112) in _TRANSPOSED else (width, height)
