@@ -8,19 +8,9 @@ import pytest
 from scipy import stats
 
 from ral.report.artefacts import Run
-from ral.report.charts import (
-    BOTTOM,
-    CURVES,
-    HEIGHT,
-    MAX_POINTS,
-    MORE_CURVES,
-    TOP,
-    Chart,
-    Series,
-    line_chart,
-    training_charts,
-)
+from ral.report.charts import CURVES, MORE_CURVES, training_charts
 from ral.report.experiment import Arm
+from ral.report.geometry import BOTTOM, HEIGHT, MAX_POINTS, TOP, Chart, Series, line_chart
 from ral.report.templating import compact, points, script_json
 
 

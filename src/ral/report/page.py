@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ral.files import atomic_write_text
-from ral.report import charts, findings
+from ral.report import charts, findings, geometry
 from ral.report.artefacts import number
 from ral.report.differences import differences, start_index
 from ral.report.experiment import Arm, Experiment, read_experiment
@@ -91,7 +91,7 @@ def write_report(*folders: Path, output: Path | None = None, running: bool = Fal
         rollouts=rollouts(arms),
         settings=_settings([arm for arm in arms if arm.first.config]),
         environments=_environments(experiment),
-        area=charts,
+        area=geometry,
         written=round(time.time()),
     )
     path = output or (folders[0] if len(folders) == 1 else Path()) / REPORT
