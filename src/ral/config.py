@@ -16,13 +16,15 @@ from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
+from ral.objective.needs import Needs
 from ral.objective.terms import LossType, ScaleRewards
 from ral.rewards.answers import Mode
 from ral.rewards.functions import TIME_LIMIT
+from ral.rollouts.engine import ENGINES
+from ral.rollouts.vllm.server import NO_LOOK_BIAS
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 TokenRatio = Literal["policy", "behaviour"]
-Engine = Literal["transformers", "vllm"]
 
 #: Values of the fields with a set of choices; the message of a refusal lists them. Anchors may be added at any time.
 CHOICES: dict[str, Collection[str]] = {
@@ -35,7 +37,7 @@ CHOICES: dict[str, Collection[str]] = {
     "loss_type": get_args(LossType),
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
-    "rollout_engine": get_args(Engine),
+    "rollout_engine": ENGINES,
 }
 
 
@@ -109,9 +111,7 @@ class RALConfig(PromptFields, TrainingArguments):
     top_p: float = setting(1.0, "Nucleus sampling mass.")
     top_k: int = setting(0, "Sample from the k most likely tokens; 0: from all.")
     max_completion_length: int = setting(1024, "Longest completion in tokens; longer ones are cut and counted.")
-    rollout_engine: Engine = setting(
-        "transformers", "Who samples: the policy itself (transformers) or a server (vllm)."
-    )
+    rollout_engine: str = setting("transformers", "Who samples: the policy itself (transformers) or a server (vllm).")
     vllm_url: str = setting("http://127.0.0.1:8000", "Address of the vLLM server.")
     vllm_weights: str | None = setting(
         None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
@@ -165,8 +165,7 @@ class RALConfig(PromptFields, TrainingArguments):
     @property
     def wants_teacher(self) -> bool:
         """Whether anything is learnt from a teacher."""
-        anchored = self.attention_coef > 0 and ANCHORS[self.attention_anchor].target == "teacher"
-        return anchored or self.distill_coef > 0 or self.attention_distill_coef > 0
+        return Needs.of(self).teacher
 
     @property
     def prompts_per_batch(self) -> int:
@@ -242,7 +241,7 @@ class RALConfig(PromptFields, TrainingArguments):
                 "more, choose another attention_anchor (group, credit, evidence, explore), or set attention_coef=0 for plain GRPO."
             )
 
-        if ANCHORS[self.attention_anchor].target == "evidence" and self.attention_advantage != "signed":
+        if not ANCHORS[self.attention_anchor].uses_advantages and self.attention_advantage != "signed":
             raise ConfigError(
                 f"attention_advantage={self.attention_advantage!r} changes nothing with attention_anchor={self.attention_anchor!r}, "
                 "which rewards looks and not rollouts; leave it out"
@@ -256,11 +255,8 @@ class RALConfig(PromptFields, TrainingArguments):
     def _check_engine(self) -> None:
         if self.rollout_engine != "vllm":
             return
-        if ANCHORS[self.attention_anchor].target == "explore":
-            raise ConfigError(
-                "attention_anchor='explore' samples under a bias on attention, which vLLM cannot add; set "
-                "rollout_engine=transformers, or choose another attention_anchor"
-            )
+        if Needs.of(self).look_bias:
+            raise ConfigError(NO_LOOK_BIAS)
         if not self.vllm_url.startswith(("http://", "https://")):
             raise ConfigError(f"vllm_url={self.vllm_url!r} is no address; write it as http://host:port")
 

@@ -17,7 +17,7 @@ from ral.config import ConfigError, RALConfig
 from ral.data.record import Record
 from ral.files import read_jsonl
 from ral.objective.terms import group_advantages
-from ral.rollouts.group import ScoredGroup, selected_rows
+from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup, selected_rows
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start, teacher_checkpoint
 from ral.testbed.rings import ring_records
@@ -96,14 +96,16 @@ def packed_terms(student: Any, old: Any, teacher: Any, inputs: dict[str, Tensor]
     """The same terms as the trainer computes them, from one packed forward of each model."""
     base = prepare_prompt(student, inputs)
     completed = [Completion(y, truncated=False) for y in ys]
-    group = ScoredGroup(Record("a", "", ""), base, completed, [""] * G, {}, ADVANTAGES, ADVANTAGES, ADVANTAGES)
     with torch.no_grad():
         [before] = forward_groups(old, [base], [ys], temperature=TEMPERATURE)
     [(taught, hidden)] = teacher_pass(teacher, [base], [ys], layers=[-1], query="token", temperature=TEMPERATURE)
-    group.weights = before.mask / sum(map(len, ys))
-    group.old_logps, group.old_rows = before.logps, selected_rows(before, "all")
-    group.teacher_rows = list(selected_rows(taught, "all").values())
-    group.target_rows = dict(zip(group.old_rows, group.teacher_rows, strict=True))
+    scored = ScoredGroup(
+        record=Record("a", "", ""), prompt=base, completions=completed, texts=[""] * G, rewards={}, reward=ADVANTAGES,
+        advantages=ADVANTAGES, attention_advantages=ADVANTAGES, weights=before.mask / sum(map(len, ys)),
+    )  # fmt: skip
+    old, rows = OldPass(logps=before.logps, rows=selected_rows(before, "all")), selected_rows(taught, "all")
+    targets = Targets(teacher_rows=list(rows.values()), target_rows=dict(zip(old.rows, rows.values(), strict=True)))
+    group = TrainingGroup(scored=scored, targets=targets, old=old)
     gkd = TokenDivergence(teacher.get_output_embeddings(), hidden, 0.3, TEMPERATURE)
     [now] = forward_groups(student, [base], [ys], temperature=TEMPERATURE, token_statistics=gkd)
     anchored = {"old": "old", "target": "teacher", "group": "group"}
@@ -155,7 +157,7 @@ def test_a_teacher_equal_to_the_student_teaches_exactly_nothing(tmp_path: Path, 
         run = trainer(tmp_path, copy.deepcopy(teacher), **changes)
         [groups] = run.make_rollouts([run.train_dataset])
         for group in groups:
-            group.advantages = torch.zeros(G)
+            group.scored = replace(group.scored, advantages=torch.zeros(G))
         loss = run.compute_loss(run.model, groups)
         loss.backward()
         moved = [name for name, p in run.model.named_parameters() if p.grad is not None and p.grad.any()]
@@ -218,9 +220,11 @@ def test_layers_are_counted_in_each_model_by_itself(tmp_path: Path) -> None:
     [groups] = run.make_rollouts([run.train_dataset])
     with torch.no_grad():
         own = prepare_prompt(teacher, groups[0].prompt.inputs)
-        [expected] = forward_groups(teacher, [own], [groups[0].ids], layers=[3, 0])
-    assert list(groups[0].target_rows) == [1, 0]
-    for rows, distilled, layer in zip(groups[0].target_rows.values(), groups[0].teacher_rows, (3, 0), strict=True):
+        [expected] = forward_groups(teacher, [own], [groups[0].scored.ids], layers=[3, 0])
+    assert list(groups[0].targets.target_rows) == [1, 0]
+    for rows, distilled, layer in zip(
+        groups[0].targets.target_rows.values(), groups[0].targets.teacher_rows, (3, 0), strict=True
+    ):
         torch.testing.assert_close(rows, expected.layers[layer])
         assert torch.equal(rows, distilled)
     run.train()

@@ -101,8 +101,8 @@ def test_a_dump_holds_the_batch_as_it_was(tmp_path: Path, anchor: str) -> None:
     run.state.max_steps = 2
     run.dump("a test").save(tmp_path / "dump", 3)
     [read] = load_dump(tmp_path / "dump", 3, run.model).micro_batches
-    assert [group.texts for group in read] == [group.texts for group in groups]
-    assert read[0].record.solution == groups[0].record.solution
+    assert [group.scored.texts for group in read] == [group.scored.texts for group in groups]
+    assert read[0].scored.record.solution == groups[0].scored.record.solution
     assert torch.equal(run.compute_loss(run.model, read), expected)
     with pytest.raises(ValueError, match=r"no dump of process 0; expected batch-0\.json"):
         load_dump(tmp_path / "dump", 0, run.model)

@@ -51,9 +51,9 @@ def test_the_look_bias_lies_on_all_of_a_text_prompt_and_training_moves_the_model
     trainer = RALTrainer(model, args, needle_records(2, 0), reward_funcs=reward, processing_class=tokenizer)
     trainer.train()
     for group in (group for batch in trainer.groups for group in batch):
-        assert group.look_bias is not None
-        assert group.look_bias.shape == (4, len(group.prompt.input_ids))
-        assert bool((group.look_bias != 0).all())
+        assert group.scored.look_bias is not None
+        assert group.scored.look_bias.shape == (4, len(group.prompt.input_ids))
+        assert bool((group.scored.look_bias != 0).all())
     assert not torch.equal(before, model.model.layers[-1].self_attn.q_proj.weight)
 
 

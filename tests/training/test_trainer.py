@@ -21,7 +21,7 @@ from ral.data.record import Box, Record
 from ral.errors import DataError
 from ral.objective.anchors import ANCHORS
 from ral.rewards.functions import RewardError
-from ral.rollouts.group import ScoredGroup, selected_rows
+from ral.rollouts.group import TrainingGroup, selected_rows
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.training.trainer import RALTrainer
@@ -81,7 +81,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def rollouts(run: RALTrainer, records: Sequence[Record] = RECORDS[:2]) -> list[ScoredGroup]:
+def rollouts(run: RALTrainer, records: Sequence[Record] = RECORDS[:2]) -> list[TrainingGroup]:
     [groups] = run.make_rollouts([list(records)])
     return groups
 
@@ -186,14 +186,14 @@ def test_old_log_probabilities_are_those_of_the_policy_that_sampled(tmp_path: Pa
     groups = rollouts(run)
     with torch.no_grad():
         explicit = forward_groups(
-            run.model, [g.prompt for g in groups], [g.ids for g in groups], temperature=run.args.temperature
+            run.model, [g.prompt for g in groups], [g.scored.ids for g in groups], temperature=run.args.temperature
         )
     run.compute_loss(run.model, groups)
     for group, output in zip(groups, explicit, strict=True):
-        torch.testing.assert_close(group.old_logps, output.logps, atol=1e-6, rtol=0)
-        torch.testing.assert_close(group.old_rows[1], output.attention, atol=1e-6, rtol=0)
-        assert not group.old_logps.requires_grad
-        assert not group.old_rows[1].requires_grad
+        torch.testing.assert_close(group.old.logps, output.logps, atol=1e-6, rtol=0)
+        torch.testing.assert_close(group.old.rows[1], output.attention, atol=1e-6, rtol=0)
+        assert not group.old.logps.requires_grad
+        assert not group.old.rows[1].requires_grad
 
 
 def test_explore_aims_at_the_rows_of_the_biased_rollout(tmp_path: Path) -> None:
@@ -203,13 +203,13 @@ def test_explore_aims_at_the_rows_of_the_biased_rollout(tmp_path: Path) -> None:
         biased = forward_groups(
             run.model,
             [g.prompt for g in groups],
-            [g.ids for g in groups],
-            look_bias=[g.look_bias for g in groups],
+            [g.scored.ids for g in groups],
+            look_bias=[g.scored.look_bias for g in groups],
         )
     run.compute_loss(run.model, groups)
     for group, output in zip(groups, biased, strict=True):
-        torch.testing.assert_close(group.target_rows[1], output.attention, atol=1e-6, rtol=0)
-        assert (group.target_rows[1] - group.old_rows[1]).abs().max() > 1e-2
+        torch.testing.assert_close(group.targets.target_rows[1], output.attention, atol=1e-6, rtol=0)
+        assert (group.targets.target_rows[1] - group.old.rows[1]).abs().max() > 1e-2
 
 
 def test_the_exact_ratio_of_explore_is_taken_to_the_biased_policy(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_the_exact_ratio_of_explore_is_taken_to_the_biased_policy(tmp_path: Path
         groups = rollouts(run)
         outputs = run.compute_loss(run.model, groups, return_outputs=True)[1]
         for group, output in zip(groups, outputs, strict=True):
-            expected = output.logps.detach() if ratio == "policy" else group.biased_logps
-            assert torch.equal(group.old_logps, expected)
-            assert (group.biased_logps - output.logps).abs().max() > 1e-3
+            expected = output.logps.detach() if ratio == "policy" else group.targets.biased_logps
+            assert torch.equal(group.old.logps, expected)
+            assert (group.targets.biased_logps - output.logps).abs().max() > 1e-3
     run.train()
     first = lines(tmp_path / "behaviour" / "metrics.jsonl")[0]
     assert first["explore/logp_gap"] > 0
@@ -258,7 +258,7 @@ def test_sinks_are_left_out_of_the_rows(tmp_path: Path) -> None:
     groups = rollouts(run)
     _, outputs = run.compute_loss(run.model, groups, return_outputs=True)
     for group, output in zip(groups, outputs, strict=True):
-        rows = group.old_rows[1]
+        rows = group.old.rows[1]
         assert rows.shape[-1] == output.attention.shape[-1] - 2
         torch.testing.assert_close(rows.sum(-1), output.mask.float())
         kept = output.attention.detach()[..., 2:]
@@ -379,11 +379,14 @@ def test_the_reference_is_the_start_model(tmp_path: Path, adapter: LoraConfig | 
     groups = rollouts(run)
     with torch.no_grad():
         start = forward_groups(
-            copy.deepcopy(MODEL), [g.prompt for g in groups], [g.ids for g in groups], temperature=run.args.temperature
+            copy.deepcopy(MODEL),
+            [g.prompt for g in groups],
+            [g.scored.ids for g in groups],
+            temperature=run.args.temperature,
         )
     for group, output in zip(groups, start, strict=True):
-        torch.testing.assert_close(group.ref_logps, output.logps, atol=1e-5, rtol=0)
-        torch.testing.assert_close(group.target_rows[1], output.attention, atol=1e-5, rtol=0)
+        torch.testing.assert_close(group.targets.ref_logps, output.logps, atol=1e-5, rtol=0)
+        torch.testing.assert_close(group.targets.target_rows[1], output.attention, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
@@ -450,14 +453,14 @@ def test_controls_change_the_attention_term_only(tmp_path: Path, advantage: str)
     run = trainer(tmp_path, attention_advantage=advantage, reward_funcs=spread)
     plain = trainer(tmp_path / "plain", reward_funcs=spread)
     for group, without in zip(rollouts(run), rollouts(plain), strict=True):
-        assert torch.equal(group.advantages, without.advantages)
-        assert torch.equal(without.attention_advantages, without.advantages)
-        used = group.attention_advantages
+        assert torch.equal(group.scored.advantages, without.scored.advantages)
+        assert torch.equal(without.scored.attention_advantages, without.scored.advantages)
+        used = group.scored.attention_advantages
         if advantage == "absolute":
-            assert torch.equal(used, group.advantages.abs())
+            assert torch.equal(used, group.scored.advantages.abs())
         else:
-            assert torch.equal(used.sort().values, group.advantages.sort().values)
-    assert any(not torch.equal(group.attention_advantages, group.advantages) for group in rollouts(run))
+            assert torch.equal(used.sort().values, group.scored.advantages.sort().values)
+    assert any(not torch.equal(group.scored.attention_advantages, group.scored.advantages) for group in rollouts(run))
 
 
 @pytest.mark.parametrize("keys", ["all", "prompt", "visual"])
@@ -468,7 +471,7 @@ def test_several_layers_and_every_key_selection_train(tmp_path: Path, keys: str)
     groups = rollouts(run)
     _, outputs = run.compute_loss(run.model, groups, return_outputs=True)
     assert [list(selected_rows(output, keys)) for output in outputs] == [[0, 1]] * 2
-    assert groups[0].old_rows.keys() == {0, 1}
+    assert groups[0].old.rows.keys() == {0, 1}
     run.train()
     assert lines(tmp_path / "metrics.jsonl")[1]["grad/attention_norm"] > 0
 
@@ -494,7 +497,7 @@ def test_a_reward_function_gets_what_trl_would_give_it(tmp_path: Path) -> None:
     assert call["solution"] == ["red"] * G
     assert call["level"] == [7] * G
     assert call["problem_type"] == ["free-form"] * G
-    assert call["completions"] == group.texts
+    assert call["completions"] == group.scored.texts
     assert call["completion_ids"] == [y.ids.tolist() for y in group.completions]
     assert "what is it?" in call["prompts"][0]
 

@@ -1,14 +1,14 @@
 """Anchors: what a rollout's attention is pulled to when it succeeded and pushed from when it failed.
 
 An anchor is one function of `AttentionState` that returns a `Term`. To add one, write the function and put it into
-`ANCHORS`; the trainer, the configuration and the command line know it by its name from then on.
+`ANCHORS`; the trainer, the configuration and the command line know it by its name from then on. Where its target is of a new
+kind, a function of that name in `ral.training.targets.TARGETS` computes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,17 +43,29 @@ class AttentionState:
 
 @dataclass(frozen=True)
 class Anchor:
-    """An anchor and what it needs.
+    """An anchor and what it asks of a run (`ral.objective.needs.Needs`).
 
     Attributes:
         term: the loss of one group and layer.
-        target: where `AttentionState.target` comes from, or None; `evidence` asks for that field instead.
+        target: the name, in `ral.training.targets.TARGETS`, of what computes `AttentionState.target` (`evidence`: the field of
+            that name); None: the anchor compares with the old rows.
+        needs: further built-in targets whose sources its own target takes: `ref` (the start model), `teacher` (a teacher),
+            `explore` (rollouts under a look bias), `evidence` (records that say where it is).
+        policy_pass: its target takes one more pass of the policy for every rollout batch.
+        uses_advantages: False where the loss is the same for every rollout, however rewarded.
         needs_inner_updates: its gradient vanishes identically when every rollout batch gets one update only.
     """
 
     term: Callable[[AttentionState], Term]
-    target: Literal["ref", "explore", "teacher", "evidence"] | None = None
+    target: str | None = None
+    needs: tuple[str, ...] = ()
+    policy_pass: bool = False
+    uses_advantages: bool = True
     needs_inner_updates: bool = False
+
+    def uses(self, target: str) -> bool:
+        """Whether it compares with this built-in target, or takes that target's sources."""
+        return target == self.target or target in self.needs
 
 
 def old(state: AttentionState) -> Term:
@@ -134,7 +146,7 @@ ANCHORS: dict[str, Anchor] = {
     "ref": Anchor(to_target, target="ref"),
     "group": Anchor(group),
     "credit": Anchor(credit),
-    "evidence": Anchor(evidence, target="evidence"),
-    "explore": Anchor(to_target, target="explore"),
+    "evidence": Anchor(evidence, target="evidence", uses_advantages=False),
+    "explore": Anchor(to_target, target="explore", policy_pass=True),
     "teacher": Anchor(to_target, target="teacher"),
 }

@@ -13,7 +13,7 @@ from ral.data.media import DEFAULT_FRAMES
 from ral.data.settings import PromptSettings
 from ral.errors import ConfigError
 from ral.models.lora import lora_config
-from ral.objective.anchors import ANCHORS
+from ral.objective.needs import Needs
 from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
 from ral.recipe import Recipe
 from ral.testbed import model_name
@@ -37,7 +37,7 @@ class Setup:
         group, prompts: completions of a prompt, prompts in one pass.
         accumulation, iterations: passes of an optimiser step, optimiser steps of a rollout batch.
         captured: layers whose attention rows are formed.
-        reference: a copy of the start model is held. target_pass: the anchor asks for one more pass.
+        reference: a copy of the start model is held. target_pass: one more pass of the policy for every rollout batch.
         norm_steps: the two terms' gradients are measured in every n-th rollout batch; 0: never.
         optimiser: bytes of states per trained parameter.
     """
@@ -117,10 +117,8 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
     visual = max(0, prompt_tokens - TEXT_TOKENS) if visual is None else min(visual, prompt_tokens)
     engine = sharding or _sharding(args)
     fsdp: Any = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
-    anchor = ANCHORS[args.attention_anchor] if args.attention_coef > 0 else None
-    measured = args.gradient_norm_steps > 0
-    captures = anchor is not None or args.attention_distill_coef > 0 or measured
-    reference = args.beta > 0 or (anchor is not None and anchor.target == "ref")
+    needs = Needs.of(args)
+    captures = needs.rows or args.gradient_norm_steps > 0
     return Setup(
         model=shape,
         weights=weights_of(model, adapter, four_bits, args.freeze_vision),
@@ -137,9 +135,9 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
         accumulation=args.gradient_accumulation_steps,
         iterations=args.num_iterations,
         captured=len(args.attention_layers) if captures else 0,
-        reference=reference and adapter is None,
-        reference_pass=reference,
-        target_pass=anchor is not None and anchor.target == "explore",
+        reference=needs.reference and adapter is None,
+        reference_pass="ref" in needs.targets,
+        target_pass=needs.policy_pass,
         norm_steps=args.gradient_norm_steps,
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
         teacher=None if recipe.teacher is None else _teacher(recipe.teacher),

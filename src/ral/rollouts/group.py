@@ -1,9 +1,15 @@
-"""Typed records between the stages: a prompt group from its rollouts to the objective."""
+"""Typed records between the stages: a prompt group from its rollouts to the objective.
+
+    SampledGroup → ScoredGroup → TrainingGroup(scored, Targets, OldPass)
+
+A record is whole and frozen once its stage is over. `TrainingGroup` holds those of one group; its `old` pass alone is filled
+in later, by the first inner update.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,42 +23,18 @@ from ral.objective.terms import Mean
 from ral.rollouts.sampling import Completion
 
 
-@dataclass
-class ScoredGroup:
-    """One prompt with its G scored completions; what later stages add starts as None.
+@dataclass(frozen=True, kw_only=True)
+class SampledGroup:
+    """One prompt with its G completions.
 
     Attributes:
-        texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply.
-        reward, advantages: `[G]`.
-        weights: `[G, R]`, how much each token counts in the optimiser step.
-        attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
-        evidence: `[P]` bool, the prompt's tokens that show it (`evidence`), None where it is not known. answer: `[G, R]` bool,
-            the completions' tokens that give the answer.
-        look_bias: `[G, P]` the rollouts were sampled under (`explore`), biased_logps: `[G, R]` under it.
-        old_logps: `[G, R]`, old_rows: layer → `[G, R, K]`: the policy when the rollouts were made.
-        ref_logps: `[G, R]` of the start model. target_rows: layer → `[G, R, K]` the anchor asked for.
-        teacher_rows: one `[G, R, K]` per trained layer, teacher_hidden: `[ΣR, d]`, of the distillation's teacher.
+        look_bias: `[G, P]` that they were sampled under (`explore`); None without one.
     """
 
     record: Record
     prompt: Prompt
     completions: list[Completion]
-    texts: list[str]
-    rewards: dict[str, Tensor]
-    reward: Tensor
-    advantages: Tensor
-    attention_advantages: Tensor
-    weights: Tensor = field(init=False)  # once the whole optimiser step is known
-    evidence: Tensor | None = None
-    answer: Tensor | None = None
     look_bias: Tensor | None = None
-    biased_logps: Tensor | None = None
-    old_logps: Tensor | None = None
-    old_rows: dict[int, Tensor] = field(default_factory=dict)
-    ref_logps: Tensor | None = None
-    target_rows: dict[int, Tensor] | None = None
-    teacher_rows: list[Tensor] | None = None
-    teacher_hidden: Tensor | None = None
 
     @property
     def ids(self) -> list[Tensor]:
@@ -60,7 +42,7 @@ class ScoredGroup:
 
     @property
     def sampling_logps(self) -> Tensor | None:
-        """`[G, R]` log-probabilities another engine drew the tokens at, 0 on padding; None where the policy drew them."""
+        """`[G, R]` log-probabilities another engine sampled the tokens at, 0 on padding; None where the policy sampled them."""
         logps = [completion.logps for completion in self.completions if completion.logps is not None]
         return pad_sequence(logps, batch_first=True) if logps else None
 
@@ -69,15 +51,32 @@ class ScoredGroup:
         """`[G]` tokens per completion."""
         return torch.tensor([len(completion.ids) for completion in self.completions])
 
-    def shared_keys(self, keys: Keys, skip: int = 0) -> int:
-        """Leading keys of a selected row that are the same position for every completion."""
-        return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids) - skip
+    @property
+    def mask(self) -> Tensor:
+        """`[G, R]` bool, true on real tokens; on the CPU."""
+        lengths = self.lengths
+        return torch.arange(int(lengths.max())) < lengths[:, None]
 
-    def shared_evidence(self, keys: Keys, skip: int = 0) -> Tensor | None:
-        """Which of the `shared_keys` show the evidence."""
-        if self.evidence is None:
-            return None
-        return self.evidence[self.prompt.visual] if keys == "visual" else self.evidence[skip:]
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup(SampledGroup):
+    """A sampled group with what its completions are worth.
+
+    Attributes:
+        texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply.
+        reward, advantages: `[G]`.
+        attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
+        weights: `[G, R]`, how much each token counts in the optimiser step.
+        scorer_failures: completions that a scorer failed on.
+    """
+
+    texts: list[str]
+    rewards: dict[str, Tensor]
+    reward: Tensor
+    advantages: Tensor
+    attention_advantages: Tensor
+    weights: Tensor
+    scorer_failures: int = 0
 
     def samples(self, step: int) -> Iterator[dict[str, Any]]:
         """One row of `samples.jsonl` per completion."""
@@ -92,6 +91,81 @@ class ScoredGroup:
                 "rewards": {name: float(values[g]) for name, values in self.rewards.items()},
                 "advantage": float(self.advantages[g]),
             }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the losses compare the policy with; None where the run does not need it. Detached.
+
+    Attributes:
+        ref_logps: `[G, R]` of the start model.
+        target_rows: layer → `[G, R, K]`, the anchor's target.
+        biased_logps: `[G, R]` of the policy under the look bias.
+        evidence: `[P]` bool, the prompt's tokens that show it. answer: `[G, R]` bool, the completions' tokens that give the answer.
+        teacher_rows: one `[G, R, K]` per trained layer. teacher_hidden: `[ΣR, d]`. Both of the distillation's teacher.
+    """
+
+    ref_logps: Tensor | None = None
+    target_rows: dict[int, Tensor] | None = None
+    biased_logps: Tensor | None = None
+    evidence: Tensor | None = None
+    answer: Tensor | None = None
+    teacher_rows: list[Tensor] | None = None
+    teacher_hidden: Tensor | None = None
+
+    def updated(self, other: Targets) -> Targets:
+        """These, and those of `other` that are known there."""
+        known = {item.name: getattr(other, item.name) for item in fields(other)}
+        return replace(self, **{name: value for name, value in known.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldPass:
+    """The policy as it was when the rollouts were made. Detached.
+
+    Attributes:
+        logps: `[G, R]`, the denominator of the token ratio.
+        rows: layer → `[G, R, K]`; empty where no attention is captured.
+        importance: `[G, R]`, how much a token counts that another engine sampled; None where the policy sampled it.
+    """
+
+    logps: Tensor
+    rows: dict[int, Tensor]
+    importance: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class TrainingGroup:
+    """All that is known of one group; `old` is None until the first inner update's pass."""
+
+    scored: ScoredGroup
+    targets: Targets
+    old: OldPass | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.scored.prompt
+
+    @property
+    def completions(self) -> list[Completion]:
+        return self.scored.completions
+
+    @property
+    def weights(self) -> Tensor:
+        """`[G, R]`, how much each token counts, with its importance."""
+        importance = None if self.old is None else self.old.importance
+        return self.scored.weights if importance is None else self.scored.weights * importance
+
+    def shared_keys(self, keys: Keys, skip: int = 0) -> int:
+        """Leading keys of a selected row that are the same position for every completion."""
+        return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids) - skip
+
+    def shared_evidence(self, keys: Keys, skip: int = 0) -> Tensor | None:
+        """Which of the `shared_keys` show the evidence."""
+        evidence = self.targets.evidence
+        if evidence is None:
+            return None
+        return evidence[self.prompt.visual] if keys == "visual" else evidence[skip:]
 
 
 def selected_rows(output: GroupOutput, keys: Keys, skip: int = 0) -> dict[int, Tensor]:
@@ -113,7 +187,9 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
         "truncated": torch.tensor([float(c.truncated) for group in groups for c in group.completions]),
     }
     values |= {f"reward/{name}": torch.cat([group.rewards[name] for group in groups]) for name in groups[0].rewards}
-    return {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
+    means = {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
+    failures = torch.tensor(float(sum(group.scorer_failures for group in groups)))
+    return means | {"scorer_failed": Mean(failures, torch.tensor(float(reward.numel())))}
 
 
 def draw_look_bias(prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator) -> Tensor:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.models import has_vision, make_capturable, patch_values
+from ral.attention.models import has_vision, make_capturable, patch_values, pretrained
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
+from ral.config import RALConfig
 from ral.errors import ConfigError
+from ral.models.loading import frozen, load_model, load_processor
 from ral.objective.divergence import generalised_jensen_shannon
+from ral.objective.needs import Needs
+from ral.rollouts.group import TrainingGroup
 
 
 class TeacherError(ConfigError):
@@ -40,6 +46,40 @@ class TokenDivergence:
         shared = min(teacher.shape[-1], logits.shape[-1])
         student_logps, teacher_logps = (x[..., :shared].log_softmax(dim=-1) for x in (logits, teacher))
         return {"gkd": generalised_jensen_shannon(student_logps, teacher_logps, self.beta)}
+
+
+def token_divergence(
+    teacher: nn.Module | None, groups: Sequence[TrainingGroup], args: RALConfig
+) -> TokenDivergence | None:
+    """What measures the student's token distributions against the teacher's, in the order of the packed row of `groups`."""
+    hidden = [group.targets.teacher_hidden for group in groups if group.targets.teacher_hidden is not None]
+    if not hidden or teacher is None:
+        return None
+    head = pretrained(teacher).get_output_embeddings()
+    return TokenDivergence(head, torch.cat(hidden), args.distill_beta, args.temperature)
+
+
+def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, needs: Needs) -> nn.Module | None:
+    """The frozen teacher, if the run needs one; `processor` is the student's.
+
+    Raises:
+        ConfigError: settings that need a teacher without one, or a teacher that nothing is learnt from.
+        TeacherError: another tokenizer.
+    """
+    if needs.teacher != (teacher is not None):
+        raise ConfigError(
+            "distill_coef, attention_distill_coef or attention_anchor='teacher' is set, but there is no teacher; give one"
+            if needs.teacher
+            else "a teacher is given, but nothing is learnt from it; set distill_coef, attention_distill_coef or "
+            "attention_anchor='teacher'"
+        )
+    if teacher is None:
+        return None
+    model = load_model(teacher) if isinstance(teacher, str | Path) else teacher
+    if model.name_or_path:
+        check_same_tokens(processor, load_processor(model.name_or_path))
+    make_capturable(model)
+    return frozen(model)
 
 
 class _KeepHidden:

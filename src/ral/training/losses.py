@@ -1,83 +1,163 @@
-"""The losses of one scored group, from the policy's packed forward: each is a `Term` of a loss and its metrics.
+"""The losses of prompt groups, from the policy's packed forward: each is a `Term` of a loss and its metrics.
 
-What they are held against (old log-probabilities and rows, the reference's, the anchor's target, the teacher's) was kept in
-the group when its rollouts were made; the formulas are those of `objective` and `anchors`.
+Targets and the old pass are stored in the group; the formulas are those of `ral.objective`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor, nn
 
 from ral.attention import GroupOutput, visual_share
+from ral.attention.models import pretrained, trains_vision
 from ral.config import RALConfig
+from ral.models.sharding import zero_vision_loss
 from ral.objective.anchors import ANCHORS, AttentionState
 from ral.objective.divergence import jensen_shannon
 from ral.objective.terms import Mean, Term, cancelled_share, distillation_loss, grpo_loss
-from ral.rollouts.group import ScoredGroup, selected_rows
+from ral.rollouts.group import TrainingGroup
+from ral.training.distillation import token_divergence
+from ral.training.forward import packed_forward, rows_of
 
 
-def token_term(group: ScoredGroup, output: GroupOutput, args: RALConfig) -> Term:
+@dataclass(frozen=True)
+class MicroBatchLoss:
+    """Scalar losses of one micro-batch, sums over its groups.
+
+    Attributes:
+        token: GRPO's. attention: the anchor's, without λ. distillation: with its coefficients.
+        metrics: of every group and term.
+    """
+
+    token: Tensor
+    attention: Tensor
+    distillation: Tensor
+    metrics: list[dict[str, Mean]]
+
+    def total(self, attention_weight: float) -> Tensor:
+        """token + weight · attention + distillation."""
+        loss = self.token + attention_weight * self.attention if attention_weight else self.token
+        return loss + self.distillation
+
+
+def policy_pass(
+    model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig, *, capture: bool, teacher: nn.Module | None
+) -> list[GroupOutput]:
+    """The pass that trains: with the trained layers' rows, if `capture`, and the divergence from the teacher's tokens."""
+    return packed_forward(
+        model,
+        [group.scored for group in groups],
+        args,
+        layers=args.attention_layers if capture else (),
+        token_statistics=token_divergence(teacher, groups, args),
+    )
+
+
+def micro_batch_loss(
+    model: nn.Module,
+    groups: Sequence[TrainingGroup],
+    outputs: Sequence[GroupOutput],
+    args: RALConfig,
+    measure: bool = False,
+) -> MicroBatchLoss:
+    """The losses of `outputs`, the policy's pass over `groups`, each of which has its old pass; `measure`: see `attention_term`."""
+    token = attention = distillation = _nothing(model, groups, args)
+    metrics = []
+    for group, output in zip(groups, outputs, strict=True):
+        terms = (
+            token_term(group, output, args),
+            attention_term(group, output, args, measure),
+            distillation_term(group, output, args),
+        )
+        token, attention, distillation = (
+            total + term.loss for total, term in zip((token, attention, distillation), terms, strict=True)
+        )
+        metrics += [term.metrics for term in terms]
+    return MicroBatchLoss(token, attention, distillation, metrics)
+
+
+def _nothing(model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig) -> Tensor:
+    """0; with a gradient of 0 for a vision tower that is trained and saw nothing."""
+    blind = not any(bool(group.prompt.visual.any()) for group in groups)
+    if blind and trains_vision(pretrained(model)):
+        return zero_vision_loss(model)
+    return torch.zeros((), device=args.device)
+
+
+def token_term(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> Term:
     """GRPO's clipped token loss, with the KL to the reference."""
-    assert group.old_logps is not None
+    assert group.old is not None
+    targets = group.targets
     term = grpo_loss(
         output.logps,
-        group.old_logps,
-        group.advantages,
+        group.old.logps,
+        group.scored.advantages,
         group.weights,
         epsilon=args.epsilon,
         epsilon_high=args.epsilon_high,
-        ref_logps=group.ref_logps if args.beta else None,
+        ref_logps=targets.ref_logps if args.beta else None,
         beta=args.beta,
     )
     metrics = {"entropy": Mean.over(output.entropy, output.mask)}
-    if group.biased_logps is not None:
-        gap = (group.biased_logps - output.logps).abs()
+    if targets.biased_logps is not None:
+        gap = (targets.biased_logps - output.logps).abs()
         metrics["explore/logp_gap"] = Mean.over(gap, output.mask)
     return Term(term.loss, term.metrics | metrics)
 
 
-def attention_term(group: ScoredGroup, output: GroupOutput, args: RALConfig, measure: bool = False) -> Term:
+def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, measure: bool = False) -> Term:
     """The anchor's loss, its mean over the trained layers; 0 where no attention was captured.
 
     Args:
         measure: also measure how much of the signal cancels inside the group; costs a small backward pass.
     """
-    rows = selected_rows(output, args.attention_keys, args.attention_skip)
+    assert group.old is not None
+    rows, targets = rows_of(output, args), group.targets
     metrics: dict[str, Mean] = {}
     losses = [torch.zeros((), device=output.logps.device)]
     anchor, keys = ANCHORS[args.attention_anchor], (args.attention_keys, args.attention_skip)
     shared_keys, evidence = group.shared_keys(*keys), group.shared_evidence(*keys)
     for layer, current in rows.items():
-        old = group.old_rows[layer]
+        old = group.old.rows[layer]
         # Without a target the term is measured, but not trained: an arm without the attention term.
-        target = old if group.target_rows is None else group.target_rows[layer]
+        target = old if targets.target_rows is None else targets.target_rows[layer]
         state = AttentionState(
-            current, old, target, group.attention_advantages, group.weights, shared_keys, evidence, group.answer
+            current,
+            old,
+            target,
+            group.scored.attention_advantages,
+            group.weights,
+            shared_keys,
+            evidence,
+            targets.answer,
         )
         term = anchor.term(state)
         losses.append(term.loss / len(rows))
         metrics |= term.metrics | {"attention/loss": Mean.of(term.loss)}
         if measure and term.loss.requires_grad:
             (signal,) = torch.autograd.grad(term.loss, current, retain_graph=True)
-            metrics["attention/cancelled"] = cancelled_share(signal, group.ids, args.attention_query == "token")
+            metrics["attention/cancelled"] = cancelled_share(signal, group.scored.ids, args.attention_query == "token")
         if bool(output.visual.any()):
             share = visual_share(output.layers[layer].detach(), output.own[layer], output.mask, output.visual)
             metrics["visual_share"] = Mean.of(share)
     return Term(torch.stack(losses).sum(), metrics)
 
 
-def distillation_term(group: ScoredGroup, output: GroupOutput, args: RALConfig) -> Term:
+def distillation_term(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> Term:
     """μ · GKD + γ · JSD(student's rows ‖ teacher's rows), without advantage; 0 without a teacher."""
     loss = torch.zeros((), device=output.logps.device)
     metrics: dict[str, Mean] = {}
     if "gkd" in output.extra:
         term = distillation_loss(output.extra["gkd"], group.weights, "distill/gkd")
         loss, metrics = loss + args.distill_coef * term.loss, metrics | term.metrics
-    if args.attention_distill_coef and group.teacher_rows is not None:
-        rows = selected_rows(output, args.attention_keys, args.attention_skip).values()
-        for student, teacher in zip(rows, group.teacher_rows, strict=True):
+    taught = group.targets.teacher_rows
+    if args.attention_distill_coef and taught is not None:
+        for student, teacher in zip(rows_of(output, args).values(), taught, strict=True):
             divergence = jensen_shannon(student, teacher)
             term = distillation_loss(divergence, group.weights, "distill/attention_jsd")
-            loss = loss + args.attention_distill_coef * term.loss / len(group.teacher_rows)
+            loss = loss + args.attention_distill_coef * term.loss / len(taught)
             metrics |= term.metrics
     return Term(loss, metrics)

@@ -10,22 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ral.attention import GroupOutput
 from ral.config import RALConfig
 from ral.data.reading import Reading
 from ral.models.loading import load_policy, load_processor
+from ral.models.sharding import prepare_frozen
+from ral.objective.needs import Needs
 from ral.rewards.functions import RewardError, build_rewards, of_record, run_reward
-from ral.rollouts.group import ScoredGroup
+from ral.rollouts.group import TrainingGroup
 from ral.runs.resume import without_removed
+from ral.training.distillation import load_teacher
 from ral.training.dumps import MODEL, ExamplesDump, FailedReward, RolloutsDump, load_dump, non_finite_fields
-from ral.training.losses import attention_term, distillation_term, token_term
-from ral.training.nonfinite import NonFiniteGuardTrainer, gradient_norm
+from ral.training.losses import (
+    attention_term,
+    distillation_term,
+    micro_batch_loss,
+    policy_pass,
+    token_term,
+)
+from ral.training.nonfinite import gradient_norm
+from ral.training.policy import prepare_policy
 from ral.training.sft import Examples, SFTSettings, WorkedExamplesTrainer
-from ral.training.trainer import RALTrainer
+from ral.training.targets import old_pass
 
 
 def replay(folder: Path, output: Path, process: int = 0, reward: str | None = None) -> Iterator[str]:
@@ -70,21 +82,25 @@ def _of_reward(failed: FailedReward, reward: str | None) -> Iterator[str]:
 
 
 def _of_rollouts(dump: RolloutsDump, model: PreTrainedModel | PeftModel, folder: Path, output: Path) -> Iterator[str]:
-    trainer = _Reinforcement(
-        model,
-        RALConfig(output_dir=str(output), **without_removed(dump.settings, f"{folder}")),
-        processing_class=load_processor(folder / MODEL),
-        teacher=dump.teacher,
-    )
-    trainer.state.global_step, trainer.state.max_steps, trainer.balance.factor = dump.step, dump.max_steps, dump.factor
-    policy = trainer.accelerator.prepare_model(trainer.model)
+    args = RALConfig(output_dir=str(output), **without_removed(dump.settings, f"{folder}"))
+    needs = Needs.of(args)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    policy = accelerator.prepare_model(prepare_policy(model, args))
+    teacher = load_teacher(dump.teacher, load_processor(folder / MODEL), needs)
+    teacher = None if teacher is None else prepare_frozen(accelerator, teacher)
+    weight = args.attention_coef * dump.factor
+    forward = partial(policy_pass, policy, args=args, capture=needs.rows, teacher=teacher)
+
+    def loss(micro_batch: list[TrainingGroup]) -> Tensor:
+        return micro_batch_loss(policy, micro_batch, forward(micro_batch), args).total(weight)
+
     for m, micro_batch in enumerate(dump.micro_batches):
         for g, group in enumerate(micro_batch):
-            place = f"micro-batch {m}, group {g} (record {group.record.id})"
+            place = f"micro-batch {m}, group {g} (record {group.scored.record.id})"
             for name in non_finite_fields(group):
                 yield f"{place}: {name} was not finite before the pass"
-            yield from _of_group(trainer, policy, group, place)
-        yield from _of_gradient(trainer, partial(trainer.compute_loss, policy, micro_batch), f"micro-batch {m}")
+            yield from _of_group(policy, group, forward, args, place)
+        yield from _of_gradient(policy, partial(loss, micro_batch), f"micro-batch {m}")
 
 
 def _of_examples(dump: ExamplesDump, model: PreTrainedModel | PeftModel, folder: Path, output: Path) -> Iterator[str]:
@@ -110,20 +126,27 @@ def _of_examples(dump: ExamplesDump, model: PreTrainedModel | PeftModel, folder:
         with torch.no_grad(), _watched(trainer.model, modules):
             loss()
         yield from _first_of(modules, place)
-        yield from _of_gradient(trainer, loss, place)
+        yield from _of_gradient(trainer.model, loss, place)
 
 
-def _of_group(trainer: RALTrainer, policy: nn.Module, group: ScoredGroup, place: str) -> Iterator[str]:
-    """The forward pass and the terms of one group."""
+def _of_group(
+    policy: nn.Module,
+    group: TrainingGroup,
+    forward: Callable[[list[TrainingGroup]], list[GroupOutput]],
+    args: RALConfig,
+    place: str,
+) -> Iterator[str]:
+    """The forward pass and the terms of one group, which gets its old pass where the run stopped before it."""
     modules: list[str] = []
-    with torch.no_grad(), _watched(trainer.model, modules):
-        [output] = trainer.forward(policy, [group])
+    with torch.no_grad(), _watched(policy, modules):
+        [output] = forward([group])
     yield from _first_of(modules, place)
     terms = {"token": token_term, "attention": attention_term, "distillation": distillation_term}
     with torch.no_grad():
-        trainer.keep_old(group, output)
+        if group.old is None:
+            group.old, _ = old_pass(group, output, args)
         for name, term in terms.items():
-            loss = term(group, output, trainer.args).loss
+            loss = term(group, output, args).loss
             yield f"{place}: {name} term {float(loss):.6g}"
 
 
@@ -132,14 +155,14 @@ def _first_of(modules: list[str], place: str) -> Iterator[str]:
         yield f"{place}: the output of {modules[0]} is the first that is not finite (of {len(modules)} modules)"
 
 
-def _of_gradient(trainer: NonFiniteGuardTrainer, compute_loss: Callable[[], Any], place: str) -> Iterator[str]:
+def _of_gradient(model: nn.Module, compute_loss: Callable[[], Any], place: str) -> Iterator[str]:
     """Loss and gradient of a micro-batch; where there is a NaN, autograd names the operation that made the first."""
-    trainer.model.zero_grad()
+    model.zero_grad()
     loss = compute_loss()
     loss.backward()
-    gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-    norm = gradient_norm(trainer.model.parameters())
+    norm = gradient_norm(model.parameters())
     yield f"{place}: loss {float(loss.detach()):.6g}, gradient norm {float(norm):.6g}"
     if not bad:
         return
@@ -151,19 +174,11 @@ def _of_gradient(trainer: NonFiniteGuardTrainer, compute_loss: Callable[[], Any]
         yield f"{place}: {error}"
 
 
-class _Unguarded(NonFiniteGuardTrainer):
-    """Goes on where the run was stopped."""
+class _FineTuning(WorkedExamplesTrainer):
+    """Its loss is TRL's. Goes on where the run was stopped."""
 
     def require_finite(self, what: str, value: Tensor) -> None:
         pass
-
-
-class _Reinforcement(_Unguarded, RALTrainer):
-    pass
-
-
-class _FineTuning(_Unguarded, WorkedExamplesTrainer):
-    pass
 
 
 @contextmanager

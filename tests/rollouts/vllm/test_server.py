@@ -64,8 +64,8 @@ def test_a_policy_trains_on_rollouts_of_a_server_that_follows_it(tmp_path: Path)
         assert row["rollout/importance"] == pytest.approx(1 - row["rollout/logp_gap"], abs=1e-3)
     groups = [group for micro_batch in run.groups for group in micro_batch]
     banned = {505, 506, 503, 504}
-    assert not banned & {int(token) for group in groups for ids in group.ids for token in ids}
-    assert all(ids[-1] == 500 or len(ids) == 16 for group in groups for ids in group.ids)
+    assert not banned & {int(token) for group in groups for ids in group.scored.ids for token in ids}
+    assert all(ids[-1] == 500 or len(ids) == 16 for group in groups for ids in group.scored.ids)
 
 
 @with_server

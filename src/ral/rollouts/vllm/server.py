@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ral.attention import Prompt
 from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
@@ -36,6 +36,11 @@ from ral.rollouts.vllm.video import lossless_video, video_rates
 TIMEOUT = 1800
 #: Added to the logits of tokens that must not be drawn; the lowest that the API takes.
 BANNED = -100.0
+#: Why rollouts under a look bias are refused.
+NO_LOOK_BIAS = (
+    "attention_anchor='explore' samples under a bias on attention, which vLLM cannot add; set rollout_engine=transformers, or "
+    "choose another attention_anchor"
+)
 
 
 class ServerError(RalError, RuntimeError):
@@ -96,25 +101,35 @@ class VLLMServer:
         prompts: Sequence[Prompt],
         num_generations: int,
         sampling: Sampling,
-        generators: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator] | None = None,
+        look_bias: Sequence[Tensor] | None = None,
     ) -> list[list[Completion]]:
         """`num_generations` completions for every prompt, all prompts at once; `records` are where their media are.
 
         The generators give each prompt's seed, so that it is drawn the same whatever it is batched with, as far as the
-        server computes the same.
+        server computes the same. Without them the server chooses.
 
         Raises:
             ServerError: the server makes another prompt of an image or video than the policy's processor does.
             DataError: a video that stands at other positions for the server than for the policy.
+            ConfigError: a look bias.
         """
+        if look_bias is not None:
+            raise ConfigError(NO_LOOK_BIAS)
         complete = partial(self._complete, num_generations=num_generations, sampling=sampling)
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
-            return list(pool.map(complete, records, prompts, generators))
+            return list(pool.map(complete, records, prompts, generators or [None] * len(prompts)))
 
     def _complete(
-        self, record: Record, prompt: Prompt, generator: torch.Generator, num_generations: int, sampling: Sampling
+        self,
+        record: Record,
+        prompt: Prompt,
+        generator: torch.Generator | None,
+        num_generations: int,
+        sampling: Sampling,
     ) -> list[Completion]:
         ids = prompt.input_ids.tolist()
+        seed = None if generator is None else generator.initial_seed() % 2**63
         with naming(record):
             answer = self._request(
                 "POST",
@@ -126,7 +141,7 @@ class VLLMServer:
                     "return_token_ids": True,
                     "sampling_params": {
                         "n": num_generations,
-                        "seed": generator.initial_seed() % 2**63,
+                        "seed": seed,
                         "temperature": sampling.temperature,
                         "top_p": sampling.top_p,
                         "top_k": sampling.top_k,

@@ -1,0 +1,75 @@
+"""What a run has to hold and to compute beside the policy's own pass, derived once from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ral.objective.anchors import ANCHORS
+
+
+class ObjectiveSettings(Protocol):
+    """The settings of a run (`RALConfig`) that its needs follow from."""
+
+    @property
+    def attention_coef(self) -> float: ...
+    @property
+    def attention_anchor(self) -> str: ...
+    @property
+    def beta(self) -> float: ...
+    @property
+    def explore_ratio(self) -> str: ...
+    @property
+    def distill_coef(self) -> float: ...
+    @property
+    def attention_distill_coef(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the losses of a run need. The trainer, the planner and the configuration ask this record, and no setting.
+
+    Attributes:
+        anchor_target: name of the target that attention is trained to; None: the old rows, or nothing.
+        targets: names, in `ral.training.targets.TARGETS`, of all that is computed for a rollout batch, in this order.
+        rows: every pass of the policy that trains captures its attention rows.
+        reference: the start model, for the KL or a target.
+        teacher: a teacher.
+        look_bias: rollouts are sampled under a look bias, also where attention is not trained.
+        evidence: records that say where their evidence is.
+        policy_pass: one more pass of the policy for every rollout batch.
+    """
+
+    anchor_target: str | None
+    targets: tuple[str, ...]
+    rows: bool
+    reference: bool
+    teacher: bool
+    look_bias: bool
+    evidence: bool
+    policy_pass: bool
+
+    @classmethod
+    def of(cls, settings: ObjectiveSettings) -> Needs:
+        anchor, trained = ANCHORS[settings.attention_anchor], settings.attention_coef > 0
+        target = anchor.target if trained else None
+        distils = settings.distill_coef > 0 or settings.attention_distill_coef > 0
+        look_bias = anchor.uses("explore")
+        exact_ratio = look_bias and settings.explore_ratio == "behaviour"
+        computed = {
+            "ref": settings.beta > 0 or target == "ref",
+            "explore": exact_ratio or target == "explore",
+            "evidence": trained and anchor.uses("evidence"),
+            "teacher": distils or target == "teacher",
+        }
+        own = () if target is None or target in computed else (target,)
+        return cls(
+            anchor_target=target,
+            targets=(*(name for name, wanted in computed.items() if wanted), *own),
+            rows=trained or settings.attention_distill_coef > 0,
+            reference=settings.beta > 0 or (trained and anchor.uses("ref")),
+            teacher=distils or (trained and anchor.uses("teacher")),
+            look_bias=look_bias,
+            evidence=computed["evidence"],
+            policy_pass=exact_ratio or (trained and anchor.policy_pass),
+        )

@@ -1,0 +1,85 @@
+"""Engines: who samples the completions. Training and the evaluation while training ask the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from ral.attention import Prompt
+from ral.data.record import Record
+from ral.rollouts.sampling import Completion, Sampling, sample
+from ral.rollouts.vllm import VLLMServer
+
+
+class Engine(Protocol):
+    """Samples completions from the policy."""
+
+    def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Take up the policy's present weights. All processes must call it.
+
+        Args:
+            model: the policy as accelerate has prepared it.
+        """
+
+    def sample(
+        self,
+        records: Sequence[Record],
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator] | None = None,
+        look_bias: Sequence[Tensor] | None = None,
+    ) -> list[list[Completion]]:
+        """`num_generations` completions for every prompt.
+
+        Args:
+            records: where the prompts are from, and their media are.
+            generators: one per prompt; without them the engine draws as it likes.
+            look_bias: per prompt `[G, P]`, see `ral.rollouts.sampling.sample`.
+        """
+
+
+@dataclass
+class PolicyEngine:
+    """The policy samples itself, with transformers.
+
+    Attributes:
+        model: as training calls it, so that tokens are sampled in the precision that they are trained in.
+    """
+
+    model: nn.Module
+
+    def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Its weights are the policy's, but accelerate may have put another module in the policy's place."""
+        self.model = extract_model_from_parallel(model)
+
+    def sample(
+        self,
+        records: Sequence[Record],
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator] | None = None,
+        look_bias: Sequence[Tensor] | None = None,
+    ) -> list[list[Completion]]:
+        return sample(self.model, prompts, num_generations, sampling, generators, look_bias)
+
+
+def _policy(model: nn.Module, settings: Any) -> PolicyEngine:
+    return PolicyEngine(model)
+
+
+def _vllm(model: nn.Module, settings: Any) -> VLLMServer:
+    folder = Path(settings.vllm_weights or f"{settings.output_dir}/vllm-weights")
+    return VLLMServer(settings.vllm_url, model, folder, num_frames=settings.num_frames, fps=settings.fps)
+
+
+#: By the setting `rollout_engine`: the engine of a policy and its `RALConfig`.
+ENGINES: dict[str, Callable[[nn.Module, Any], Engine]] = {"transformers": _policy, "vllm": _vllm}

@@ -1,0 +1,40 @@
+"""The policy as training starts from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ral.attention.flex import refuse_untrainable
+from ral.attention.models import make_capturable, resolve_layers
+from ral.config import RALConfig
+from ral.models.adapters import put_adapter
+from ral.models.loading import freeze_vision, load_model, refuse_adapter_of_frozen_vision, training_dtype
+from ral.models.noise import switch_off_noise
+
+
+def prepare_policy(
+    model: PreTrainedModel | PeftModel | str | Path, args: RALConfig, peft_config: PeftConfig | None = None
+) -> nn.Module:
+    """The model with what is frozen, its new adapter, and without noise; it is loaded first where it is named.
+
+    Raises ValueError for layers that the model does not have, ConfigError for what the settings forbid, and what loading raises.
+    """
+    if isinstance(model, str | Path):
+        model = load_model(model, dtype=training_dtype(adapter=peft_config is not None))
+    policy: nn.Module = model
+    base = make_capturable(policy)
+    resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have
+    if args.attention_kernel == "flex":
+        refuse_untrainable(args.device)
+    if args.freeze_vision:
+        freeze_vision(base)
+    if peft_config is not None:
+        policy = put_adapter(base, peft_config, args.seed)
+        refuse_adapter_of_frozen_vision(base, args.freeze_vision)
+    if args.disable_dropout:
+        switch_off_noise(policy)
+    return policy

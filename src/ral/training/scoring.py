@@ -1,0 +1,102 @@
+"""Scores sampled groups: completions → rewards → advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ral.config import RALConfig
+from ral.data.record import Record
+from ral.objective.terms import group_advantages
+from ral.rewards.functions import Reward, RewardError, of_record, score_group
+from ral.rollouts.group import SampledGroup, ScoredGroup
+from ral.rollouts.sampling import Completion
+from ral.training.dumps import FailedReward
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What G completions earn.
+
+    Attributes:
+        total: `[G]`. parts: `[G]` by reward function, NaN where it did not apply.
+        failed: how many completions a scorer failed on, which earn nothing there.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    failed: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The rewards of a run; `processor` makes text of completions."""
+
+    rewards: Sequence[Reward]
+    args: RALConfig
+    processor: Any
+
+    def score(self, group: SampledGroup, weights: Tensor, step: int, shuffle: torch.Generator) -> ScoredGroup:
+        """The group with rewards and advantages.
+
+        Args:
+            weights: `[G, R]`, see `ral.objective.terms.token_weights`. step: optimiser steps made before.
+            shuffle: for the control that permutes the advantages of the attention term.
+
+        Raises RewardError, see `reward`.
+        """
+        texts = [completion.text(self.processor) for completion in group.completions]
+        earned = self.reward(group.record, texts, group.completions, step)
+        advantages = group_advantages(earned.total, self.args.scale_rewards).to(self.args.device)
+        return ScoredGroup(
+            **vars(group),
+            texts=texts,
+            rewards=earned.parts,
+            reward=earned.total,
+            scorer_failures=earned.failed,
+            advantages=advantages,
+            attention_advantages=self._of_attention(advantages, shuffle),
+            weights=weights,
+        )
+
+    def _of_attention(self, advantages: Tensor, shuffle: torch.Generator) -> Tensor:
+        match self.args.attention_advantage:
+            case "absolute":
+                return advantages.abs()
+            case "shuffled":
+                return advantages[torch.randperm(len(advantages), generator=shuffle).to(advantages.device)]
+            case _:
+                return advantages
+
+    def reward(self, record: Record, texts: list[str], completions: Sequence[Completion], step: int) -> Earned:
+        """What the completions of one record earn.
+
+        Raises RewardError, which names record and function; the completions that it failed on are kept for `ral replay`.
+        """
+        ids = [completion.ids.tolist() for completion in completions]
+        try:
+            scored = score_group(self.rewards, *of_record(record, texts, ids), time_limit=self.args.reward_timeout)
+        except RewardError as error:
+            raise self._kept(error, record, texts, ids, step) from error
+        parts = {
+            name: torch.tensor([math.nan if value is None else value for value in values])
+            for name, values in scored.parts.items()
+        }
+        return Earned(torch.tensor(scored.total), parts, scored.failed)
+
+    def _kept(
+        self, error: RewardError, record: Record, texts: list[str], ids: list[list[int]], step: int
+    ) -> RewardError:
+        args, what = self.args, f"{record.place}: {error}"
+        folder = Path(str(args.output_dir)) / f"failed-reward-{step + 1}"
+        failed = FailedReward(
+            what=what, step=step, record=record, texts=texts, ids=ids, think=args.think, scorer=args.scorer
+        )
+        failed.save(folder, args.process_index)
+        return RewardError(f"{what}. `ral replay {folder} --reward FUNCTION` calls it again")

@@ -1,0 +1,156 @@
+"""What the losses compare the policy with: computed once for a rollout batch, before its first update.
+
+A target is a function of the run's models and one micro-batch of scored groups. To add one, write the function and put it into
+`TARGETS` under a name; an anchor that asks for that name (`Anchor(term, target=name)`) finds it in `AttentionState.target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ral.attention import GroupOutput
+from ral.attention.models import pretrained, resolve_layers
+from ral.config import RALConfig
+from ral.data.reading import naming
+from ral.errors import ConfigError
+from ral.objective.needs import Needs
+from ral.objective.terms import Mean, importance
+from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup
+from ral.training.distillation import teacher_pass
+from ral.training.evidence import answer_tokens, evidence_tokens
+from ral.training.forward import packed_forward, rows_of
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What targets are computed from.
+
+    Attributes:
+        reference: the start model, for as long as it is used. teacher: None unless `needs` has one.
+        processor: the policy's, or its tokenizer.
+    """
+
+    args: RALConfig
+    needs: Needs
+    policy: nn.Module
+    reference: Callable[[], AbstractContextManager[nn.Module]]
+    teacher: nn.Module | None
+    processor: Any
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The trained layers by their numbers from 0: the keys of `Targets.target_rows`."""
+        return resolve_layers(pretrained(self.policy), self.args.attention_layers)
+
+    def captured(self, target: str) -> Sequence[int]:
+        """The layers that the pass of this target captures: none unless attention is trained to it."""
+        return self.args.attention_layers if self.needs.anchor_target == target else ()
+
+
+#: Of one micro-batch: what is known of each group by this target.
+Target = Callable[[Sources, Sequence[ScoredGroup]], list[Targets]]
+
+
+def of_reference(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """The start model's log-probabilities, and its rows if they are the anchor's target."""
+    with sources.reference() as reference:
+        outputs = packed_forward(reference, groups, sources.args, layers=sources.captured("ref"))
+    return [Targets(ref_logps=output.logps, target_rows=rows_of(output, sources.args) or None) for output in outputs]
+
+
+def of_biased_policy(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """The policy under the look bias that the rollouts were sampled under."""
+    biases, layers = [group.look_bias for group in groups], sources.captured("explore")
+    outputs = packed_forward(sources.policy, groups, sources.args, layers=layers, look_bias=biases)
+    return [Targets(biased_logps=output.logps, target_rows=rows_of(output, sources.args) or None) for output in outputs]
+
+
+def of_evidence(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """Which tokens show the evidence and which give the answer; no pass of any model."""
+    return [_evidence(sources.args, sources.processor, group) for group in groups]
+
+
+def _evidence(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
+    with naming(group.record):
+        evidence = evidence_tokens(group.record, group.prompt, processor, args.num_frames, args.fps)
+    answer = answer_tokens(group.texts, group.ids, processor, args.scorer, args.think)
+    return Targets(evidence=evidence, answer=answer.to(args.device))
+
+
+def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """The teacher's rows and hidden states, those that the run learns from; layers are counted in each model by itself."""
+    args = sources.args
+    assert sources.teacher is not None
+    anchored = bool(sources.captured("teacher"))
+    passed = teacher_pass(
+        sources.teacher,
+        [group.prompt for group in groups],
+        [group.ids for group in groups],
+        layers=args.attention_layers if anchored or args.attention_distill_coef > 0 else (),
+        query=args.attention_query,
+        temperature=args.temperature,
+        kernel=args.attention_kernel,
+    )
+    found = []
+    for output, hidden in passed:
+        rows = list(rows_of(output, args).values())
+        found.append(
+            Targets(
+                teacher_rows=rows or None,
+                teacher_hidden=hidden if args.distill_coef else None,
+                target_rows=dict(zip(sources.layers, rows, strict=True)) if anchored else None,
+            )
+        )
+    return found
+
+
+#: By name, as `Anchor.target` has it.
+TARGETS: dict[str, Target] = {
+    "ref": of_reference,
+    "explore": of_biased_policy,
+    "evidence": of_evidence,
+    "teacher": of_teacher,
+}
+
+
+def refuse_unknown_targets(needs: Needs) -> None:
+    """Raise ConfigError for a target that nothing computes."""
+    for name in needs.targets:
+        if name not in TARGETS:
+            raise ConfigError(
+                f"an anchor asks for the target {name!r}, which nothing computes; put a function of that name into "
+                f"ral.training.targets.TARGETS, or ask for one of {', '.join(TARGETS)}"
+            )
+
+
+@torch.no_grad()
+def compute_targets(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """All that a run needs to know of one micro-batch's groups."""
+    found = [Targets() for _ in groups]
+    for name in sources.needs.targets:
+        found = [known.updated(new) for known, new in zip(found, TARGETS[name](sources, groups), strict=True)]
+    return found
+
+
+def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tuple[OldPass, dict[str, Mean]]:
+    """The old pass, made of the first inner update's: there the policy still is the one that made the rollouts.
+
+    Tokens that another engine sampled count by how much likelier the policy finds them than that engine did.
+    """
+    rows = {layer: rows.detach() for layer, rows in rows_of(output, args).items()}
+    biased = group.targets.biased_logps
+    if biased is not None and args.explore_ratio == "behaviour":
+        return OldPass(logps=biased, rows=rows), {}
+    logps = output.logps.detach()
+    if (sampled_at := group.scored.sampling_logps) is None:
+        return OldPass(logps=logps, rows=rows), {}
+    sampled_at = sampled_at.to(logps.device)
+    ratio, gap = importance(logps, sampled_at, args.importance_cap), (logps - sampled_at).abs()
+    metrics = {"rollout/importance": Mean.over(ratio, output.mask), "rollout/logp_gap": Mean.over(gap, output.mask)}
+    return OldPass(logps=logps, rows=rows, importance=ratio), metrics
