@@ -205,3 +205,17 @@ def test_every_metric_stays_in_range_on_any_text(answer, mode):
         score = task.metric(answer, item, mode)
         assert score is None or 0 <= score <= 1
     assert 0 <= metrics.mmmu_open(answer, item, mode) <= 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("(B) or (A)? No, (B) it must be", "B"),
+        ("It is A. or B. and then A. again, as said", "A"),
+        ("one of B: A: B: remains, they say", "B"),
+        ("A said B said A who knows", "A"),
+    ],
+)
+def test_of_one_form_the_last_mention_counts(answer, letter):
+    """Both letters occur in the form that decides, and the one named first is named last again."""
+    assert metrics.ranked_letter(answer, {"A": "up", "B": "down"}) == letter

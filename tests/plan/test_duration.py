@@ -48,6 +48,13 @@ def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
     assert decoding_seconds(replace(setup, sharding="ddp"), instant) > 3.5 * decoding_seconds(setup, instant)
 
 
+def test_a_decoding_step_reads_a_key_and_a_value_of_every_token_so_far() -> None:
+    setup, instant = published(), Machine(layer_ms=1e-9)
+    longer = replace(setup, completion=setup.completion + 2048)  # on average half of them are written
+    more = 2 * 28 * (4 * 128) * 2 * 8 * 2048 / 2  # key and value, layers, width, bytes, completions, tokens
+    assert decoding_seconds(longer, instant) - decoding_seconds(setup, instant) == pytest.approx(more / 3.35e12)
+
+
 @pytest.mark.parametrize("wrong", [{"tflops": 0}, {"utilisation": 1.5}, {"bandwidth": -1}])
 def test_a_machine_that_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -127,3 +127,31 @@ def test_every_setting_goes_its_way(change: dict, effect: int) -> None:
 def test_the_peak_is_that_of_the_largest_phase() -> None:
     found = Memory((Item("a", 2.0, ("rollouts", "update")), Item("b", 3.0, ("rollouts",)), Item("c", 4.0, ("update",))))
     assert (found.peak_phase, found.peak) == ("update", 6.0)
+
+
+def in_phase(found: Memory, phase: str) -> dict[str, float]:
+    return {item.name: item.size for item in found.items if phase in item.phases}
+
+
+def test_the_cache_holds_a_key_and_a_value_of_every_token() -> None:
+    """By hand, of Qwen2.5-VL-7B in 16 bits: 28 layers with 4 heads of 128 for keys and as many for values."""
+    setup = published(sharding="ddp", reference=False)
+    per_token = 2 * 4 * 128 * 2  # key and value, heads, width, bytes
+    prompt, rollouts = 1280, 8 * 1024
+    scores = 3 * 8 * 28 * (1280 + 1024) * 4
+    expected = 28 * (prompt + rollouts) * per_token + rollouts * per_token + scores
+    assert in_phase(memory(setup), "rollouts")["key/value cache"] == expected
+
+
+def test_rows_reach_over_prompt_and_completion() -> None:
+    """Kept of every prompt are its old rows [G, R, P + R]; the explore anchor keeps those of its target beside them."""
+    kept = {
+        (captured, target): in_phase(memory(published(captured=captured, target_pass=target)), "update")[
+            "prompts and rollouts of the step"
+        ]
+        for captured, target in ((0, False), (1, False), (2, False), (1, True))
+    }
+    row = 16 * 4 * 8 * 1024 * (1280 + 1024)  # prompts of a step, float32, G, R, P + R
+    assert kept[1, False] - kept[0, False] == row
+    assert kept[2, False] - kept[0, False] == 2 * row
+    assert kept[1, True] - kept[1, False] == row

@@ -48,3 +48,13 @@ def test_a_good_run_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
         for i in range(3 * WINDOW)
     ]  # fmt: skip
     assert warned(caplog, tmp_path, rows) == []
+
+
+@pytest.mark.parametrize("at", [0, WINDOW - 1, WINDOW, 2 * WINDOW])
+def test_one_bad_batch_is_no_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int) -> None:
+    """Nor is what begins with one, or has logged too little to be judged."""
+    good = {"reward": 0.8, "groups_without_signal": 0.4, "grad/attention_norm": 0.1, "grad/attention_to_token": 0.5}
+    bad = {"reward": 0.0, "groups_without_signal": 1.0, "grad/attention_norm": 0.0, "grad/attention_to_token": 150.0}
+    rows = [bad if i == at else good for i in range(3 * WINDOW)]
+    assert warned(caplog, tmp_path, rows) == []
+    assert warned(caplog, tmp_path, [bad] * (WINDOW - 1)) == []
