@@ -26,6 +26,9 @@ from ral.training.distillation import teacher_pass
 from ral.training.evidence import answer_tokens, evidence_tokens
 from ral.training.forward import packed_forward, rows_of
 
+#: Mean distance of log-probabilities per token below which two passes are of one model; bfloat16 rounds to some hundredths.
+SAME_MODEL = 0.05
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -154,3 +157,22 @@ def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tupl
     ratio, gap = importance(logps, sampled_at, args.importance_cap), (logps - sampled_at).abs()
     metrics = {"rollout/importance": Mean.over(ratio, output.mask), "rollout/logp_gap": Mean.over(gap, output.mask)}
     return OldPass(logps=logps, rows=rows, importance=ratio), metrics
+
+
+def require_start(group: TrainingGroup, output: GroupOutput) -> None:
+    """Raise ConfigError unless the reference says of these tokens what the policy says before its first update.
+
+    The KL is to the start, so it is 0 there. An adapter whose "off" is another model than the start would show here.
+
+    Args:
+        output: the policy's pass over the group.
+    """
+    if group.targets.ref_logps is None:
+        return
+    gap = float((output.logps.detach() - group.targets.ref_logps)[output.mask].abs().mean())
+    if gap > SAME_MODEL:
+        raise ConfigError(
+            f"the reference is not the model that training starts from: before the first update its log-probabilities are off "
+            f"the policy's by {gap:.3g} a token. Give the trainer the model itself, or an adapter that leaves its base model as "
+            "it is; beta=0 and another attention_anchor than ref need no reference"
+        )

@@ -57,7 +57,7 @@ from ral.training.nonfinite import NonFiniteGuardTrainer
 from ral.training.policy import prepare_policy
 from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
-from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets
+from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
 
 #: What holds training data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
 Rows = str | Path | Iterable[Mapping[str, Any] | Record]
@@ -254,6 +254,8 @@ class RALTrainer(NonFiniteGuardTrainer):
     def keep_old(self, group: TrainingGroup, output: GroupOutput) -> None:
         """The first inner update's pass of a group is its old pass, too."""
         if group.old is None:
+            if self._step == 0:
+                require_start(group, output)
             group.old, metrics = old_pass(group, output, self.args)
             self._means.add(metrics)
 
