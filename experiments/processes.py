@@ -86,6 +86,7 @@ class Case:
     adapter: bool = False
     freeze_vision: bool = True
     attention_anchor: str = "old"
+    attention_share: float | None = None
     accumulation: int = 1
     double: bool = False
     prompts: int = PROMPTS
@@ -127,6 +128,7 @@ class Case:
             max_completion_length=self.longest,
             temperature=1.3,
             attention_anchor=self.attention_anchor,
+            attention_share=self.attention_share,
             attention_coef=5.0,
             beta=0.04,
             gradient_norm_steps=1,

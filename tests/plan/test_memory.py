@@ -115,13 +115,21 @@ def test_four_bits_are_what_an_adapter_needs_least() -> None:
 @pytest.mark.parametrize(
     ("change", "effect"),
     [
-        ({"checkpointing": False}, 1), ({"prompts": 2}, 1), ({"completion": 2048}, 1), ({"norm_steps": 10}, 1),
+        ({"checkpointing": False}, 1), ({"prompts": 2}, 1), ({"completion": 2048}, 1),
         ({"group": 4}, -1), ({"prompt": 700, "visual": 400}, -1), ({"reference": False}, -1), ({"gpus": 16}, -1),
     ],
 )  # fmt: skip
 def test_every_setting_goes_its_way(change: dict, effect: int) -> None:
     base = published()
     assert (memory(replace(base, **change)).peak > memory(base).peak) == (effect > 0)
+
+
+def test_measured_norms_take_a_gradient_of_each_term_in_shards_where_there_are_any() -> None:
+    name = "gradients of each term, to measure their norms"
+    for changes, share in (({}, 2 / 8), ({"sharding": "ddp"}, 3), ({"sharding": "ddp", "accumulation": 1}, 2)):
+        found = sizes(memory(published(norm_steps=10, **changes)))[name]
+        assert found == pytest.approx(share * 4 * 7.616e9, rel=1e-3), changes
+    assert name not in sizes(memory(published(norm_steps=0)))
 
 
 def test_the_peak_is_that_of_the_largest_phase() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ral.training.balance import GradientBalance
+from tests.training.test_trainer import G, spread, trained
 
 
 def measured(balance: GradientBalance, model: nn.Linear, along: Tensor, across: Tensor) -> dict[str, float]:
     """Figures of two losses that are linear in the weight and have these gradients."""
-    found = balance.measure(model, (model.weight * along).sum(), (model.weight * across).sum(), Accelerator(cpu=True))
+    balance.measure(model, (model.weight * along).sum(), (model.weight * across).sum())
+    found = balance.finish(Accelerator(cpu=True))
     return {name: float(mean.total / mean.weight) for name, mean in found.items()}
 
 
@@ -44,3 +49,48 @@ def test_gradients_of_zero_leave_the_factor_as_it_is(model: nn.Linear) -> None:
     assert measured(balance, model, something, nothing)["grad/attention_to_token"] == 0
     assert "grad/attention_to_token" not in measured(balance, model, nothing, something)
     assert balance.factor == 1
+
+
+def test_norms_are_those_of_the_whole_step(model: nn.Linear) -> None:
+    """Of the sum over micro-batches, in which what differs cancels; a mean of their norms would be 1 and 1."""
+    balance = GradientBalance(share=None)
+    for sign in (1.0, -1.0):
+        token, attention = model.weight[0, 0], sign * model.weight[0, 1]
+        balance.measure(model, token, attention)
+    found = {name: float(mean.total) for name, mean in balance.finish(Accelerator(cpu=True)).items()}
+    assert found == {"grad/token_norm": 2.0, "grad/attention_norm": 0.0, "grad/attention_to_token": 0.0}
+
+
+def test_the_step_is_trained_with_the_factor_that_its_own_gradients_give(model: nn.Linear) -> None:
+    balance = GradientBalance(share=0.1)
+    for _ in range(2):  # micro-batches
+        token, attention = 3 * model.weight[0, 0], 2 * model.weight[0, 1]
+        balance.measure(model, token, attention)
+        (token + balance.factor * attention).backward()
+    balance.finish(Accelerator(cpu=True))
+    assert balance.factor == pytest.approx(0.15)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[6.0, 0.6]]))
+
+
+def test_a_step_does_not_know_the_gradients_of_the_one_before(model: nn.Linear) -> None:
+    balance = GradientBalance(share=None)
+    for _ in range(2):
+        assert measured(balance, model, torch.ones(1, 2), torch.ones(1, 2))["grad/token_norm"] == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_accumulation_changes_neither_norms_nor_factor_nor_update(tmp_path: Path, freeze_vision: bool) -> None:
+    changes: dict[str, Any] = {
+        "attention_anchor": "group", "attention_share": 0.3, "gradient_norm_steps": 1, "max_steps": 3,
+        "reward_funcs": spread, "freeze_vision": freeze_vision,
+    }  # fmt: skip
+    whole, expected = trained(tmp_path / "whole", per_device_train_batch_size=4 * G, **changes)
+    parts, metrics = trained(
+        tmp_path / "parts", per_device_train_batch_size=G, gradient_accumulation_steps=4, **changes
+    )
+    for row, other in zip(metrics, expected, strict=True):
+        for name in ("grad/token_norm", "grad/attention_norm", "grad/attention_to_token", "grad_norm"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5), name
+        assert row["grad/attention_to_token"] == pytest.approx(0.3)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)

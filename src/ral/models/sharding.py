@@ -7,7 +7,7 @@ Fine-tuning makes the same passes everywhere, but for the vision tower.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -146,25 +146,26 @@ def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) 
     return weights
 
 
-@contextmanager
-def extra_backward(model: nn.Module) -> Iterator[None]:
-    """Gradients may be taken in it with `torch.autograd.grad` before the backward pass that trains.
+def term_gradients(model: nn.Module, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Gradients of one term of the loss, before the backward pass that trains; what the parameters hold is left as it is.
 
-    FSDP2 would otherwise take them for that pass, and give back the weights that it needs.
+    Under FSDP2 `parameters` are the shards, as the optimiser has them: the gradients are shards, too, of the mean over processes,
+    and all processes must call this. Otherwise they are this process's own.
     """
     if not isinstance(model, FSDPModule):
-        yield
-        return
-    _last_backward(model, False)
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+    held = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    model.set_reshard_after_backward(False)  # the pass that trains needs the weights, too
     try:
-        yield
+        loss.backward(retain_graph=True)
     finally:
-        _last_backward(model, True)
-
-
-def _last_backward(model: FSDPModule, last: bool) -> None:
-    model.set_is_last_backward(last)
-    model.set_reshard_after_backward(last)
+        model.set_reshard_after_backward(True)
+    found = [parameter.grad for parameter in parameters]
+    for parameter, gradient in zip(parameters, held, strict=True):
+        parameter.grad = gradient
+    return found
 
 
 def zero_vision_loss(model: nn.Module) -> Tensor:

@@ -107,17 +107,20 @@ def _of_phases(s: Setup) -> Iterator[Item]:
         yield Item("reference model, gathered", s.compute * s.model.parameters, ("passes",))
     if s.reference_pass or s.target_pass or s.teacher:
         yield Item("a pass without gradient", _forward(s, s.tokens) + _logits(s) + _rows(s), ("passes",))
-    accumulated, reduced = _gradients(s)
-    if s.accumulation > 1:
-        yield Item("gradients", accumulated, ("update",))
-    yield Item("gradients", reduced, ("optimiser",))
+    gradients = _gradients(s)
+    yield Item("gradients", gradients, ("update", "optimiser") if s.accumulation > 1 else ("optimiser",))
     if s.sharding == "ddp" and s.gpus > 1:
         yield Item("gradient buckets of DDP", FLOAT * s.weights.trained, ("update", "optimiser"))
     if s.norm_steps:
-        yield Item("one term's gradients, to measure their norm", accumulated, ("update",))
+        # Sums over the step of both terms, in 32 bits; beside them a pass's own, where it is not the first or is not sharded.
+        copies = 2 if s.sharding == "fsdp2" or s.accumulation == 1 else 3
+        split = s.gpus if s.sharding == "fsdp2" else 1
+        yield Item(
+            "gradients of each term, to measure their norms", copies * FLOAT * s.weights.trained / split, ("update",)
+        )
     kept, peak = _activations(s)
     # With one pass a step, gradients come into being while activations go.
-    growing = accumulated if s.accumulation == 1 and not s.norm_steps else 0.0
+    growing = gradients if s.accumulation == 1 and not s.norm_steps else 0.0
     yield Item("activations kept for the backward", kept, ("update",))
     yield Item("backward of a block, logits, attention rows", max(peak, growing - kept), ("update",))
 
@@ -137,15 +140,12 @@ def _gathered(s: Setup) -> float:
     return each * (s.model.parameters if s.gathered else outside + 2 * s.model.decoder.matrices)
 
 
-def _gradients(s: Setup) -> tuple[float, float]:
-    """Bytes while they accumulate over passes, and at the optimiser's step."""
+def _gradients(s: Setup) -> float:
+    """Bytes of the gradients; FSDP2 shares them out after every pass."""
     trained = s.weights.trained
     if s.sharding == "ddp":
-        return FLOAT * trained, FLOAT * trained
-    if s.sharding == "fsdp2":  # summed up unsharded, in the dtype of the computation, until the last pass of a step
-        whole = s.accumulation > 1 or s.norm_steps
-        return s.compute * trained if whole else FLOAT * trained / s.gpus, FLOAT * trained / s.gpus
-    return HALF * (trained / s.gpus + ZERO_BUCKET), HALF * (trained / s.gpus + ZERO_BUCKET)
+        return FLOAT * trained
+    return FLOAT * trained / s.gpus if s.sharding == "fsdp2" else HALF * (trained / s.gpus + ZERO_BUCKET)
 
 
 def _activations(s: Setup) -> tuple[float, float]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ral.models.sharding import extra_backward
+from ral.models.sharding import term_gradients
 from ral.objective.terms import Mean
+from ral.training.nonfinite import total_norm
 
 
 class GradientBalance(TrainerCallback, ExportableState):
     """The factor on λ that makes ‖∇ λ·attention‖ = share · ‖∇ token‖, as last measured; saved with every checkpoint.
 
+    Measured is the gradient of a whole optimiser step: of all its micro-batches and processes. So the factor depends neither on
+    how a step is accumulated nor on how many processes make it.
+
     Until both norms were seen above zero the factor is 1. With the anchor `old` the first inner update, whose attention
     gradient is exactly zero, is passed over.
+
+    Memory: until its end a measured step holds a gradient of the trained weights for each of the two terms, in float32; under
+    FSDP2 their shards.
 
     Args:
         share: of the attention gradient's norm in the token gradient's; None keeps the factor at 1.
@@ -26,36 +35,57 @@ class GradientBalance(TrainerCallback, ExportableState):
 
     def __init__(self, share: float | None):
         self.share, self.factor = share, 1.0
+        self._parameters: list[nn.Parameter] = []
+        self._shards: list[nn.Parameter] | None = None
+        self._token: list[Tensor | None] = []
+        self._attention: list[Tensor | None] = []
 
-    def measure(self, model: nn.Module, token: Tensor, attention: Tensor, accelerator: Accelerator) -> dict[str, Mean]:
-        """Norms of the two losses' gradients on a micro-batch, and the factor that follows from them.
+    def measure(self, model: nn.Module, token: Tensor, attention: Tensor) -> None:
+        """Add the gradients of a micro-batch's two losses to the step's; all processes must call this.
 
-        All processes must call this. It takes a backward pass for each loss and leaves no gradient behind.
+        It takes a backward pass for each loss, before the one that trains, and changes no parameter's `grad`.
 
         Args:
             token, attention: scalar losses of this process, whose weights count for all processes; the second with λ, but
                 without the factor.
+        """
+        self._parameters = self._shards or [p for p in model.parameters() if p.requires_grad]
+        self._token = _added(self._token, term_gradients(model, token, self._parameters))
+        self._attention = _added(self._attention, term_gradients(model, attention, self._parameters))
+
+    def finish(self, accelerator: Accelerator) -> dict[str, Mean]:
+        """The norms of the step's gradients, and the factor that follows from them; behind the step's last backward pass.
+
+        That pass and those before it used the last factor. What they left in the parameters' `grad` is brought to the new one;
+        DeepSpeed has made its update by then, and uses the new one from the next step on.
 
         Returns:
-            `grad/token_norm` and `grad/attention_norm`, the latter with the factor, means over processes; where the first is
-            not 0 their ratio `grad/attention_to_token`.
+            `grad/token_norm` and `grad/attention_norm`, the latter with the factor; where the first is not 0 their ratio
+            `grad/attention_to_token`.
         """
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        norms = []
-        for loss in (token, attention):
-            with extra_backward(model):
-                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
-            del gradients  # or the next loss's would come to stand beside them
-        # The weights of a process count for all, so its own gradient is too large by as many times as there are processes.
-        means = accelerator.reduce(torch.stack(norms), reduction="mean") / accelerator.num_processes
-        token_norm, attention_norm = means.tolist()
-        if self.share is not None and token_norm > 0 and attention_norm > 0:
+        token, attention, before = self._token, self._attention, self.factor
+        if self._shards is None and accelerator.num_processes > 1:  # shards are means over processes already
+            token, attention = (self._mean(gradients, accelerator) for gradients in (token, attention))
+        token_norm, attention_norm = (float(total_norm(gradients)) for gradients in (token, attention))
+        if self.share is not None and token_norm > 0 and 0 < attention_norm < math.inf:
             self.factor = self.share * token_norm / attention_norm
+        if self.factor != before:
+            scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # of gradients in float16
+            for parameter, gradient in zip(self._parameters, attention, strict=True):
+                if parameter.grad is not None and gradient is not None:
+                    parameter.grad.add_(gradient, alpha=(self.factor - before) * scale)
+        self._parameters, self._token, self._attention = [], [], []
         figures = {"grad/token_norm": token_norm, "grad/attention_norm": self.factor * attention_norm}
         if token_norm > 0:
             figures["grad/attention_to_token"] = self.factor * attention_norm / token_norm
         return {name: Mean.of(value) for name, value in figures.items()}
+
+    def _mean(self, gradients: list[Tensor | None], accelerator: Accelerator) -> list[Tensor | None]:
+        """Over processes, whose weights count for all of them; a process may have no gradient where another has one."""
+        return [
+            accelerator.reduce(torch.zeros_like(p, dtype=torch.float32) if g is None else g, reduction="mean")
+            for p, g in zip(self._parameters, gradients, strict=True)
+        ]
 
     def state(self) -> dict[str, dict[str, float | None]]:
         return {"args": {"share": self.share}, "attributes": {"factor": self.factor}}
@@ -63,7 +93,17 @@ class GradientBalance(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up the factor of the checkpoint that the run goes on from."""
+        """Take up the factor of the checkpoint that the run goes on from, and the shards that the optimiser updates."""
+        if isinstance(kwargs.get("model"), FSDPModule):  # whose own parameters are whole ones while it is gathered
+            self._shards = [p for group in kwargs["optimizer"].param_groups for p in group["params"]]
         saved: Any = state.stateful_callbacks  # annotated as a list of callbacks, but a dict of their states
         if type(self).__name__ in saved:
             self.factor = saved[type(self).__name__]["attributes"]["factor"]
+
+
+def _added(total: list[Tensor | None], found: list[Tensor | None]) -> list[Tensor | None]:
+    """Sums of gradients, in float32; the first are taken as they are."""
+    found = [None if gradient is None else gradient.float() for gradient in found]
+    if not total:
+        return found
+    return [a if b is None else b if a is None else a.add_(b) for a, b in zip(total, found, strict=True)]

@@ -24,8 +24,12 @@ class NonFiniteError(RalError, ValueError):
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
     """Norm of the gradients of all processes' shards, before they are clipped; 0 where there is none."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Any = get_total_norm(gradients)
+    return total_norm(parameter.grad for parameter in parameters)
+
+
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Norm of gradients as one vector, of which processes may have shards."""
+    norm: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
 
 

@@ -245,11 +245,17 @@ class RALTrainer(NonFiniteGuardTrainer):
         for metrics in losses.metrics:
             self._means.add(metrics)
         if measure:
-            attention = args.attention_coef * losses.attention
-            self._means.add(self.balance.measure(self.model, losses.token, attention, self.accelerator))
+            self.balance.measure(self.model, losses.token, args.attention_coef * losses.attention)
         loss = losses.total(args.attention_coef * self.balance.factor)
         self.require_finite("the loss", loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """As Trainer's; behind the step's last micro-batch the two terms' gradients are measured and balanced."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients and self._measures_gradients():
+            self._means.add(self.balance.finish(self.accelerator))
+        return loss
 
     def keep_old(self, group: TrainingGroup, output: GroupOutput) -> None:
         """The first inner update's pass of a group is its old pass, too."""
