@@ -1,4 +1,4 @@
-"""Small file helpers that every writer of run artefacts shares."""
+"""Small file helpers that recipes and every writer of run artefacts share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from ral.errors import DataError
 
@@ -76,6 +81,50 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
             yield row
+
+
+class _Constructor(SafeConstructor):
+    """Safe values of YAML 1.2, whose core has no dates and no default key: `2024-01-01` and `=` are text."""
+
+
+for _tag in ("timestamp", "value"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_tag}", SafeConstructor.construct_yaml_str)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML 1.2 text: `no` is a word, `1e-5` a number, and no key stands twice.
+
+    Raises DataError, in one line, for anything else, and for a reference (`*name`): references to references can stand for
+    more values than any machine holds.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    try:
+        for event in yaml.parse(text):
+            if isinstance(event, AliasEvent):
+                raise MarkedYAMLError(None, None, "a reference (*name); write the value out", event.start_mark)
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise DataError(f"{line}not valid YAML ({error.problem}).") from error
+    except (YAMLError, RecursionError, ValueError) as error:  # control characters; brackets without end; no such number
+        said = str(error).partition("\n")[0]
+        raise DataError(f"not valid YAML ({said}).") from error
+
+
+def read_yaml(path: Path, what: str = "the file") -> dict[str, Any]:
+    """The keys and values of a flat YAML file. Raises DataError as `parse_yaml` does, and for a file that cannot be read."""
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read {what} ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8; expected `key: value` lines in YAML.") from error
+    except DataError as error:
+        raise DataError(f"{path}, {error}" if str(error).startswith("line") else f"{path}: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DataError(f"{path}: expected a flat mapping, `key: value` lines.")
+    return content
 
 
 def _finite(value: Any) -> Any:

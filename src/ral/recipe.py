@@ -2,29 +2,45 @@
 
 The keys are those of a `Task` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
 with the settings of `RALConfig`; other commands read tasks of their own with the same loader. A recipe is data only: YAML
-is read with a safe loader, and nothing in it is imported or evaluated.
+is read with a safe loader, and nothing in it is imported or evaluated. Settings that come as words of a command line alone,
+as those of `ral eval`, are read by the same rules (`parse_settings`).
+
+What is slow to import is imported after the file is found good.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import re
-import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
-import yaml
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig, TrainingArguments
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ral.config import RALConfig
 from ral.errors import DataError
+from ral.files import parse_yaml, read_yaml
 from ral.runs.resume import without_removed
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from ral.config import RALConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +95,6 @@ class Recipe(Task):
     args: RALConfig
 
 
-#: The keys of the mappings in a recipe.
-_NESTED: dict[str, list[str]] = {
-    "peft": [item.name for item in fields(LoraConfig)],
-    "quantization": [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"],
-}
-
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 
@@ -102,15 +112,19 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task
     an unknown key (with the nearest known one), a value of the wrong type, and settings that the class of `args` refuses.
     """
     path = Path(path)
-    hints = get_type_hints(kind)
+    given, override = read_given(path, overrides)
+    from transformers import TrainingArguments
+
+    from ral.config import RALConfig
+
+    hints = get_type_hints(kind, localns={"TrainingArguments": TrainingArguments, "RALConfig": RALConfig})
     settings: type[TrainingArguments] = hints.pop("args")
     known = {**_settable(settings), **hints}
-    given = without_removed({"output_dir": f"runs/{path.stem}", **_read(path)}, f"{path}")
-    _check_known(given, known, f"{path}")
-    override = without_removed(_parse_overrides(overrides), "command line")
-    _check_known(override, known, "command line")
-    values = _typed({**given, **override}, known, path)
-    for key, names in _NESTED.items():
+    values = {**_typed(given, known, f"{path}"), **_typed(override, known, "command line")}
+    for key in ("model", "data"):
+        if not values.get(key):
+            raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
+    for key, names in _nested().items():
         _check_known(values.get(key) or {}, names, f"{path}: {key}")
     try:
         args = settings(**{key: value for key, value in values.items() if key not in hints})
@@ -119,57 +133,47 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task
     return kind(args=args, **{key: value for key, value in values.items() if key in hints})
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2, no key twice, and no references.
+def read_given(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of a recipe and those of the command line, before their keys and types are looked at; imports nothing slow.
 
-    YAML 1.1 reads `save_strategy: no` as False and `learning_rate: 1e-5` as a string. References to references can stand
-    for more values than any machine holds.
+    Raises DataError for a file that cannot be read, invalid YAML, a key given twice and words that are no overrides, and
+    ConfigError for a setting that was removed.
     """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "a reference (*name); write the value out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    path = Path(path)
+    given = {"output_dir": f"runs/{path.stem}", **read_yaml(path, "the recipe")}
+    return without_removed(given, f"{path}"), without_removed(_parse_overrides(overrides), "command line")
 
 
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+def parse_settings(kind: type, words: Sequence[str]) -> dict[str, Any]:
+    """The values that command-line words (`--field value`) give to fields of the dataclass `kind`, in the fields' types.
+
+    Raises DataError, which names the key, for an unknown one, one given twice, and a value of the wrong type.
+    """
+    return _typed(_parse_overrides(words), get_type_hints(kind), "command line")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the recipe ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8; a recipe is a YAML file.") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{path}{line}: not valid YAML ({error.problem}).") from error
-    except (yaml.YAMLError, RecursionError) as error:  # control characters; brackets without end
-        raise DataError(f"{path}: not valid YAML ({_first_line(error)}).") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise DataError(f"{path}: a recipe is a flat mapping of `key: value` lines.")
-    return content
+def split_settings(kind: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Command-line words without those that give fields of the dataclass `kind` a value, and these, for `parse_settings`.
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    A field takes the word that follows it. A switch needs none: `--think` is true, and `--no-think` false.
+    """
+    hints = get_type_hints(kind)
+    others: list[str] = []
+    found: list[str] = []
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
+        key = name.removeprefix("no_")
+        if not word.startswith("--") or key not in hints or (key != name and hints[key] is not bool):
+            others.append(word)
+        elif equals or not (rest or hints[key] is bool):
+            found.append(word)
+        elif hints[key] is not bool or (key == name and rest and rest[-1] in ("true", "false")):
+            found.append(f"{word}={rest.pop()}")
+        else:
+            found.append(f"--{key}={str(key == name).lower()}")
+    return others, found
 
 
 def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -198,9 +202,18 @@ def _word(text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return yaml.load(text, _Loader)  # a safe loader
-    except (yaml.YAMLError, RecursionError) as error:
+        return parse_yaml(text)
+    except ValueError as error:
         raise DataError(f"command line: {text[:60]!r} is not valid YAML; check its brackets and quotes.") from error
+
+
+def _nested() -> dict[str, list[str]]:
+    """The keys of the mappings in a recipe."""
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    quantization = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    return {"peft": [item.name for item in fields(LoraConfig)], "quantization": quantization}
 
 
 def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:
@@ -217,52 +230,62 @@ def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> Non
             raise DataError(f"{where}: unknown key {key!r}{advice}")
 
 
-def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The values in the types that their fields declare."""
+def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values in the types that their fields declare. Raises DataError for an unknown key and for another type."""
+    _check_known(values, hints, where)
     typed = {}
     for key, value in values.items():
         try:
-            typed[key] = _convert(hints[key], value)
-        except ValueError as error:
-            raise DataError(f"{path}: {key}: expected {_spelled(hints[key])}, got {json.dumps(value)}.") from error
-    for key in ("model", "data"):
-        if not typed.get(key):
-            raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
+            typed[key] = _adapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            raise DataError(
+                f"{where}: {key}: expected {_spelled(hints[key])}, got {json.dumps(value, default=str)}."
+            ) from error
     return typed
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    """`value` as the first alternative of `hint` that takes it; text, which takes every scalar, comes late."""
-    for kind in sorted(_alternatives(hint), key=lambda kind: (get_origin(kind) is list, kind is str)):
-        try:
-            return _convert_to(kind, value)
-        except ValueError:
-            continue
-    raise ValueError(value)
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_form(hint), config=ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True))
 
 
-def _convert_to(kind: Any, value: Any) -> Any:
-    origin = get_origin(kind) or kind
-    if origin is Any or (origin is type(None) and value is None) or (origin is dict and isinstance(value, dict)):
-        return value
-    if origin is list:
-        return [_convert(get_args(kind)[0], item) for item in (value if isinstance(value, list) else [value])]
-    if origin is bool and str(value).lower() in _SWITCH:
-        return _SWITCH[str(value).lower()]
-    if origin is int and isinstance(value, float) and not value.is_integer():
+def _form(hint: Any) -> Any:
+    """A declared type as recipes give it.
+
+    A switch is no number, one value may stand for a list of one, and of several types the first that takes the value counts:
+    text, which takes every number, comes late. A choice is text: who takes it refuses unknown ones, with advice.
+    """
+    kinds = sorted({*_alternatives(hint)} - {NoneType}, key=_lateness)
+    forms = [_one_form(kind) for kind in kinds]
+    form = forms[0] if len(forms) == 1 else Annotated[Union[tuple(forms)], Field(union_mode="left_to_right")]  # noqa: UP007
+    return form | None if NoneType in _alternatives(hint) else form
+
+
+def _lateness(kind: Any) -> tuple[bool, bool, str]:
+    return get_origin(kind) is list, kind is str, str(kind)
+
+
+def _one_form(kind: Any) -> Any:
+    if kind in (int, float):
+        return Annotated[kind, BeforeValidator(_not_a_switch)]
+    if get_origin(kind) is list:
+        return Annotated[list[_form(get_args(kind)[0])], BeforeValidator(_listed)]  # type: ignore[misc]
+    return kind
+
+
+def _not_a_switch(value: Any) -> Any:
+    if isinstance(value, bool):
         raise ValueError(value)
-    scalar = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if scalar and (origin in (int, float, str) or issubclass(origin, Enum)):
-        return origin(value)
-    raise ValueError(value)
+    return value
 
 
-_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types that a hint allows; a choice counts as the type of its values, and who takes it refuses unknown ones."""
-    if get_origin(hint) in (Union, types.UnionType):
+    """The types that a hint allows; a choice counts as the type of its values."""
+    if get_origin(hint) in (Union, UnionType):
         return tuple(kind for part in get_args(hint) for kind in _alternatives(part))
     if get_origin(hint) is Literal:
         return tuple({type(value) for value in get_args(hint)})
@@ -271,6 +294,6 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _spelled(hint: Any) -> str:
     """A type as a recipe's author would say it."""
-    names = {type(None): "null", dict: "mapping", str: "text", bool: "true or false"}
+    names = {NoneType: "null", dict: "mapping", str: "text", bool: "true or false", list: "list"}
     kinds = (names.get(get_origin(kind) or kind, getattr(kind, "__name__", "value")) for kind in _alternatives(hint))
     return " or ".join(kinds)
