@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ral.files import atomic_write_bytes, atomic_write_text, json_line, read_jsonl, remove_parts
+from ral.errors import DataError
+from ral.files import atomic_write_bytes, atomic_write_text, json_line, parse_yaml, read_jsonl, remove_parts
 
 
 def test_atomic_write_makes_parents_and_replaces(tmp_path: Path) -> None:
@@ -87,3 +90,42 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     remove_parts(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"notes.txt": "old", ".gitignore": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5), ("no", "no"), ("true", True), ("2024-01-01", "2024-01-01"), ("~", None), ("", None), ("012", 12), ("=", "="),
+        ("12:30", "12:30"), ("'3'", "3"), ("[1, a, 1.5]", [1, "a", 1.5]), ("a: {b: .inf}", {"a": {"b": float("inf")}}),
+    ],
+)  # fmt: skip
+def test_yaml_is_that_of_version_1_2(text: str, value: object) -> None:
+    assert parse_yaml(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"^line 3: not valid YAML \(found duplicate key .a. "),
+        ("x:\n  y: 1\n  y: 2\n", r"^line 3: not valid YAML \(found duplicate key .y. "),
+        ("a: &x 1\nb: [*x]\n", r"^line 2: not valid YAML \(a reference \(\*name\); write the value out\)"),
+        ("base: &b {c: 1}\nd:\n  <<: *b\n", r"^line 3: not valid YAML \(a reference"),
+        ("a: {b\n", r"^line 2: not valid YAML"),
+        ("a: 1\n---\nb: 2\n", r"not valid YAML"),
+        ("!!python/name:os.system x", r"^line 1: not valid YAML \(could not determine a constructor"),
+        ("a: !!int x\n", r"^not valid YAML \(invalid literal"),
+        ("a: \x07", r"^not valid YAML \(unacceptable character"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_yaml_is_refused_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        parse_yaml(text)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_a_value_or_one_line(text: str) -> None:
+    try:
+        parse_yaml(text)
+    except DataError as error:
+        assert "\n" not in str(error)

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.trainer_utils import SaveStrategy
 
 from ral.errors import ConfigError, DataError
-from ral.recipe import Recipe, load_recipe
+from ral.evaluate.settings import EvalSettings
+from ral.files import read_yaml
+from ral.recipe import Recipe, _typed, load_recipe, parse_settings, split_settings
 
 BASE = "model: start\ndata: rings\nuse_cpu: true\n"
 
@@ -152,3 +160,115 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not a text file in UTF-8"):
         load_recipe(tmp_path / "weights.yaml")
+
+
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_settings_are_told_from_other_words_wherever_they_stand(dash: str) -> None:
+    words = [
+        "--no-think",
+        "start",
+        f"--max{dash}completion{dash}length",
+        "30",
+        "--n",
+        "16",
+        "--tasks=rings",
+        "--template=plain",
+        "--fps",
+        "2",
+    ]
+    others, given = split_settings(EvalSettings, words)
+    assert others == ["start", "--n", "16", "--tasks=rings"]
+    expected = {"think": False, "max_completion_length": 30, "template": "plain", "fps": 2.0}
+    assert parse_settings(EvalSettings, given) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [(["--think"], True), (["--think", "false", "x"], False), (["--think=no"], False), (["--no-think", "true"], False)],
+)
+def test_a_switch_needs_no_value(words: list[str], value: bool) -> None:
+    others, given = split_settings(EvalSettings, words)
+    assert parse_settings(EvalSettings, given) == {"think": value}
+    assert others == [word for word in words if word == "x" or (word == "true" and words[0] == "--no-think")]
+
+
+SETTINGS = {"layer": "-2", "probes": "all", "video_pixels": "4096", "think": "true", "template": "plain"}
+OTHERS = ["start", "--n=4", "--tasks=rings", "--output=there"]
+
+
+@given(st.permutations([*SETTINGS, *OTHERS]), st.lists(st.booleans(), min_size=9, max_size=9))
+def test_any_order_says_the_same(order: list[str], equals: list[bool]) -> None:
+    words: list[str] = []
+    for word, joined in zip(order, equals, strict=True):
+        if word in OTHERS:
+            words.append(word)
+        else:
+            words += [f"--{word}={SETTINGS[word]}"] if joined else [f"--{word}", SETTINGS[word]]
+    others, given_words = split_settings(EvalSettings, words)
+    assert others == [word for word in order if word in OTHERS]
+    found = parse_settings(EvalSettings, given_words)
+    assert found == {"layer": -2, "probes": "all", "video_pixels": 4096, "think": True, "template": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layer", "top"], r'command line: layer: expected int, got "top"'),
+        (["--show", "2", "--show=3"], "command line: --show is given twice"),
+        (["--fps"], "command line: --fps has no value"),
+        (["--think=perhaps"], r'command line: think: expected true or false, got "perhaps"'),
+    ],
+)
+def test_errors_of_settings_name_the_key(words: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_settings(EvalSettings, split_settings(EvalSettings, words)[1])
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (float, "1e-5", 1e-5), (int, 12.0, 12), (str, 1e-5, "1e-05"), (str, 3, "3"), (bool, "off", False), (bool, "Yes", True),
+        (int | str, "3", 3), (int | str, "many", "many"), (bool | str | None, "true", True), (str | None, "null", "null"),
+        (float | None, None, None), (str | list[str], "a", "a"), (list[int] | None, 4, [4]), (list[int], ["1", 2.0], [1, 2]),
+        (dict[str, Any] | str, {"a": 1}, {"a": 1}), (Literal["a", "b"], "c", "c"), (SaveStrategy | str, "no", SaveStrategy.NO),
+    ],
+)  # fmt: skip
+def test_a_value_takes_the_first_type_that_it_fits(hint: Any, value: Any, expected: Any) -> None:
+    found = _typed({"key": value}, {"key": hint}, "here")["key"]
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [(int, True), (float, False), (str, True), (str, ["a"]), (bool, "maybe"), (list[int], ["a"]), (dict, "a"), (int | None, 1.5)],
+)  # fmt: skip
+def test_no_value_is_bent_to_another_type(hint: Any, value: Any) -> None:
+    with pytest.raises(DataError, match=r"^here: key: expected .*, got "):
+        _typed({"key": value}, {"key": hint}, "here")
+
+
+def test_the_file_is_found_bad_before_what_is_slow_is_imported(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: [\n")
+    code = (
+        "import sys; from typer.testing import CliRunner; from ral.cli import app\n"
+        "for command in ('train', 'sft', 'plan'):\n"
+        f"    found = CliRunner().invoke(app, [command, {str(path)!r}])\n"
+        "    assert found.exit_code == 2, found.output\n"
+        "    assert 'mine.yaml, line 2: not valid YAML' in found.stderr, found.stderr\n"
+        "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_hold_what_another_reader_finds_in_them(path: Path) -> None:
+    """PyYAML follows YAML 1.1, which reads `1e-5` as text, and `no` as false."""
+    expected = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = read_yaml(path)
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert (
+            value == expected[key]
+            or value == {False: "no", True: "yes"}.get(expected[key])
+            or value == float(expected[key])
+        )

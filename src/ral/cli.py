@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ral.errors import RalError, UsageError
 from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
+
+if TYPE_CHECKING:
+    from ral.evaluate.answering import Glance
 
 
 class _Commands(TyperGroup):
@@ -31,10 +36,53 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from error
 
 
-#: Of options that default to what the model was trained with.
-_AS_IN_RUN = "Default: as in its run."
+class _TakesSettings(TyperCommand):
+    """A command that takes the fields of a dataclass as `--field value`, beside its own options and in any order.
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+    What is read of them stands in `context.args`, for `ral.recipe.parse_settings`.
+    """
+
+    #: The dataclass, as `module:name`: a module may be slow to import. What fields are that are not given.
+    settings: str
+    otherwise: str
+
+    def kind(self) -> type:
+        module, _, name = self.settings.partition(":")
+        return getattr(import_module(module), name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from ral.recipe import split_settings
+
+        own, given = split_settings(self.kind(), args)
+        super().parse_args(ctx, own)
+        ctx.args = given
+        return given
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        switches = {name for name, hint in get_type_hints(self.kind()).items() if hint is bool}
+        names = {item.name: item.name.replace("_", "-") for item in fields(self.kind())}
+        spelt = {key: f"--{name}, --no-{name}" if key in switches else f"--{name}" for key, name in names.items()}
+        lines = [f"{spelt[item.name]}: {item.metadata['help']}" for item in fields(self.kind())]
+        self.epilog = "\n\n".join([f"Settings, {self.otherwise}:", *lines])
+        super().format_help(ctx, formatter)
+
+
+class _TakesPromptSettings(_TakesSettings):
+    settings = "ral.data.settings:PromptSettings"
+    otherwise = "as in the recipe to be trained"
+
+
+class _TakesEvalSettings(_TakesSettings):
+    settings = "ral.evaluate.settings:EvalSettings"
+    otherwise = "by default those of the model's run"
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},  # as keys of recipes are spelt
+)
 
 
 @app.callback()
@@ -66,7 +114,9 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run t
 @app.command(context_settings=_TAKES_OVERRIDES)
 def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Fine-tune on worked examples, the stage before `ral train`. Every key can be given as --key VALUE and wins."""
-    from ral.recipe import load_recipe
+    from ral.recipe import load_recipe, read_given
+
+    read_given(recipe, context.args)  # refuses at once what can be; the rest is slow to import
     from ral.report import write_report
     from ral.training.sft import SFTTask, fine_tune
 
@@ -80,10 +130,11 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
 def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Train what a recipe says, and write the run's report. Every key can be given as --key VALUE and wins."""
     from ral.recipe import load_recipe
+
+    loaded = load_recipe(recipe, context.args)
     from ral.report import write_report
     from ral.training.launch import train
 
-    loaded = load_recipe(recipe, context.args)
     folder = train(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
@@ -117,6 +168,9 @@ def plan(
 
     From the model's configuration alone. Every key of the recipe can be given as --key VALUE. Exit code 1: does not fit.
     """
+    from ral.recipe import read_given
+
+    read_given(recipe, context.args)
     from ral.plan import Machine, render
     from ral.plan import plan as make_plan
     from ral.plan.setup import Sharding
@@ -148,8 +202,9 @@ def export(
     typer.echo(output)
 
 
-@app.command()
+@app.command(cls=_TakesPromptSettings)
 def check(
+    context: typer.Context,
     data: Annotated[str, typer.Argument(help="A file, a folder or a hub id.", show_default=False)],
     data_root: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
@@ -164,13 +219,6 @@ def check(
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="Longest prompt to accept; needs --model.", show_default="what the model takes")
     ] = None,
-    think: Annotated[bool, typer.Option("--think/--no-think", help="Prompts that ask to think first.")] = True,
-    template: Annotated[str, typer.Option(help="Prompt wording: paper or plain.")] = "paper",
-    min_pixels: Annotated[int | None, typer.Option(help="Smallest image or frame.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Largest image or frame.")] = None,
-    video_pixels: Annotated[int | None, typer.Option(help="All frames of a video together.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames per video.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second of video.")] = None,
     examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
     clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
 ) -> None:
@@ -179,12 +227,14 @@ def check(
 
     from ral.data.check import check_records
     from ral.data.readers import read_records
-    from ral.data.settings import PromptSettings, Template
+    from ral.data.settings import PromptSettings
+    from ral.recipe import parse_settings
     from ral.rewards.answers import Mode, unscorable
 
     if max_prompt_tokens is not None and model is None:
         raise UsageError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
+    prompt = PromptSettings(**parse_settings(PromptSettings, context.args))
     processor = None
     if model is not None:
         from ral.models.loading import load_processor, prompt_budget
@@ -206,10 +256,7 @@ def check(
             ),
             processor=processor,
             max_prompt_tokens=max_prompt_tokens,
-            prompt=PromptSettings(
-                think=think, template=_choice(Template, template, "--template"), min_pixels=min_pixels,
-                max_pixels=max_pixels, video_pixels=video_pixels, num_frames=num_frames, fps=fps,
-            ),
+            prompt=prompt,
             clean=clean,
             progress=lambda rows: progress.update(bar, completed=rows),
         )  # fmt: skip
@@ -224,8 +271,9 @@ def _choice(kind: Any, value: str, option: str) -> Any:
     return value
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=_TakesEvalSettings)
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
     ],
@@ -237,20 +285,6 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
     data: Annotated[str | None, typer.Option(help="A benchmark's table on this machine.", show_default="hub")] = None,
     media: Annotated[Path | None, typer.Option(help="Folder of images and videos outside the table.")] = None,
-    think: Annotated[bool | None, typer.Option("--think/--no-think", help=f"Think first. {_AS_IN_RUN}")] = None,
-    template: Annotated[str | None, typer.Option(help=f"Prompt wording: paper or plain. {_AS_IN_RUN}")] = None,
-    scorer: Annotated[str | None, typer.Option(help=f"Reading of answers: strict or compat. {_AS_IN_RUN}")] = None,
-    max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help=f"Smallest image or frame. {_AS_IN_RUN}")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image or frame. {_AS_IN_RUN}")] = None,
-    video_pixels: Annotated[int | None, typer.Option(help=f"All frames of a video together. {_AS_IN_RUN}")] = None,
-    num_frames: Annotated[int | None, typer.Option(help=f"Frames per video. {_AS_IN_RUN}")] = None,
-    fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
-    layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is reported. {_AS_IN_RUN}")] = None,
-    probes: Annotated[
-        str, typer.Option(help="Further measures of looking: heads, relative, sinks, masking, masking-text; or all.")
-    ] = "",
-    show: Annotated[int | None, typer.Option(help="Items to keep image and map of.", show_default="12")] = None,
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
 ) -> None:
@@ -261,14 +295,11 @@ def evaluate(
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings, run_folder
     from ral.evaluate.tasks.selection import find_task
+    from ral.recipe import parse_settings
     from ral.report import write_items
 
     path = _model_path(model)
-    settings = EvalSettings.of_model(
-        path, think=think, template=template, scorer=scorer, max_completion_length=max_completion_length,
-        min_pixels=min_pixels, max_pixels=max_pixels, video_pixels=video_pixels, num_frames=num_frames, fps=fps,
-        layer=layer, probes=probes, show=show,
-    )  # fmt: skip
+    settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
     chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media) for name in tasks.split(",")]
     if output is None:
         run = run_folder(path)
@@ -287,8 +318,9 @@ def evaluate(
         typer.echo(f"{summary.sentence()} {output / task.name}")
 
 
-@app.command()
+@app.command(cls=_TakesEvalSettings)
 def look(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
     ],
@@ -298,36 +330,37 @@ def look(
     video: Annotated[
         Path | None, typer.Option(help="The video, in place of an image: one map a temporal patch.")
     ] = None,
-    layer: Annotated[int | None, typer.Option(help=f"Layer whose attention is drawn. {_AS_IN_RUN}")] = None,
-    think: Annotated[bool | None, typer.Option("--think/--no-think", help=f"Think first. {_AS_IN_RUN}")] = None,
-    template: Annotated[str | None, typer.Option(help=f"Prompt wording: paper or plain. {_AS_IN_RUN}")] = None,
-    max_completion_length: Annotated[int | None, typer.Option(help=f"Tokens per answer. {_AS_IN_RUN}")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help=f"Largest image or frame. {_AS_IN_RUN}")] = None,
-    num_frames: Annotated[int | None, typer.Option(help=f"Frames of the video. {_AS_IN_RUN}")] = None,
-    fps: Annotated[float | None, typer.Option(help=f"Frames per second of video. {_AS_IN_RUN}")] = None,
 ) -> None:
     """Draw where a model looks when it decides on its answer to a question about an image or a video."""
-    import numpy as np
-
     from ral.evaluate.answering import glance, load_for_answering
     from ral.evaluate.settings import EvalSettings
-    from ral.report.heatmap import render_heatmap_html, render_heatmap_png
+    from ral.recipe import parse_settings
 
     if output.suffix not in (".png", ".html"):
         raise UsageError(f"{output}: expected a name that ends in .png or .html.")
     path = _model_path(model)
-    settings = EvalSettings.of_model(
-        path, think=think, template=template, max_completion_length=max_completion_length, max_pixels=max_pixels,
-        num_frames=num_frames, fps=fps, layer=layer,
-    )  # fmt: skip
+    settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
     seen = glance(*load_for_answering(path), question, settings, image=image, video=video)
+    _draw(seen, question, output)
+    typer.echo(output)
+
+
+def _draw(seen: Glance, question: str, output: Path) -> None:
+    """Write what was seen at a question to a .png or .html file."""
+    import numpy as np
+
+    from ral.report.heatmap import render_heatmap_html, render_heatmap_png
+
     picture, values = np.asarray(seen.sheet.picture), seen.map
     asked = " ".join(question.replace("<image>", " ").replace("<video>", " ").split())
     row = "the first token, as no answer was found" if seen.answer is None else f"the answer {seen.answer!r}"
     facts = [
         ("Row", f"predicts {row}"),
         ("Layer", f"{seen.number} of 0 to {len(seen.look.layers) - 1}"),
-        ("Attention on the image" if video is None else "Attention on the video", f"{seen.layer.visual_share:.0%}"),
+        (
+            "Attention on the image" if not seen.sheet.times else "Attention on the video",
+            f"{seen.layer.visual_share:.0%}",
+        ),
     ]
     if seen.sheet.times:
         facts.append(("Frames at", ", ".join(f"{time:.1f}" for time in seen.sheet.times) + " s, row by row"))
@@ -336,7 +369,6 @@ def look(
     else:
         caption = "; ".join(f"{name}: {fact}" for name, fact in facts)
         render_heatmap_png(picture, values, [], output, title=asked, caption=f"{seen.text}\n{caption}")
-    typer.echo(output)
 
 
 def _model_path(model: str) -> str:
