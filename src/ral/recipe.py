@@ -155,11 +155,12 @@ def parse_settings(kind: type, words: Sequence[str]) -> dict[str, Any]:
 def split_settings(kind: type, words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Command-line words without those that give fields of the dataclass `kind` a value, and these, for `parse_settings`.
 
-    A field takes the word that follows it. A switch needs none: `--think` is true, and `--no-think` false.
+    A field takes the word that follows it; given twice, the last counts, as of other options. A switch needs no value:
+    `--think` is true, and `--no-think` false.
     """
     hints = get_type_hints(kind)
     others: list[str] = []
-    found: list[str] = []
+    found: dict[str, str] = {}
     rest = list(reversed(words))
     while rest:
         word = rest.pop()
@@ -168,12 +169,12 @@ def split_settings(kind: type, words: Sequence[str]) -> tuple[list[str], list[st
         if not word.startswith("--") or key not in hints or (key != name and hints[key] is not bool):
             others.append(word)
         elif equals or not (rest or hints[key] is bool):
-            found.append(word)
+            found[key] = word
         elif hints[key] is not bool or (key == name and rest and rest[-1] in ("true", "false")):
-            found.append(f"{word}={rest.pop()}")
+            found[key] = f"{word}={rest.pop()}"
         else:
-            found.append(f"--{key}={str(key == name).lower()}")
-    return others, found
+            found[key] = f"--{key}={str(key == name).lower()}"
+    return others, list(found.values())
 
 
 def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
