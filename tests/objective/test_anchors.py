@@ -104,6 +104,29 @@ def test_first_order_anchors_have_a_gradient_before_the_first_update(anchor: str
     assert grad.norm() > 1e-3
 
 
+def test_the_average_rollout_is_no_success() -> None:
+    """Rewards 1, ½, ½, 0: `group` pulls to where the first one looked, and not to where the average ones did."""
+    advantages = group_advantages(torch.tensor([1.0, 0.5, 0.5, 0.0])).double()
+    assert advantages[1] == 0
+    rows, old = rows_of(scores()), rows_of(scores(1))
+    found = ANCHORS["group"].term(state(rows, old=old, advantages=advantages)).loss
+    now, then = ((x[..., :P] * MASK[..., None]).sum(1) for x in (rows, old))
+    now, then = (x / x.sum(-1, keepdim=True) for x in (now, then))
+    expected = (WEIGHTS.sum(1) * advantages.abs() * jensen_shannon(now, then[0].expand(G, -1))).sum()
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_credit_of_a_key_is_what_looking_there_was_worth_when_the_rollouts_were_made() -> None:
+    rows, old = rows_of(scores()), rows_of(scores(1))
+    found = ANCHORS["credit"].term(state(rows, old=old)).loss
+    looked = (old[..., :P] * MASK[..., None]).sum(1)
+    looked = looked / looked.sum(-1, keepdim=True)
+    worth = (ADVANTAGES @ looked) / looked.sum(0)
+    target = old[..., :P] * worth.exp()
+    now, target = (x / x.sum(-1, keepdim=True).clamp(min=1e-30) for x in (rows[..., :P], target))
+    torch.testing.assert_close(found, (WEIGHTS * jensen_shannon(now, target)).sum())
+
+
 @pytest.mark.parametrize("anchor", ["group", "credit"])
 def test_anchors_of_the_group_have_none_while_all_rollouts_look_at_the_same_place(anchor: str) -> None:
     same = scores()[:1, :1].expand(G, R, -1)

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -253,6 +255,63 @@ def test_the_attention_gradient_is_kept_at_its_share(tmp_path: Path) -> None:
     assert same(whole, {name: p.detach() for name, p in again.model.named_parameters()})
 
 
+def test_the_loss_holds_the_attention_term_times_lambda_and_the_factor(tmp_path: Path) -> None:
+    """The same groups under other factors and λ: the loss is linear in both."""
+    run = trainer(tmp_path, attention_anchor="group", attention_coef=2.0, gradient_norm_steps=0, reward_funcs=spread)
+    groups = rollouts(run)
+    found = []
+    for coef, factor in ((2.0, 0.0), (2.0, 1.0), (2.0, 5.0), (4.0, 5.0)):
+        run.args.attention_coef, run.balance.factor = coef, factor
+        found.append(float(run.compute_loss(run.model, groups).detach()))
+    token, once, five, ten = found
+    assert abs(once - token) > 1e-4
+    assert five - token == pytest.approx(5 * (once - token), rel=1e-2)
+    assert ten - token == pytest.approx(10 * (once - token), rel=1e-2)
+
+
+def test_the_factor_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    """Measured in the first rollout batch alone, it is what the second one is trained with."""
+    changes: dict[str, Any] = {"attention_anchor": "group", "attention_share": 0.5, "max_steps": 4, "save_steps": 2}
+    changes |= {"save_strategy": "steps", "attention_coef": 1e-3, "reward_funcs": spread, "gradient_norm_steps": 2}
+    whole, _ = trained(tmp_path, **changes)
+    again = trainer(tmp_path, **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.balance.factor > 10
+    assert same(whole, {name: p.detach() for name, p in again.model.named_parameters()})
+
+
+def test_a_prompts_random_numbers_are_its_own(tmp_path: Path) -> None:
+    """They depend on seed, rollout batch, place in the step and stream, and on nothing else."""
+    run, other = trainer(tmp_path), trainer(tmp_path, seed=4)
+    states = {}
+    for name, one, step in (("first", run, 0), ("inner update", run, 1), ("next", run, 2), ("other seed", other, 0)):
+        one.state.global_step = step
+        for place in range(3):
+            for stream in range(3):
+                states[name, place, stream] = one._generator(place, stream).initial_seed()
+    for place in range(3):
+        for stream in range(3):
+            assert states["inner update", place, stream] == states["first", place, stream]
+    assert len(set(states.values())) == 3 * 9
+
+
+def test_the_streams_of_a_prompt_reach_what_they_are_for(tmp_path: Path) -> None:
+    """Bias, tokens and shuffle of the prompt at each place: equal prompts at other places have others."""
+    changes: dict[str, Any] = {"attention_anchor": "explore", "attention_advantage": "shuffled", "temperature": 1.5}
+    run = trainer(tmp_path, reward_funcs=spread, **changes)
+    record = RECORDS[0]
+    first, second = (group.scored for group in rollouts(run, [record, record]))
+    assert not torch.equal(first.look_bias, second.look_bias)
+    assert first.texts != second.texts
+    again, alone = (group.scored for group in rollouts(run, [record, RECORDS[1]]))
+    assert torch.equal(again.look_bias, first.look_bias)
+    assert again.texts == first.texts
+    assert torch.equal(again.attention_advantages, first.attention_advantages)
+    assert alone.texts != second.texts
+    seen = {tuple(group.scored.attention_advantages.tolist()) for group in rollouts(run, [record] * 6)}
+    assert len(seen) > 1, "each place is shuffled by itself"
+
+
 def test_sinks_are_left_out_of_the_rows(tmp_path: Path) -> None:
     run = trainer(tmp_path, attention_skip=2, attention_anchor="group", attention_coef=10.0)
     groups = rollouts(run)
@@ -321,6 +380,26 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path, adap
             for key in ("loss", "reward", "grad_norm", "attention/loss", "visual_share"):
                 assert row[key] == expected[key]
     assert [row["step"] for row in lines(tmp_path / "samples.jsonl")] == [s for s in (1, 3, 5, 7) for _ in range(G)]
+
+
+def test_random_numbers_outside_of_the_rollouts_go_on_where_they_were(tmp_path: Path) -> None:
+    """Dropout draws from torch's own state, a reward function may from Python's and numpy's."""
+    drawn: list[tuple[float, ...]] = []
+
+    def drawing(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
+        return spread(prompts, completions)
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.3)
+    changes: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "disable_dropout": False}
+    changes |= {"peft_config": lora, "reward_funcs": drawing}
+    whole, _ = trained(tmp_path, **changes)
+    expected = drawn[2:]
+    drawn.clear()
+    run = trainer(tmp_path, **changes)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert drawn == expected
+    assert same(whole, {name: p.detach() for name, p in run.model.named_parameters()})
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end_when_asked(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class ExactResumeTrainer(Trainer):
 
     def __init__(self, *arguments: Any, **named: Any):
         self._resumed_step: int | None = None
+        self._random_state_of: str | None = None  # the checkpoint, until its state is restored
         with refused_by("transformers", "settings of the trainer"):
             super().__init__(*arguments, **named)
         self.interruption = Interruption(every=getattr(self.args, "num_iterations", 1))
@@ -67,6 +68,7 @@ class ExactResumeTrainer(Trainer):
         """
         checkpoint = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None
         self._resumed_step = None if checkpoint is None else _global_step(checkpoint)
+        self._random_state_of = None if checkpoint is None else str(checkpoint)
         try:
             output = super().train(None if checkpoint is None else str(checkpoint), *arguments, **named)
         finally:
@@ -84,10 +86,22 @@ class ExactResumeTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """As Trainer's; nothing for a run that was resumed at its end, which Trainer would give one more step."""
+        """As Trainer's; nothing for a run that was resumed at its end, which Trainer would give one more step.
+
+        Behind it the random state is the checkpoint's, also in the middle of an epoch, where Trainer restores it after the
+        rollouts, whose reward functions may draw from it.
+        """
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._load_rng_state(self._random_state_of)
+        return samples
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's, once for every resume."""
+        if self._random_state_of is not None:
+            super()._load_rng_state(checkpoint)
+            self._random_state_of = None
 
     def _checked(self, wanted: str | Path | bool) -> Path:
         """The checkpoint to go on from; read by the main process, found good or refused by all."""
