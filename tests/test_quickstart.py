@@ -39,6 +39,9 @@ def test_every_arm_is_trained_from_the_start_evaluated_and_reported(tmp_path: Pa
         looks = [json.loads(line) for line in (run / "looks/items.jsonl").read_text().splitlines()]
         assert [row["step"] for row in looks] == [0] * 6 + [2] * 6
         assert (run / "final/model.safetensors").exists()
+        own = (run / "report.html").read_text(encoding="utf-8")
+        assert 'id="live"' not in own
+        assert "of the answers are right" in own
     assert "Learning to look" in html
     assert 'id="live"' not in html, "it is over"
     assert len(set(first)) == 1, "all arms see the same prompts in the same order"

@@ -14,8 +14,6 @@ TO_BE_CUT = {
     "cli.py: check",
     "data/check.py: check_records",
     "rewards/units.py: _table",
-    "training/trainer.py: RALTrainer",
-    "training/trainer.py: __init__",
 }
 
 

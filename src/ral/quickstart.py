@@ -101,7 +101,8 @@ def arm_recipe(name: str, output: Path, seed: int, steps: int | None = None) -> 
 
 
 def run_arm(name: str, output: Path, seed: int, steps: int | None, held_out: int, threads: int) -> float:
-    """Train and evaluate one arm; returns the seconds its training took."""
+    """Train and evaluate one arm, with its own page; returns the seconds its training took."""
+    from ral.report import write_report
     from ral.training.launch import train
 
     _quiet_worker(threads)
@@ -111,6 +112,7 @@ def run_arm(name: str, output: Path, seed: int, steps: int | None, held_out: int
         folder = train(recipe, overwrite=True)
     seconds = time.perf_counter() - begin
     _evaluate(folder, LABELS[name], folder, held_out)
+    write_report(folder)  # in place of the one that followed the training
     return seconds
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from experiments.testbed.halve import halve
+from experiments.testbed.half_precision import to_half_precision
 from experiments.testbed.measure import complete, score
 
 from ral.models.loading import load_model, load_processor
@@ -35,7 +35,7 @@ def test_halving_rounds_the_file_and_not_the_type(tmp_path: Path) -> None:
     model, processor = load_start()
     model.save_pretrained(tmp_path / "whole")
     processor.save_pretrained(tmp_path / "whole")
-    halve(tmp_path / "whole", tmp_path / "half")
+    to_half_precision(tmp_path / "whole", tmp_path / "half")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
     assert sizes[1] < 0.51 * sizes[0]
     again = load_model(tmp_path / "half")

@@ -33,6 +33,7 @@ from ral.evaluate.grounding import (
     mean_grounding,
     relative_attention,
 )
+from ral.evaluate.items import Json
 from ral.evaluate.looking import Look, as_maps, look_on, prompt_and_rest
 from ral.statistics import mean_interval
 
@@ -40,8 +41,6 @@ from ral.statistics import mean_interval
 NEUTRAL = "Write a general description of the image."
 #: Random sets of visual tokens that the box is compared with.
 CONTROLS = 4
-
-Row = dict[str, Any]
 
 
 def neutral_record(record: Record) -> Record:
@@ -66,13 +65,13 @@ class Seen:
     sizes: Sequence[tuple[int, int]]
 
 
-def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], probes: Sequence[str]) -> list[Row]:
+def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], probes: Sequence[str]) -> list[Json]:
     """The results of `probes` for every item, as `items.jsonl` holds them.
 
     Args:
         neutral: the prompts of `neutral_record`s; needed for `relative` and `sinks`, else empty.
     """
-    rows: list[Row] = [{} for _ in items]
+    rows: list[Json] = [{} for _ in items]
     neutral_rows = look_on(model, neutral) if neutral else []
     for number, (item, row) in enumerate(zip(items, rows, strict=True)):
         if "heads" in probes:
@@ -88,7 +87,7 @@ def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], pr
     return rows
 
 
-def _against_neutral(item: Seen, neutral: Sequence[NDArray], probes: Sequence[str]) -> Row:
+def _against_neutral(item: Seen, neutral: Sequence[NDArray], probes: Sequence[str]) -> Json:
     """`relative` and `sinks` of one item, from the neutral prompt's rows `[rows, N]` of every layer."""
     relative, kept, counts = [], [], []
     for one, others in zip(item.look.layers, neutral, strict=True):
@@ -101,11 +100,11 @@ def _against_neutral(item: Seen, neutral: Sequence[NDArray], probes: Sequence[st
             sinks = attention_sinks(others[:, None])[0]
             counts.append(int(sinks.sum()))
             kept.append(_metrics(item, one.maps, one.visual_share, as_maps(sinks, item.prompt)))
-    row: Row = {"relative": relative} if "relative" in probes else {}
+    row: Json = {"relative": relative} if "relative" in probes else {}
     return row | ({"without_sinks": kept, "sinks": counts} if "sinks" in probes else {})
 
 
-def _metrics(item: Seen, maps: Any, share: float, ignore: Any = None) -> Row | None:
+def _metrics(item: Seen, maps: Any, share: float, ignore: Any = None) -> Json | None:
     found = grounding(maps, item.boxes, item.sizes, share, ignore)
     return None if found is None else found.as_dict()
 
@@ -125,14 +124,14 @@ class Masking:
 
 
 @torch.no_grad()
-def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = False) -> list[Row | None]:
+def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = False) -> list[Json | None]:
     """The causal check of every item; None where the boxes cover so much that no control fits beside them.
 
     Hidden means a score of minus infinity for the hidden keys in every layer and head, for the queries of the completion
     and of the prompt's last token, which predicts its first; with `all_text` for all text behind the visual tokens. The
     controls depend on the item's id alone.
     """
-    found: list[Row | None] = []
+    found: list[Json | None] = []
     for item in items:
         mask = np.concatenate([part.ravel() for part in item_mask(item.look.layers[0].maps, item.boxes, item.sizes)])
         if 2 * mask.sum() > mask.size:
@@ -157,12 +156,12 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
 # -------------------------------------------------------------------------------------------------- over all items
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> Row | None:
+def summarise(rows: Sequence[Mapping[str, Any]]) -> Json | None:
     """Means over the probed items' rows, as `summary.json` holds them; None if there are none."""
     rows = [row for row in rows if row]
     if not rows:
         return None
-    result: Row = {"n": len(rows)}
+    result: Json = {"n": len(rows)}
     for name in ("relative", "without_sinks"):
         if name in rows[0]:
             result[name] = [_mean([row[name][i] for row in rows]) for i in range(len(rows[0][name]))]
@@ -180,13 +179,13 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> Row | None:
     return result
 
 
-def _mean(items: Sequence[Row | None]) -> Row | None:
+def _mean(items: Sequence[Json | None]) -> Json | None:
     found = [None if item is None else Grounding.from_dict(item) for item in items]
     average = mean_grounding(found).mean
     return None if average is None else average.as_dict()
 
 
-def _mean_masking(items: Sequence[Row]) -> Row:
+def _mean_masking(items: Sequence[Json]) -> Json:
     """Means, and the paired difference of box and random with its 95 % interval: below 0, the box is evidence."""
     differences = [item["box"] - item["random"] for item in items]
     interval = mean_interval(differences)

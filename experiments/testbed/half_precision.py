@@ -1,4 +1,4 @@
-"""Stores a checkpoint at half precision, to be shipped: `python -m experiments.testbed.halve MODEL OUTPUT`.
+"""Stores a checkpoint at half precision, to be shipped: `python -m experiments.testbed.half_precision MODEL OUTPUT`.
 
 The weights are rounded to float16 in the file; the configuration keeps the type that they are loaded and computed in.
 """
@@ -16,7 +16,7 @@ WEIGHTS = "model.safetensors"
 _LEFT_OUT = shutil.ignore_patterns(WEIGHTS, "training_args.*")
 
 
-def halve(model: Path, output: Path) -> None:
+def to_half_precision(model: Path, output: Path) -> None:
     """Copy the checkpoint folder `model` to `output`, which must not exist, with its weights in float16."""
     shutil.copytree(model, output, ignore=_LEFT_OUT)
     weights = {name: weight.half() for name, weight in load_file(model / WEIGHTS).items()}
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("output", type=Path, help="new folder")
     args = parser.parse_args()
-    halve(args.model, args.output)
+    to_half_precision(args.model, args.output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Is one model better than another? Intervals, paired tests and the sentence a paper would print.
+"""Paired tests: both models answered the same items, so every test works on differences per item.
 
-Items of one benchmark are paired: both models answered the same questions, so every test here works on differences per
-item. Items that share an image or video are not independent; give them one `cluster`. Over training seeds, use the
-interquartile mean and the probability of improvement (Agarwal et al., arXiv 2108.13264).
+Items that share an image or video are not independent; they have one `cluster`.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ral.errors import DataError
+from ral.statistics.intervals import Interval, by_cluster, mean_interval, standard_error
 
 Test = Literal["exact McNemar", "exact sign-flip", "clustered t"]
 #: The interval of a difference that goes with each test.
@@ -27,22 +26,6 @@ INTERVALS: dict[Test, str] = {
 }
 #: Up to so many clusters all sign patterns are counted; a t-test needs more of them to be trusted.
 FEW_CLUSTERS = 20
-#: Resamples of a bootstrap: the ends of a 95 % interval then repeat to about a hundredth of its width.
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with the ends of its confidence interval, in the unit of the values it came from."""
-
-    value: float
-    low: float
-    high: float
-    confidence: float = 0.95
-
-    def __format__(self, spec: str) -> str:
-        """`f"{interval:.1f}"` is "1.0 [0.5, 1.5]"."""
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
 
 
 @dataclass(frozen=True)
@@ -100,75 +83,6 @@ class Comparison:
         )
 
 
-def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's t interval of a mean, for a few runs that differ in their seed. Of one value the ends are infinitely far."""
-    mean, half = seed_band(np.asarray(values, dtype=float)[:, None], confidence)
-    return Interval(float(mean[0]), float(mean[0] - half[0]), float(mean[0] + half[0]), confidence)
-
-
-def seed_band(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`seed_interval` at every point of curves `values` [runs, points]: means [points] and half widths [points]."""
-    runs = len(values)
-    if runs < 2:
-        return values.mean(axis=0), np.full(values.shape[1:], np.inf)
-    half = stats.t.ppf((1 + confidence) / 2, runs - 1) * values.std(axis=0, ddof=1) / runs**0.5
-    return values.mean(axis=0), half
-
-
-def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion, for right-or-wrong items that share nothing. Raises at n = 0."""
-    result = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(successes / n, float(result.low), float(result.high), confidence)
-
-
-def mean_interval(
-    values: ArrayLike,
-    clusters: Sequence[str] | None = None,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of the mean of `values` [n]; whole clusters [n] are resampled where given.
-
-    Paired differences go in as values. Scores that are all equal give an interval of no width: for a proportion of 0 or
-    1 use `proportion_interval`. A single cluster gives an infinite one.
-    """
-    sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
-    mean = float(sums.sum() / counts.sum())
-    if len(sums) == 1:
-        return Interval(mean, -np.inf, np.inf, confidence)  # one cluster says nothing about the spread between them
-
-    def ratio(sums: NDArray, counts: NDArray, axis: int) -> NDArray:
-        return sums.sum(axis) / counts.sum(axis)
-
-    result = stats.bootstrap(
-        (sums, counts),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(sums)),
-        confidence_level=confidence,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(result.low), float(result.high), confidence)
-
-
-def standard_error(values: ArrayLike, clusters: Sequence[str] | None = None) -> float:
-    """Standard error of the mean of `values` [n]: s/√n, or cluster-robust where clusters [n] are given.
-
-    The cluster-robust form is that of Miller (arXiv 2411.00640) with the usual factor G/(G−1) for G clusters, which
-    makes it s/√n when every item is its own cluster. NaN for a single cluster.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    sums, _ = _by_cluster(values - values.mean(), clusters)
-    groups = len(sums)
-    if groups == 1:
-        return float("nan")
-    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
-
-
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided p of the exact McNemar test, from the items that only one of two models got right."""
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
@@ -184,7 +98,7 @@ def sign_flip(
     interval holds the means that the test does not refuse, cut to [-1, 1]; with k < 6 no mean is refused at 5 %.
     Raises ValueError for more than `FEW_CLUSTERS` clusters.
     """
-    sums, counts = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
+    sums, counts = by_cluster(np.asarray(values, dtype=np.float64), clusters)
     if len(sums) > FEW_CLUSTERS:
         raise ValueError(f"{len(sums)} clusters: all sign patterns are counted for at most {FEW_CLUSTERS}")
     # Flipping the clusters of a set B moves the sum by twice theirs: it falls to where it was or below iff B's mean is ≥ 0.
@@ -207,45 +121,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted.tolist()
-
-
-def interquartile_mean(scores: ArrayLike) -> float:
-    """Mean of the middle half of all `scores`, any shape: less noisy than a median, less moved by one seed than a mean.
-
-    As in rliable, a quarter of the scores, rounded down, is cut at either end.
-    """
-    return float(stats.trim_mean(np.asarray(scores, dtype=np.float64), 0.25, axis=None))
-
-
-def interquartile_mean_interval(
-    scores: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """IQM of `scores` [seeds, tasks] with a bootstrap interval that resamples seeds within each task (stratified)."""
-    scores = _seeds_by_task(scores)
-    sampled = _resample_seeds(scores, resamples, np.random.default_rng(seed))
-    means = stats.trim_mean(sampled.reshape(resamples, -1), 0.25, axis=1)
-    return _percentile(interquartile_mean(scores), means, confidence)
-
-
-def probability_of_improvement(
-    scores_a: ArrayLike, scores_b: ArrayLike, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> Interval:
-    """Chance that a run of B beats a run of A on a task drawn at random, ties half.
-
-    scores_a [seeds, tasks], scores_b [seeds', tasks]; a vector is one task. The interval is a bootstrap stratified by
-    task. It says how often, not by how much.
-    """
-    a, b = _seeds_by_task(scores_a), _seeds_by_task(scores_b)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"the scores cover {a.shape[1]} and {b.shape[1]} tasks: expected [seeds, tasks] on the same")
-
-    def chance(a: NDArray, b: NDArray) -> NDArray:  # [..., seeds, tasks] each
-        difference = np.sign(b[..., :, None, :] - a[..., None, :, :])
-        return (1 + difference.mean(axis=(-3, -2, -1))) / 2
-
-    generator = np.random.default_rng(seed)
-    sampled = chance(_resample_seeds(a, resamples, generator), _resample_seeds(b, resamples, generator))
-    return _percentile(float(chance(a, b)), sampled, confidence)
 
 
 def compare(
@@ -319,18 +194,6 @@ def compare_tasks(
     return {task: replace(result, p_holm=p) for (task, result), p in zip(results.items(), adjusted, strict=True)}
 
 
-def _by_cluster(values: NDArray, clusters: Sequence[str] | None) -> tuple[NDArray, NDArray]:
-    """Sum and count of `values` [n] in each cluster; without clusters each value is one."""
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"expected a non-empty list of scores, got shape {values.shape}")
-    if clusters is None:
-        return values, np.ones_like(values)
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(values)} scores but {len(clusters)} cluster names")
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
-
-
 def _by_id(items: Iterable[Outcome], name: str) -> dict[str, Outcome]:
     items = list(items)
     repeated = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
@@ -346,26 +209,6 @@ def _t_test(mean: float, error: float, groups: int) -> float:
     if error == 0:
         return 2.0 ** (1 - groups)
     return float(2 * stats.t.sf(abs(mean) / error, groups - 1))
-
-
-def _seeds_by_task(scores: ArrayLike) -> NDArray[np.float64]:
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim == 1:
-        scores = scores[:, None]
-    if scores.ndim != 2 or not scores.size:
-        raise ValueError(f"expected scores [seeds, tasks], got shape {scores.shape}")
-    return scores
-
-
-def _resample_seeds(scores: NDArray, resamples: int, generator: np.random.Generator) -> NDArray:
-    """[resamples, seeds, tasks]: seeds drawn with replacement, for each task on its own."""
-    index = generator.integers(len(scores), size=(resamples, *scores.shape))
-    return np.take_along_axis(scores[None], index, axis=1)
-
-
-def _percentile(value: float, sampled: NDArray, confidence: float) -> Interval:
-    low, high = np.quantile(sampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high), confidence)
 
 
 def p_text(p: float) -> str:
