@@ -401,7 +401,7 @@ def test_settings_are_those_of_the_run_unless_said_otherwise(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="template='poem'"):
         EvalSettings.of_model(tmp_path, template="poem")
     (tmp_path / "config.yaml").write_text("- a\n", encoding="utf-8")
-    with pytest.raises(DataError, match="found list"):
+    with pytest.raises(DataError, match=r"config\.yaml: expected a flat mapping"):
         EvalSettings.of_model(tmp_path)
 
 

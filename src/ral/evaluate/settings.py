@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from ral.data.settings import PromptSettings, setting
 from ral.errors import ConfigError, DataError
+from ral.files import read_yaml
 from ral.rewards.answers import Mode
 from ral.runs.folder import CONFIG
 
@@ -43,7 +42,7 @@ class EvalSettings(PromptSettings):
     def of_model(cls, model: str | Path, **changes: Any) -> EvalSettings:
         """The settings of the run whose folder `model` is or lies in, if it lies in one; `changes` that are not None win."""
         run = run_folder(model)
-        return cls.of_config({} if run is None else _read_config(run / CONFIG), **changes)
+        return cls.of_config({} if run is None else read_yaml(run / CONFIG, "the settings of the run"), **changes)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
@@ -65,13 +64,3 @@ def parse_probes(text: str) -> tuple[str, ...]:
 def run_folder(model: str | Path) -> Path | None:
     """The run folder that `model` is or lies in (`run`, `run/final`, `run/checkpoint-20`); None outside of any run."""
     return next((folder for folder in (Path(model), Path(model).parent) if (folder / CONFIG).is_file()), None)
-
-
-def _read_config(file: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise DataError(f"{file}: not valid YAML ({error}); restore it, or copy the model elsewhere") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected the `key: value` lines of a run, found {type(content).__name__}")
-    return content

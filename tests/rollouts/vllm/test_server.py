@@ -7,6 +7,8 @@ writes: the embedded one with an output embedding of its own.
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,37 @@ def test_a_policy_trains_on_videos_that_the_server_sees_as_it_does(shown: dict[s
 def test_no_server_is_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"no vLLM server answers at http://127.0.0.1:9.*vllm serve"):
         trainer(tmp_path, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+            r"no vLLM server answers at http.* \(Expecting value.*vllm serve",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            r"does not list a model as vLLM does, but answers \{\}; start one",
+        ),
+        (b"SSH-2.0-OpenSSH\r\n", r"no vLLM server answers at http.*SSH-2.0.*vllm serve"),
+        (b"HTTP/1.1 503 Loading\r\nContent-Length: 4\r\n\r\nwait", r"refuses /v1/models: wait"),
+    ],
+)
+def test_another_server_is_one_line_too(answer: bytes, said: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        answering = threading.Thread(target=serve)
+        answering.start()
+        with pytest.raises(ServerError, match=said):
+            trainer(tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        answering.join()
 
 
 def test_what_vllm_cannot_do_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ from ral.rollouts.vllm.video import lossless_video, video_rates
 TIMEOUT = 1800
 #: Added to the logits of tokens that must not be drawn; the lowest that the API takes.
 BANNED = -100.0
+#: What to do where no server of the right kind answers.
+_START = (
+    "start one, and set vllm_url to its address: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out "
+    "--logprobs-mode processed_logprobs"
+)
 #: Why rollouts under a look bias are refused.
 NO_LOOK_BIAS = (
     "attention_anchor='explore' samples under a bias on attention, which vLLM cannot add; set rollout_engine=transformers, or "
@@ -75,7 +81,17 @@ class VLLMServer:
         self.config = base.config
         self.placeholders = set(visual_token_ids(base))
         self.banned = {str(token): BANNED for token in special_visual_token_ids(base)}
-        self.name = self._request("GET", "/v1/models")["data"][0]["id"]
+        self.name = self._served()
+
+    def _served(self) -> str:
+        """The name of the model that the server is started on."""
+        answer = self._request("GET", "/v1/models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (LookupError, TypeError) as error:
+            raise ServerError(
+                f"{self.url} does not list a model as vLLM does, but answers {str(answer)[:200]}; {_START}"
+            ) from error
 
     def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
         """Take up the policy's weights, and forget what was computed with the old ones. All processes must call it.
@@ -198,11 +214,13 @@ class VLLMServer:
                 ) from error
             said = error.read(500).decode(errors="replace")
             raise ServerError(f"the vLLM server at {self.url} refuses {path}: {said}") from error
-        except OSError as error:  # refused, unknown host, timed out
-            raise ServerError(
-                f"no vLLM server answers at {self.url} ({error}); start one, and set vllm_url to its address: "
-                "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs"
-            ) from error
+        except (
+            OSError,
+            HTTPException,
+            ValueError,
+        ) as error:  # refused, unknown host, timed out; no HTTP; no JSON, no address
+            said = " ".join(str(error).split())  # of another protocol, it may hold line breaks
+            raise ServerError(f"no vLLM server answers at {self.url} ({said}); {_START}") from error
 
 
 def _data_url(kind: str, data: bytes) -> str:
