@@ -107,6 +107,59 @@ def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch
     assert ids(sample(model, prompts, 6, sampling, each(prompts, 1))) != found[0.0]
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_completions_are_the_same_however_many_are_in_the_batch(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of every length enter as rows end, with a bias of each row that moves its tokens."""
+    model = tiny_model()
+    kinds = ("image", "text", "images", "video", "text", "image", "mixed")
+    prompts = [prepare_prompt(model, prompt(kind, seed=i, words=3 + 4 * i)) for i, kind in enumerate(kinds)]
+    looks = [draw_look_bias(p, 3, 4.0, seeded(i)) for i, p in enumerate(prompts)] if biased else None
+    settings = Sampling(12, (EOS, *range(15)), temperature=1.3)
+    parts: list[int] = []
+    advance = sampling._advance
+    monkeypatch.setattr(sampling, "_advance", lambda model, batch: parts.append(len(batch)) or advance(model, batch))
+
+    def found(rows: int | None) -> list[list[list[int]]]:
+        parts.clear()
+        return ids(sample(model, prompts, 3, settings, each(prompts), looks, rows=rows))
+
+    expected = found(None)
+    assert set(parts) == {1}
+    assert len({len(y) for group in expected for y in group}) > 5
+    assert not biased or expected != ids(sample(model, prompts, 3, settings, each(prompts)))
+    for rows in (1, 3, 7, 9, 20):
+        assert found(rows) == expected, rows
+        assert max(parts) > 1 or rows < 6, "new prompts enter beside others"
+    alone = [
+        ids(sample(model, [p], 3, settings, [g], None if looks is None else [looks[i]]))[0]
+        for i, (p, g) in enumerate(zip(prompts, each(prompts), strict=True))
+    ]
+    assert alone == expected
+
+
+def test_no_more_rows_are_in_the_batch_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    prompts = [prepare_prompt(model, prompt("text", seed=i, words=5 + i)) for i in range(9)]
+    sizes, lengths = [], []
+    advance, prefill = sampling._advance, sampling._prefill
+
+    def entering(model: Any, every: Any, chosen: list[int], *others: Any) -> Any:
+        lengths.append([len(every[i].input_ids) for i in chosen])
+        return prefill(model, every, chosen, *others)
+
+    monkeypatch.setattr(
+        sampling,
+        "_advance",
+        lambda model, batch: sizes.append(sum(len(p.rows) for p in batch)) or advance(model, batch),
+    )
+    monkeypatch.setattr(sampling, "_prefill", entering)
+    sample(model, prompts, 4, Sampling(12, (EOS, *range(25)), temperature=1.3), each(prompts), rows=13)
+    assert max(sizes) == 12
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat, reverse=True), "like lengths enter together"
+    assert len(lengths) > 2
+
+
 def first_tokens(model: PreTrainedModel, sampling: Sampling, n: int = 4000) -> Tensor:
     """`[V]` how often each token came first."""
     inputs = {"input_ids": INPUTS["text"]["input_ids"]}

@@ -1,6 +1,6 @@
 """The registered attention: that of a packed row, handing on the query and key of the layers asked for.
 
-Registered under the name `ral_packed`. Called with a `SharedPrefix` it is a rollout's decoding step; called with neither
+Registered under the name `ral_packed`. Called with `Prefixes` it is a rollout's decoding step; called with neither
 (prefilling, supervised training, evaluation by others) it *is* transformers' SDPA attention, mask included.
 """
 
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from ral.attention.carried import Carried
 from ral.attention.flex import FlexRow
 from ral.attention.layout import PackedLayout
-from ral.attention.prefix import SharedPrefix
+from ral.attention.prefix import Prefixes
 
 NAME = "ral_packed"
 
@@ -57,7 +57,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed: Carried[PackedPass] | None = None,
-    prefix: Carried[SharedPrefix] | None = None,
+    prefix: Carried[Prefixes] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one decoder layer in transformers' `AttentionInterface` convention.

@@ -106,3 +106,15 @@ class SharedPrefix:
     def _by_row(self, x: Tensor) -> Tensor:
         """`[B, H_kv, W·M, E]` → `[N, H_kv, M, E]`, the other way."""
         return x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)
+
+
+class Prefixes(tuple[SharedPrefix, ...]):
+    """Several prefixes whose completions are decoded together, one behind the other; they need not be of one length."""
+
+    __slots__ = ()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """See `SharedPrefix.attend`."""
+        sizes = [len(prefix.seen) * prefix.width for prefix in self]
+        parts = zip(self, *(x.split(sizes) for x in (query, key, value)), strict=True)
+        return torch.cat([prefix.attend(layer, *qkv, scaling) for prefix, *qkv in parts])

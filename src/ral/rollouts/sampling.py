@@ -1,16 +1,17 @@
 """Rollouts: G completions behind every prompt, sampled from the policy with transformers.
 
 Each prompt is prefilled once, and its keys and values are held once for the G completions, too. Rows that have ended leave
-the batch.
+the batch, and the next prompts enter it.
 Every prompt has random numbers of its own, so a seed gives it the same completions whatever it is batched with, on however
 many processes, and whether or not rows are dropped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from ral.attention.models import (
     resolve_layers,
     special_visual_token_ids,
 )
-from ral.attention.prefix import SharedPrefix
+from ral.attention.prefix import Prefixes, SharedPrefix
 from ral.errors import ConfigError
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
@@ -95,8 +96,9 @@ def sample(
     generators: Sequence[torch.Generator] | None = None,
     look_bias: Sequence[Tensor] | None = None,
     bias_layers: Sequence[int] | None = None,
+    rows: int | None = None,
 ) -> list[list[Completion]]:
-    """Draw completions for several prompts of any kind at once.
+    """Draw completions for several prompts of any kind.
 
     Args:
         model: the policy, as training calls it; switched to evaluation mode while sampling. An autocast that accelerate put
@@ -104,19 +106,33 @@ def sample(
         generators: one per prompt, on the CPU; torch's global one if not given.
         look_bias: per prompt `[G, P]` added to the attention logits of the completion queries (`explore` anchor).
         bias_layers: decoder layers that feel it; None: every layer.
+        rows: completions in the batch at most, and at least those of one prompt; None: all. It changes no completion.
 
     Returns:
         Per prompt, `num_generations` completions.
     """
     base = make_capturable(model)
+    biased = None if bias_layers is None else resolve_layers(base, bias_layers)
+    limit = len(prompts) if rows is None else max(1, rows // num_generations)
+    waiting = list(range(len(prompts)))
+    if limit < len(prompts):  # like lengths enter together, so that little is padding; the largest first
+        waiting.sort(key=lambda i: len(prompts[i].input_ids), reverse=True)
+    written = _Written(prompts, num_generations, sampling, generators, special_visual_token_ids(base))
+    batch: list[_Part] = []
     with evaluating(base):
-        prefix, logits, position = _prefill(model, prompts, num_generations)
-        if look_bias is not None:
-            bias = _left_padded([b.to(logits.device) for b in look_bias], prefix.seen.shape[1])
-            biased = None if bias_layers is None else resolve_layers(base, bias_layers)
-            prefix = replace(prefix, bias=bias, bias_layers=biased)
-        rows = _decode(model, prefix, logits, position, sampling, generators or [None] * len(prompts))
-    return [rows[i : i + num_generations] for i in range(0, len(rows), num_generations)]
+        while waiting or batch:
+            room = limit - math.ceil(sum(len(part.rows) for part in batch) / num_generations)
+            if waiting and (not batch or room >= min(len(waiting), max(1, DROP_SHARE * limit))):
+                entering, waiting = waiting[:room], waiting[room:]
+                bias = None if look_bias is None else [look_bias[i] for i in entering]
+                batch.append(_prefill(model, prompts, entering, num_generations, bias, biased))
+            for part in batch:
+                written.add(part)
+            batch = _unfinished(batch, written.ended, sampling.max_completion_length)
+            if batch:
+                _advance(model, batch)
+    found = written.completions()
+    return [found[i : i + num_generations] for i in range(0, len(found), num_generations)]
 
 
 @contextmanager
@@ -131,12 +147,81 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _prefill(model: nn.Module, prompts: Sequence[Prompt], num_generations: int) -> tuple[SharedPrefix, Tensor, Tensor]:
-    """One left-padded pass over the B prompts: what N = B·G completions start from.
+@dataclass
+class _Part:
+    """Completions that entered the batch together.
 
-    Returns:
-        The prompts' keys and values, next-token logits `[N, V]`, next positions `[N]`.
+    Attributes:
+        rows: `[N]` their numbers among all completions. start: `[N]` the positions of their first tokens.
+        logits: `[N, V]` of their next tokens. length: tokens that each of them has. newest: `[N]` the last of these.
     """
+
+    prefix: SharedPrefix
+    rows: Tensor
+    start: Tensor
+    logits: Tensor
+    length: int = 0
+    newest: Tensor = field(init=False)
+
+    def keep(self, prompts: Tensor, rows: Tensor) -> None:
+        """Go on with some of its prompts and rows, see `SharedPrefix.of`."""
+        self.prefix = self.prefix.of(prompts, rows)
+        self.rows, self.start, self.newest = self.rows[rows], self.start[rows], self.newest[rows]
+
+
+class _Written:
+    """What all completions hold so far, as tables `[N, R]` and `[N]`; draws their tokens."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        generators: Sequence[torch.Generator] | None,
+        banned: Sequence[int],
+    ):
+        device, total, longest = (
+            prompts[0].input_ids.device,
+            len(prompts) * num_generations,
+            sampling.max_completion_length,
+        )
+        own: Sequence[torch.Generator | None] = generators or [None] * len(prompts)
+        each = [torch.rand(longest, num_generations, generator=one, dtype=torch.float64) for one in own]
+        self.uniform = torch.cat(each, dim=1).to(device)
+        self.temperature, self.processors = sampling.temperature, _processors(sampling)
+        # A sampled visual placeholder would make the next forward pass look for features that do not exist.
+        self.banned = torch.tensor(banned, dtype=torch.long, device=device)
+        self.eos = torch.tensor(sampling.eos_token_ids, device=device)
+        self.tokens: Any = torch.zeros(total, longest, dtype=torch.long, device=device)
+        self.lengths = torch.full((total,), longest, device=device)
+        self.ended = torch.zeros(total, dtype=torch.bool, device=device)
+
+    def add(self, part: _Part) -> None:
+        """Draw the next token of every row of `part`; what ended before is drawn in vain."""
+        rows, step = part.rows, part.length
+        scores = part.logits.float().index_fill(-1, self.banned, float("-inf"))
+        scores = self.processors(self.tokens[rows, :step], scores)
+        part.newest = self.tokens[rows, step] = _draw(scores, self.uniform[step, rows], self.temperature)
+        ends = torch.isin(part.newest, self.eos) & ~self.ended[rows]
+        self.lengths[rows] = torch.where(ends, step + 1, self.lengths[rows])
+        self.ended[rows] |= ends
+        part.length += 1
+
+    def completions(self) -> list[Completion]:
+        cut = zip(self.tokens, self.lengths.tolist(), self.ended.tolist(), strict=True)
+        return [Completion(tokens[:length].clone(), not ended) for tokens, length, ended in cut]
+
+
+def _prefill(
+    model: nn.Module,
+    every: Sequence[Prompt],
+    chosen: Sequence[int],
+    num_generations: int,
+    look_bias: Sequence[Tensor] | None,
+    bias_layers: tuple[int, ...] | None,
+) -> _Part:
+    """One left-padded pass over the `chosen` of all prompts: what their completions start from."""
+    prompts = [every[i] for i in chosen]
     base, device = pretrained(model), prompts[0].input_ids.device
     longest = max(len(p.input_ids) for p in prompts)
 
@@ -156,65 +241,53 @@ def _prefill(model: nn.Module, prompts: Sequence[Prompt], num_generations: int) 
         logits_to_keep=1,
         **({"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}),
     )
-    position = torch.tensor([p.next_position for p in prompts], device=device)
     held: Any = cache.layers  # of a dynamic cache: each with its keys and values
     # Under autocast keys are float32, as the rotation makes them.
     layers = [(layer.keys.to(layer.values.dtype), layer.values) for layer in held]
     prefix = SharedPrefix(layers, mask.bool(), num_generations)
-    logits = outputs.logits[:, -1].repeat_interleave(num_generations, dim=0)
-    return prefix, logits, position.repeat_interleave(num_generations)
+    if look_bias is not None:
+        bias = torch.cat([left_padded(bias.to(device)) for bias in look_bias])
+        prefix = replace(prefix, bias=bias, bias_layers=bias_layers)
+    numbers = torch.tensor(chosen, device=device)[:, None] * num_generations
+    rows = (numbers + torch.arange(num_generations, device=device)).flatten()
+    start = torch.tensor([p.next_position for p in prompts], device=device)
+    start, logits = (x.repeat_interleave(num_generations, dim=0) for x in (start, outputs.logits[:, -1]))
+    return _Part(prefix, rows, start, logits)
 
 
-def _left_padded(biases: list[Tensor], longest: int) -> Tensor:
-    """`[G, P_i]` per prompt → `[B·G, P]`."""
-    return torch.cat([nn.functional.pad(bias, (longest - bias.shape[1], 0)) for bias in biases])
+def _unfinished(batch: Sequence[_Part], ended: Tensor, longest: int) -> list[_Part]:
+    """The parts in which a completion still runs, without those of its rows that can leave it."""
+    running = [~ended[part.rows].view(-1, part.prefix.width) for part in batch]
+    counts = torch.cat(
+        [rows.sum(dim=1) for rows in running]
+    ).tolist()  # the one value of a step that the host waits for
+    kept = []
+    for part, rows in zip(batch, running, strict=True):
+        own, counts = counts[: len(rows)], counts[len(rows) :]
+        left = sum(count > 0 for count in own) * max(own)
+        if left == 0 or part.length == longest:
+            continue
+        if len(part.rows) - left >= DROP_SHARE * len(part.rows):
+            part.keep(*_still_needed(rows, max(own)))
+        kept.append(part)
+    return kept
 
 
-def _decode(
-    model: Any,
-    prefix: SharedPrefix,
-    logits: Tensor,
-    position: Tensor,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator | None],
-) -> list[Completion]:
-    base, total, longest, device = pretrained(model), len(logits), sampling.max_completion_length, logits.device
-    processors = _processors(sampling)
-    # A sampled visual placeholder would make the next forward pass look for features that do not exist.
-    banned = torch.tensor(special_visual_token_ids(base), dtype=torch.long, device=device)
-    eos = torch.tensor(sampling.eos_token_ids, device=device)
-    each = total // len(generators)
-    uniform = torch.cat([torch.rand(longest, each, generator=g, dtype=torch.float64) for g in generators], dim=1)
-    uniform = uniform.to(device)
-    tokens: Any = torch.zeros(total, longest, dtype=torch.long, device=device)
-    lengths = torch.full((total,), longest, device=device)
-    ended = torch.zeros(total, dtype=torch.bool, device=device)
-    active = torch.arange(total, device=device)
-    axes = (3,) if has_vision(base) else ()
-    for step in range(longest):
-        scores = processors(tokens[active, :step], logits.float().index_fill(-1, banned, float("-inf")))
-        chosen = _draw(scores, uniform[step, active], sampling.temperature)
-        tokens[active, step] = chosen
-        ends = torch.isin(chosen, eos) & ~ended[active]
-        lengths[active] = torch.where(ends, step + 1, lengths[active])
-        ended[active] |= ends
-        running = ~ended[active].view(-1, prefix.width)
-        counts = running.sum(dim=1).tolist()  # the one value of a step that the host waits for
-        left = sum(count > 0 for count in counts) * max(counts)
-        if left == 0 or step + 1 == longest:
-            break
-        if len(active) - left >= DROP_SHARE * len(active):
-            prompts, rows = _still_needed(running, max(counts))
-            active, chosen, position, prefix = active[rows], chosen[rows], position[rows], prefix.of(prompts, rows)
-        logits = model(
-            input_ids=chosen[:, None],
-            position_ids=(position + step)[:, None].expand(*axes, -1, 1),
-            # A prepared 4-D mask is passed through as it is; what is padding, the prefix knows.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            prefix=Carried(prefix),
-            use_cache=False,
-        ).logits[:, -1]
-    return [Completion(tokens[i, : int(lengths[i])].clone(), not bool(ended[i])) for i in range(total)]
+def _advance(model: nn.Module, batch: Sequence[_Part]) -> None:
+    """One pass over the newest tokens of the whole batch: the logits of the next ones."""
+    base = pretrained(model)
+    newest = torch.cat([part.newest for part in batch])
+    positions = torch.cat([part.start + part.length - 1 for part in batch])
+    logits = model(
+        input_ids=newest[:, None],
+        position_ids=positions[:, None].expand(*((3,) if has_vision(base) else ()), -1, 1),
+        # A prepared 4-D mask is passed through as it is; what is padding, the prefixes know.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=newest.device),
+        prefix=Carried(Prefixes(part.prefix for part in batch)),
+        use_cache=False,
+    ).logits[:, -1]
+    for part, own in zip(batch, logits.split([len(part.rows) for part in batch]), strict=True):
+        part.logits = own
 
 
 def _still_needed(running: Tensor, width: int) -> tuple[Tensor, Tensor]:
