@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from ral.data.answer_boxes import box_hint
 from ral.data.media import Video, load_image, load_video
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
 from ral.data.settings import PromptSettings, Template
+from ral.data.templates import adds_special_tokens, opens_think, render, turn_end
 from ral.errors import DataError
 from ral.families import family_of_processor
 
@@ -26,51 +28,61 @@ _HINT: dict[ProblemType, str] = {
     "free-form": "a short text",
     "regression": "a number (for example 42 or 3.14)",
     "math": "a number or a formula in LaTeX",
-    "box": "a box [x0, y0, x1, y1] in pixels",
+    "box": "a box [x0, y0, x1, y1]",
 }
-_THINK = (
-    "Think the question through first, look as closely as you need, and check your reasoning. "
-    "Write your thinking between <think> and </think>, then the answer between <answer> and </answer>. "
-    "Inside the <answer> tags give only {hint}."
-)
+_CARE = "Think the question through first, look as closely as you need, and check your reasoning. "
+_THINK = _CARE + "Write your thinking between <think> and </think>, then the answer between <answer> and </answer>. "
+_THINK_ON = _CARE + "End your thinking with </think>, then write the answer between <answer> and </answer>. "
+_BODY = "Inside the <answer> tags give only {hint}."
 _DIRECT = "Answer directly, without explanation and without tags. Give only {hint}."
 _MARK = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
 
 
-def build_messages(record: Record, think: bool, template: Template = "paper") -> list[dict[str, Any]]:
-    """One user turn: the question with its media at their marks, the options, and the instruction.
+def build_messages(
+    record: Record, think: bool, template: Template = "paper", *, hint: str | None = None, think_opened: bool = False
+) -> list[dict[str, Any]]:
+    """The record's system turn and history, if it has them, then the question with its options and the instruction.
 
-    The content is a list of `{"type": "text", "text": str}`, `{"type": "image", "image": PIL.Image | Path}`
-    and `{"type": "video", "video": Path}`. Where a kind has more media than marks, its first ones open the
-    turn. `paper` asks for `<think>…</think><answer>…</answer>`, or (`think=False`, RAL-zero) for the bare
-    answer; `plain` ends in the one word "think" or "answer", for the small testbed model.
+    The content of every turn is a list of `{"type": "text", "text": str}`, `{"type": "image", "image": PIL.Image | Path}`
+    and `{"type": "video", "video": Path}`. Media stand at their marks, which count from the first turn on; where a kind has
+    more media than marks, its first ones open the first turn of the user. `paper` asks for
+    `<think>…</think><answer>…</answer>`, or (`think=False`, RAL-zero) for the bare answer; `plain` ends in the one word
+    "think" or "answer", for the small testbed model. `hint` is the form of the answer, in words, where it is not that of the
+    problem type; `think_opened` says that the prompt will end in `<think>`.
 
     Raises `DataError` when there are more marks than media.
     """
-    text = record.problem
+    question = record.problem
     if record.options:
-        text += "\nOptions:\n" + "\n".join(record.options)
+        question += "\nOptions:\n" + "\n".join(record.options)
     if template == "plain":
-        text += " think" if think else " answer"
+        question += " think" if think else " answer"
     else:
-        text += "\n\n" + (_THINK if think else _DIRECT).format(hint=_HINT[record.problem_type])
+        wording = (_THINK_ON if think_opened else _THINK) + _BODY if think else _DIRECT
+        question += "\n\n" + wording.format(hint=hint or _HINT[record.problem_type])
+    turns = [*((turn.role, turn.content) for turn in record.history), ("user", question)]
     images: list[dict[str, Any]] = [{"type": "image", "image": image} for image in record.images]
     videos: list[dict[str, Any]] = [{"type": "video", "video": video} for video in record.videos]
     lead: list[dict[str, Any]] = []
     for mark, media in ((IMAGE_MARK, images), (VIDEO_MARK, videos)):
-        unmarked = len(media) - text.count(mark)
+        marks = sum(content.count(mark) for _, content in turns)
+        unmarked = len(media) - marks
         if unmarked < 0:
             raise DataError(
-                f"{record.origin}: {text.count(mark)} {mark} marks but {len(media)} such media; "
-                "remove the mark or add the medium"
+                f"{record.origin}: {marks} {mark} marks but {len(media)} such media; remove the mark or add the medium"
             )
         lead += media[:unmarked]
         del media[:unmarked]
     queues = {IMAGE_MARK: iter(images), VIDEO_MARK: iter(videos)}
-    parts = [
-        next(queues[part]) if part in queues else {"type": "text", "text": part} for part in _MARK.split(text) if part
-    ]
-    return [{"role": "user", "content": lead + parts}]
+    messages = []
+    for role, content in turns:
+        pieces = [piece for piece in _MARK.split(content) if piece]
+        parts = [next(queues[piece]) if piece in queues else {"type": "text", "text": piece} for piece in pieces]
+        if role == "user":
+            parts, lead = lead + parts, []
+        messages.append({"role": role, "content": parts})
+    system = [] if record.system is None else [{"type": "text", "text": record.system}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def encode_prompt(
@@ -83,36 +95,53 @@ def encode_prompt(
     `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. `min_pixels` and
     `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
     and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then.
-    `processor` may be a bare tokenizer for records without media.
+    `processor` may be a bare tokenizer for records without media. The tokens are those of
+    `apply_chat_template(…, tokenize=True)`.
 
-    Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use,
-    and for text that contains one of the model's own special tokens.
+    Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use, for text that
+    contains one of the model's own special tokens, and for turns that its template refuses; ConfigError for a model that
+    cannot be asked so, as `templates.render` says.
     """
     settings = replace(settings or PromptSettings(), **named)
     tokenizer = getattr(processor, "tokenizer", processor)
-    _refuse_special_tokens(tokenizer, record, [_MARK.sub("", record.problem), *record.options])
-    messages = build_messages(record, settings.think, settings.template)
-    is_tokenizer = tokenizer is processor
-    if is_tokenizer:
-        if record.images or record.videos:
-            raise DataError(f"{record.origin}: has images or videos, but the model reads text only")
-        messages[0]["content"] = "".join(part["text"] for part in messages[0]["content"])
-    if getattr(processor, "chat_template", None) or not is_tokenizer:
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    else:
-        text = messages[0]["content"]  # a base model without turns
-    if is_tokenizer:
-        return dict(processor(text, return_tensors="pt"))
+    said = [record.system or "", *(turn.content for turn in record.history), record.problem, *record.options]
+    _refuse_special_tokens(tokenizer, record, [_MARK.sub("", text) for text in said])
+    if tokenizer is processor and (record.images or record.videos):
+        raise DataError(f"{record.origin}: has images or videos, but the model reads text only")
+    messages = build_messages(
+        record,
+        settings.think,
+        settings.template,
+        hint=box_hint(record, processor) if record.problem_type == "box" else None,
+        think_opened=opens_think(processor, settings.think),
+    )
+    try:
+        text = render(processor, messages, settings.think)
+    except DataError as error:
+        raise DataError(f"{record.origin}: {error}") from error
+    special = {} if adds_special_tokens(processor, text) else {"add_special_tokens": False}
+    if tokenizer is processor:
+        return dict(processor(text, return_tensors="pt", **special))
+    try:
+        inputs = processor(text=[text], return_tensors="pt", **special, **_media(processor, record, messages, settings))
+    except DataError:
+        raise
+    except ValueError as error:  # for example an aspect ratio above 200
+        raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
+    return {key: torch.as_tensor(value) for key, value in inputs.items()}
 
-    content, family = messages[0]["content"], family_of_processor(processor)
+
+def _media(processor: Any, record: Record, messages: list[dict[str, Any]], settings: PromptSettings) -> dict[str, Any]:
+    """The decoded images and videos of the turns, in order, and how the processor is to take them."""
+    parts, family = [part for turn in messages for part in turn["content"]], family_of_processor(processor)
     media: dict[str, Any] = {}
-    images = [load_image(part["image"], record.origin) for part in content if part["type"] == "image"]
+    images = [load_image(part["image"], record.origin) for part in parts if part["type"] == "image"]
     if images:
         media["images"] = images
         media["images_kwargs"] = family.image_size(processor.image_processor, settings.min_pixels, settings.max_pixels)
     videos = [
         load_video(Path(part["video"]), num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
-        for part in content
+        for part in parts
         if part["type"] == "video"
     ]
     if videos:
@@ -128,18 +157,14 @@ def encode_prompt(
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             # Without a bound of ours, the reference's bound on the whole clip stands in.
             media["videos_kwargs"]["cap_pixels_per_frame"] = frame_pixels is None
-    try:
-        inputs = processor(text=[text], return_tensors="pt", **media)
-    except ValueError as error:  # for example an aspect ratio above 200
-        raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
-    return {key: torch.as_tensor(value) for key, value in inputs.items()}
+    return media
 
 
 def encode_completion(processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any) -> Tensor:
     """The tokens `[R]` that a worked example teaches behind its prompt, the end of the turn included.
 
-    `<think>trace</think><answer>solution</answer>`, or (`think=False`) the bare solution. `settings` and `named` are
-    those of `encode_prompt`.
+    `<think>trace</think><answer>solution</answer>`, without the `<think>` that the prompt ends in for some models; or
+    (`think=False`) the bare solution. `settings` and `named` are those of `encode_prompt`.
 
     Raises `DataError`, naming the record, where the trace is missing, and for text with a control token of the model.
     """
@@ -149,8 +174,14 @@ def encode_completion(processor: Any, record: Record, settings: PromptSettings |
     if record.trace is None and think:
         raise DataError(f"{record.origin}: has no trace, the worked thinking to be taught; drop the row or add one")
     _refuse_special_tokens(tokenizer, record, [text for text in taught if text is not None])
-    text = f"<think>{record.trace}</think><answer>{record.solution}</answer>" if think else record.solution
-    return torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+    text = record.solution
+    if think:
+        opening = "" if opens_think(processor) else "<think>"
+        text = f"{opening}{record.trace}</think><answer>{record.solution}</answer>"
+    end = turn_end(processor)
+    return torch.tensor(
+        [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id if end is None else end]
+    )
 
 
 def _metadata(video: Video) -> VideoMetadata:

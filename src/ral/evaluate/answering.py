@@ -15,22 +15,26 @@ from transformers import PreTrainedModel
 
 from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.data.answer_boxes import as_asked
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
 from ral.data.spans import answer_token, passage
+from ral.data.templates import think_opening
 from ral.data.view import view
 from ral.errors import UsageError
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.sheets import Sheet, sheet, sheet_map
+from ral.models.ends import eos_token_ids
 from ral.models.loading import load_model, load_processor
 from ral.rewards.answers import extract_answer
-from ral.rollouts.sampling import Completion, Sampling, eos_token_ids, sample
+from ral.rollouts.sampling import Completion, Sampling, sample
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A record with the prompt it became and what the model wrote: `completion` as tokens, `text` without their end."""
+    """A record as it was asked, the prompt it became and what the model wrote: `completion` as tokens, `text` the whole turn
+    without its end."""
 
     record: Record
     prompt: Prompt
@@ -85,14 +89,16 @@ def answer(
         inputs = [encode(processor, record, settings) for record in records]
     # The features are given, as a tower that could be trained would be run again in every pass.
     prompts = [prepare_prompt(model, encoded, vision_features(model, encoded)) for encoded in inputs]
-    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model)), temperature=0)
+    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model), processor), temperature=0)
     # The most likely token needs no random number; training, which may be going on, must not lose one.
     unused = [torch.Generator() for _ in prompts]
     answered = []
-    for record, prompt, (completion,) in zip(
-        records, prompts, sample(model, prompts, 1, sampling, unused), strict=True
+    opening = think_opening(processor, settings.think)
+    for record, encoded, prompt, (completion,) in zip(
+        records, inputs, prompts, sample(model, prompts, 1, sampling, unused), strict=True
     ):
-        answered.append(Answered(record, prompt, completion, completion.text(processor)))
+        asked = as_asked(record, processor, encoded)
+        answered.append(Answered(asked, prompt, completion, completion.text(processor, opening)))
     return answered
 
 

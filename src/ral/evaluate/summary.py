@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def summarise(
 ) -> Summary:
     """The figures of `items`, one for each of `records`, in their order."""
     scored = [
-        task.judge(record, item.completion, mode=settings.scorer, think=settings.think)
+        task.judge(replace(record, solution=item.solution), item.completion, mode=settings.scorer, think=settings.think)
         for record, item in zip(records, items, strict=True)
     ]
     figures = task.aggregate(scored)

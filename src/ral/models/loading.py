@@ -23,8 +23,10 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 
 from ral.attention.models import trains_vision, vision_tower
+from ral.data.templates import chat_template
 from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.adapters import load_adapter
+from ral.models.ends import keep_ends
 from ral.runs.names import FINAL
 
 #: Any of them says that a folder holds a processor or a tokenizer.
@@ -86,11 +88,19 @@ def load_processor(name: str | Path) -> Any:
     folder, base = _final(name), _base_of(_final(name))
     if base is None or any((Path(folder) / file).is_file() for file in _PROCESSOR_FILES):
         with refused_by("transformers", folder):
-            return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            return _with_template(AutoProcessor.from_pretrained(folder, trust_remote_code=False), Path(folder))
     if Path(base.name).is_dir():
         return load_processor(base.name)
     with refused_by("transformers", base.name):
         return AutoProcessor.from_pretrained(base.name, revision=base.revision, trust_remote_code=False)
+
+
+def _with_template(processor: Any, folder: Path) -> Any:
+    """Tokenizers do not read the file in which older folders keep the chat template."""
+    older = folder / "chat_template.json"
+    if chat_template(processor) is None and older.is_file():
+        processor.chat_template = json.loads(older.read_text(encoding="utf-8"))["chat_template"]
+    return processor
 
 
 def prompt_budget(name: str | Path) -> int | None:
@@ -121,6 +131,7 @@ def export(name: str | Path, output: Path) -> None:
     unfinished = output.absolute().with_name(f".{output.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        keep_ends(model, processor)
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         if output.exists():

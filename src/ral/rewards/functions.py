@@ -64,6 +64,7 @@ def accuracy(
     options: Sequence[Sequence[str]] | None = None,
     mode: Mode = "strict",
     think: bool = True,
+    think_opened: bool | None = None,
     **columns: Any,
 ) -> list[float]:
     """How right each completion's answer is, in [0, 1], by the problem type of its own record.
@@ -76,7 +77,7 @@ def accuracy(
     for i, completion in enumerate(completions):
         verdicts = [
             judge(
-                text_of(completion),
+                _whole(text_of(completion), think_opened),
                 valid,
                 problem_type[i] if problem_type else "free-form",
                 options=(options[i] or ()) if options else (),
@@ -95,20 +96,28 @@ def accuracy(
 
 
 def format(
-    prompts: Sequence[Any], completions: Sequence[Any], *, mode: Mode = "strict", think: bool = True, **columns: Any
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    mode: Mode = "strict",
+    think: bool = True,
+    think_opened: bool | None = None,
+    **columns: Any,
 ) -> list[float]:
     """1 for a completion in the form that the prompt asks for, else 0.
 
     `think=True`: `<think>…</think><answer>…</answer>` and nothing else; `compat` is Video-R1's full match,
     `strict` also wants each tag once, around something. `think=False`: something, and none of those tags.
+    `think_opened` says whether the prompt ends in `<think>`, so that completions start behind it; None: either will do.
     """
-    return [float(well_formed(text_of(completion), mode, think)) for completion in completions]
+    return [float(well_formed(text_of(completion), mode, think, think_opened)) for completion in completions]
 
 
-def well_formed(text: str, mode: Mode = "strict", think: bool = True) -> bool:
+def well_formed(text: str, mode: Mode = "strict", think: bool = True, think_opened: bool | None = None) -> bool:
     """Whether one completion has the form that the prompt asks for; see `format`."""
     if not think:
         return bool(text.strip()) and not _TAG.search(text)
+    text = _whole(text, "<think>" not in text if think_opened is None else think_opened)
     if mode == "compat":
         # Video-R1: a full match of <think>.*?</think>\s*<answer>.*?</answer>, which would be tried at every pair of tags.
         inner = text.removeprefix("<think>").removesuffix("</answer>")
@@ -117,6 +126,11 @@ def well_formed(text: str, mode: Mode = "strict", think: bool = True) -> bool:
         return False
     before, thought, between, answer, after = _TAG.split(text)
     return bool(thought.strip() and answer.strip()) and not (before + between + after).strip()
+
+
+def _whole(text: str, think_opened: bool | None) -> str:
+    """The model's turn: a completion with the `<think>` that its prompt ends in, if it does."""
+    return "<think>" + text if think_opened else text
 
 
 def text_of(turns: Any) -> str:
@@ -139,12 +153,12 @@ def _accuracy_as(kind: ProblemType) -> RewardFunction:
     return scored
 
 
-def _with_settings(fn: RewardFunction, mode: Mode, think: bool) -> RewardFunction:
-    """A registered function that reads the columns it knows. `mode` and `think` are the run's, whatever the data has."""
+def _with_settings(fn: RewardFunction, mode: Mode, think: bool, think_opened: bool | None) -> RewardFunction:
+    """A registered function that reads the columns it knows. The settings are the run's, whatever the data has."""
 
     def scored(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Sequence[float | None]:
         known = {name: columns[name] for name in _KNOWN_COLUMNS if name in columns}
-        return fn(prompts, completions, **known, mode=mode, think=think)
+        return fn(prompts, completions, **known, mode=mode, think=think, think_opened=think_opened)
 
     return scored
 
@@ -152,7 +166,7 @@ def _with_settings(fn: RewardFunction, mode: Mode, think: bool) -> RewardFunctio
 #: The columns that registered functions read.
 _KNOWN_COLUMNS = ("solution", "solutions", "problem_type", "options")
 
-#: Reward functions by the name a recipe gives them. They also take `mode` and `think`.
+#: Reward functions by the name a recipe gives them. They also take `mode`, `think` and `think_opened`.
 REGISTRY: dict[str, RewardFunction] = {
     "accuracy": accuracy,
     "format": format,
@@ -190,11 +204,12 @@ def build_rewards(
     *,
     mode: Mode = "strict",
     think: bool = True,
+    think_opened: bool | None = None,
 ) -> list[Reward]:
     """The rewards of a run, from registered names, `package.module:function`, `file.py:function` or callables.
 
     Default: accuracy and format, weighted 0.9 and 0.1; given functions weigh 1 each unless `weights` says
-    otherwise.
+    otherwise. `think_opened`: as in `format`. A run gives its rewards whole turns, so it says False.
 
     Raises `RewardError` for an unknown name, two functions of one name, or weights that do not fit.
     """
@@ -212,7 +227,7 @@ def build_rewards(
         else:
             name, fn = getattr(function, "__name__", type(function).__name__), function
         if fn in REGISTRY.values():
-            fn = _with_settings(fn, mode, think)
+            fn = _with_settings(fn, mode, think, think_opened)
         rewards.append(Reward(name, fn, float(weight)))
     names = [reward.name for reward in rewards]
     if repeated := {name for name in names if names.count(name) > 1}:

@@ -36,6 +36,7 @@ from ral.attention.models import (
 )
 from ral.attention.prefix import Prefixes, SharedPrefix
 from ral.errors import ConfigError
+from ral.models.ends import eos_token_ids as eos_token_ids  # its older address
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
 DROP_SHARE = 0.25
@@ -75,16 +76,13 @@ class Completion:
     truncated: bool
     logps: Tensor | None = None
 
-    def text(self, processor: Any) -> str:
-        """What was written, without the end-of-sequence token but with tags that are tokens."""
+    def text(self, processor: Any, opening: str = "") -> str:
+        """What was written, without the end-of-sequence token but with tags that are tokens.
+
+        `opening` is what the prompt had said of it already (`templates.think_opening`): with it, the text is the whole turn.
+        """
         tokenizer = getattr(processor, "tokenizer", processor)
-        return tokenizer.decode(self.ids if self.truncated else self.ids[:-1], skip_special_tokens=False)
-
-
-def eos_token_ids(model: Any) -> tuple[int, ...]:
-    """The end-of-sequence tokens of a model's generation config."""
-    ids = model.generation_config.eos_token_id
-    return tuple(ids) if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)
+        return opening + tokenizer.decode(self.ids if self.truncated else self.ids[:-1], skip_special_tokens=False)
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def _of_reward(failed: FailedReward, reward: str | None) -> Iterator[str]:
         yield f"completion {i}: {text!r}"
     if reward is None:
         return
-    [built] = build_rewards([reward], mode=failed.scorer, think=failed.think)
+    [built] = build_rewards([reward], mode=failed.scorer, think=failed.think, think_opened=False)
     try:
         values = run_reward(built.fn, built.name, *of_record(failed.record, failed.texts, failed.ids))
     except RewardError as error:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ral.attention import Prompt
 from ral.config import RALConfig
+from ral.data.answer_boxes import as_asked
 from ral.data.record import Record
+from ral.data.templates import think_opening
 from ral.objective.terms import group_advantages
 from ral.rewards.functions import Reward, RewardError, of_record, score_group
 from ral.rollouts.group import SampledGroup, ScoredGroup
@@ -51,11 +54,11 @@ class Scorer:
 
         Raises RewardError, see `reward`.
         """
-        texts = [completion.text(self.processor) for completion in group.completions]
-        earned = self.reward(group.record, texts, group.completions, step)
+        record, texts = self.read(group.record, group.prompt, group.completions)
+        earned = self.reward(record, texts, group.completions, step)
         advantages = group_advantages(earned.total, self.args.scale_rewards).to(self.args.device)
         return ScoredGroup(
-            **vars(group),
+            **vars(group) | {"record": record},
             texts=texts,
             rewards=earned.parts,
             reward=earned.total,
@@ -64,6 +67,12 @@ class Scorer:
             attention_advantages=self._of_attention(advantages, shuffle),
             weights=weights,
         )
+
+    def read(self, record: Record, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Record, list[str]]:
+        """The record as it was asked, and the model's turns: what the prompt says of them already, and the completions."""
+        opening = think_opening(self.processor, self.args.think)
+        texts = [completion.text(self.processor, opening) for completion in completions]
+        return as_asked(record, self.processor, prompt.inputs), texts
 
     def _of_attention(self, advantages: Tensor, shuffle: torch.Generator) -> Tensor:
         match self.args.attention_advantage:

@@ -20,12 +20,14 @@ from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import family, pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
+from ral.data.answer_boxes import as_asked
 from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.reading import Reading
 from ral.data.record import Record
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
 from ral.models.adapters import put_adapter
+from ral.models.ends import keep_ends
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.lora import lora_config
 from ral.models.sharding import gather_vision, zero_vision_loss
@@ -164,6 +166,7 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     train = worked_examples(train, think=args.think)
     held_out = worked_examples(held_out, think=args.think) if held_out else []
     model, processor = start_model(task)
+    keep_ends(model, processor)
     if args.freeze_vision:
         freeze_vision(model)
     adapter = lora_config(task, model, args.freeze_vision)
@@ -233,6 +236,7 @@ class Examples:
         args = self.args
         inputs = encode_prompt(self.processor, record, args.prompt)
         prompt = inputs["input_ids"].shape[1]
+        record = as_asked(record, self.processor, inputs)
         completion = encode_completion(self.processor, record, args.prompt)[None]
         if args.max_length is not None:
             if prompt >= args.max_length:

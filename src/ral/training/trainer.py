@@ -35,6 +35,7 @@ from ral.data.reading import naming
 from ral.data.record import Record
 from ral.errors import UsageError
 from ral.models.adapters import leaves_start
+from ral.models.ends import eos_token_ids, keep_ends
 from ral.models.loading import frozen_copy, load_processor
 from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
@@ -42,7 +43,7 @@ from ral.objective.terms import Mean, StepTotals, token_weights
 from ral.rewards.functions import RewardFunction, build_rewards
 from ral.rollouts.engine import ENGINES
 from ral.rollouts.group import SampledGroup, ScoredGroup, TrainingGroup, draw_look_bias, rollout_metrics
-from ral.rollouts.sampling import Sampling, eos_token_ids
+from ral.rollouts.sampling import Sampling
 from ral.runs.checkpoints import CheckpointError
 from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
 from ral.runs.machine import memory_peak_gib
@@ -103,9 +104,10 @@ class RALTrainer(NonFiniteGuardTrainer):
         refuse_unknown_targets(needs)
         policy = prepare_policy(model, args, peft_config)
         processor = processing_class or load_processor(str(pretrained(policy).name_or_path))
+        keep_ends(pretrained(policy), processor)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
-        rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think)
+        rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think, think_opened=False)
         self.scorer = Scorer(rewards, args, processor)
         switched_off = isinstance(policy, PeftModel) and leaves_start(policy)
         self.reference = frozen_copy(policy) if needs.reference and not switched_off else None
@@ -288,7 +290,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         gather_weights(self.model)
 
     def _sampling(self) -> Sampling:
-        args, eos = self.args, eos_token_ids(pretrained(self.model))
+        args, eos = self.args, eos_token_ids(pretrained(self.model), self.processing_class)
         return Sampling(args.max_completion_length, eos, args.temperature, args.top_p, args.top_k)
 
     def _sources(self) -> Sources:
@@ -340,10 +342,11 @@ class RALTrainer(NonFiniteGuardTrainer):
         self._sync()
         for start in range(0, len(mine), self.args.per_device_eval_batch_size):
             batch = mine[start : start + self.args.per_device_eval_batch_size]
-            completions = self.engine.sample(batch, [self.prepare(record) for record in batch], 1, greedy)
-            for record, (completion,) in zip(batch, completions, strict=True):
-                texts = [completion.text(self.processing_class)]
-                earned = self.scorer.reward(record, texts, [completion], self._step)
+            prompts = [self.prepare(record) for record in batch]
+            completions = self.engine.sample(batch, prompts, 1, greedy)
+            for record, prompt, (completion,) in zip(batch, prompts, completions, strict=True):
+                asked, texts = self.scorer.read(record, prompt, [completion])
+                earned = self.scorer.reward(asked, texts, [completion], self._step)
                 observed = {"reward": earned.total, "scorer_failed": torch.tensor([float(earned.failed)])}
                 observed |= {f"reward/{name}": values for name, values in earned.parts.items()}
                 observed["completion_length"] = torch.tensor([float(len(completion.ids))])

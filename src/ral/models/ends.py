@@ -1,0 +1,27 @@
+"""The tokens that end an answer: the same in training, evaluation and on a server, and written into what is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ral.data.templates import turn_end
+
+
+def eos_token_ids(model: Any, processor: Any = None) -> tuple[int, ...]:
+    """The end-of-sequence tokens of a model: its generation config's, then its tokenizer's and its chat template's.
+
+    A base model's configuration ends a text, its template a turn: what a completion is sampled until must hold both.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    ids = model.generation_config.eos_token_id
+    ends = [*ids] if isinstance(ids, list | tuple) else [ids]
+    if tokenizer is not None:
+        ends += [tokenizer.eos_token_id, turn_end(processor)]
+    return tuple(dict.fromkeys(end for end in ends if end is not None))
+
+
+def keep_ends(model: Any, processor: Any) -> None:
+    """Write all of them into the generation config, which is saved with the model and read by every engine."""
+    ends = eos_token_ids(model, processor)
+    if ends:
+        model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
