@@ -4,7 +4,7 @@ A `Metric` takes the body of an answer (as `ral.rewards.answers.extract_answer` 
 score in [0, 1], or None where the answer cannot be read: such items count as wrong and are shown as unparsed, never
 guessed.
 
-`compat` reads answers as lmms-eval 0.7 does for the benchmark, oddities included, so that numbers can be set beside
+`compat` reads answers as lmms-eval 0.7.3 does for the benchmark, oddities included, so that numbers can be set beside
 published ones; random guesses are the one thing left out. `strict` reads choices as a careful person would, with
 `ral.rewards.answers.parse_choice`, the same for all benchmarks. Metrics without a choice of letters have one definition only.
 """
@@ -45,9 +45,31 @@ def choice(read: LetterReader) -> Metric:
 
 
 def leading_letter(answer: str, texts: Mapping[str, str]) -> str | None:
-    """BLINK, CV-Bench: the first letter, whatever follows ("all" is A)."""
+    """CV-Bench: the first letter, whatever follows ("all" is A)."""
     match = re.match(r"[(\s]*([A-Z])", answer, re.IGNORECASE)
     return match[1].upper() if match else None
+
+
+def announced_letter(answer: str, texts: Mapping[str, str]) -> str | None:
+    """BLINK: a first line that is the letter; else the last "answer is B", the last "(B)", or a letter at the start.
+
+    Only letters of the options count, which in the first and last form may begin a word ("all" is A).
+    """
+    answer, letters = answer.strip(), "".join(texts)
+    line = answer.split("\n", 1)[0].strip()
+    if len(line) <= 4 and (match := re.match(rf"\(?([{letters}])\)?[.\s:,)]*$", line, re.IGNORECASE)):
+        return match[1].upper()
+    announced = rf"(?i:answers?(?:\s+is)?\s*[:-]?\s*\(?([{letters}])\)?(?![A-Za-z]))"
+    for form in (announced, rf"\(([{letters}])\)"):
+        if found := re.findall(form, answer):
+            return str(found[-1]).upper()
+    match = re.match(rf"[(\s]*([{letters}])", answer, re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+def whole_letter(answer: str, texts: Mapping[str, str]) -> str | None:
+    """MMMU-Pro's vision track: nothing but the letter; the reference parses nothing there."""
+    return answer if answer in texts else None
 
 
 def letter_with_period(answer: str, texts: Mapping[str, str]) -> str | None:
@@ -95,7 +117,7 @@ def first_capital(answer: str, texts: Mapping[str, str]) -> str | None:
 
 
 def mmmu_letter(answer: str, texts: Mapping[str, str]) -> str | None:
-    """MMMU-Pro, NExT-QA: "(B)", else "B ", else "B.", else an option's text in a longer answer; of several, the last."""
+    """MMMU-Pro's standard track, NExT-QA: "(B)", else "B ", else "B.", else an option's text in a longer answer; of several, the last."""
     padded = f" {_strip_ends(answer, ',.!?;:' + chr(39))} "
     for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
         found = [letter for letter in texts if form.format(letter) in padded]
@@ -235,9 +257,9 @@ _KEYS = (
 )
 _NUMBERS = [
     r"-?\b\d{1,3}(?:,\d{3})+\b",
-    r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
-    r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
-]
+    r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+",
+    r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])",
+]  # as in the reference, but each run of digits is tried once
 
 
 def mmmu_open(answer: str, record: Record, mode: Mode) -> float:
@@ -274,6 +296,12 @@ def _open_forms(text: str) -> list[str | float]:
     except ValueError:
         text = text.lower()
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def mmmu_pro(answer: str, record: Record, mode: Mode) -> float | None:
+    """MMMU-Pro: each track is read in its own way."""
+    read = whole_letter if record.extra["track"] == "vision" else mmmu_letter
+    return choice(read)(answer, record, mode)
 
 
 def choice_or_open(read: LetterReader) -> Metric:

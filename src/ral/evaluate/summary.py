@@ -25,7 +25,8 @@ class Summary:
     items that share nothing, else a bootstrap over clusters). majority: accuracy of the best constant answer. grounding:
     means at the row that predicts the answer in the layer `settings["layer"]`, over items with boxes and an answer (None
     if there are none); layers: the same for every decoder layer; probes: what `settings["probes"]` asked for, over the
-    same items. figures: the benchmark's own, by name.
+    same items. figures: the benchmark's own, by name. main: the figure a paper quotes, where it is not the accuracy, as
+    its name, value and highest value; note: what a reader of it must know.
     """
 
     model: str
@@ -41,6 +42,8 @@ class Summary:
     probes: Json | None
     figures: dict[str, float]
     settings: dict[str, Any]
+    main: tuple[str, float, float] | None = None
+    note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As it is written to `summary.json`."""
@@ -51,12 +54,13 @@ class Summary:
         }
 
     def sentence(self) -> str:
-        """The figures in words."""
+        """The figures in words: the one a paper quotes first, and its note."""
         low, high = (f"{100 * end:.1f}" for end in self.ci)
+        main = "" if self.main is None else f"{_main(*self.main)}; "
         found = (
-            f"{self.task}: {self.accuracy:.1%} of {self.n} items right (95 % interval {low} to {high}; {self.unparsed} "
+            f"{self.task}: {main}{self.accuracy:.1%} of {self.n} items right (95 % interval {low} to {high}; {self.unparsed} "
             f"unparsed, {self.truncated} truncated; one answer to everything: {self.majority:.1%})."
-        )
+        ) + (f" {self.note}" if self.note else "")
         if self.grounding is None:
             return found
         return (
@@ -64,6 +68,10 @@ class Summary:
             f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
             f"maximum there in {self.grounding.pointing:.1%}."
         )
+
+
+def _main(name: str, value: float, highest: float) -> str:
+    return f"{name} {value:.1%}" if highest == 1 else f"{name} {value:,.1f} of {highest:,.0f}"
 
 
 def summarise(
@@ -92,6 +100,10 @@ def summarise(
         probes=summarise_probes([item.probes for item in items if item.probes]),
         figures={name: value for name, value in figures.items() if name not in ("accuracy", "n", "unparsed")},
         settings=asdict(settings),
+        main=(task.main, figures[task.main], task.highest)
+        if task.main != "accuracy" and task.main in figures
+        else None,
+        note=task.note,
     )
 
 

@@ -6,21 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ral.rewards.claims import announced, denies, last_claim, several, without_leads
+from ral.rewards.numbers import in_common_unit, parse_number, relative_error
 from ral.rewards.text import clean, plain, same_text
 
 _LABELLED = re.compile(r"\(?([A-Z])[.):]\)?\s*(.*)", re.DOTALL)
 _LABEL_LINE = re.compile(r"^([^\w\n]*[A-Z][^\w\n]*)\n\s*")
 _BARE = re.compile(r"[(\[<{\"'\s]*([A-Za-z])[)\]>}\"'.:;,!?\s]*")
 _STATED = re.compile(
-    r"[(\[<\s]*(?P<letter>[A-Z])(?:(?P<mark>[)\]>]+[.:,;-]?|[.:,;](?=\s|[^\W\d_])|\s-(?=\s))|(?=\s))\s*(?P<rest>\S.*)",
+    r"[(\[<\s]*(?P<letter>[A-Z])(?:(?P<mark>[)\]>]+[.:,;-]?|[.:,;]+(?=\s|[^\W\d_])|\s-(?=\s))|(?=[\s\u4e00-\u9fff]))\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
 _AFFIRMED = re.compile(
     r"(?i)(?:(?:is|was|would be|must be)\s)?(?:the\s)?(?:(?:correct|right|best|true|final)\s?)?(?:answer|option|choice|one)?[\s.!]*"
+    r"|(?:选项|项)?(?:是|为)?(?:正确|对)?的?(?:答案)?[\s.!]*"
 )
 _REASON = re.compile(r"(?:because|since|as|due to|given|for)\b")
 _REJECTED = re.compile(
-    r"(?i)[,;(]?\s*(?:and\s)?(?:not|rather than|instead of)\s+(?:option\s|choice\s)?\(?[A-Z](?!\w)\)?\)?"
+    r"(?i)[,;(]?\s*(?:and\s)?(?:not|rather than|instead of)\s+(?:option\s|choice\s)?\(?[A-Z](?!\w)[^.;]*"
 )
 _ENDING = re.compile(
     r"(?:\b(?:is|be|option|choice|answer|choose|pick|select|therefore|thus|so|hence)|[:→]|->|=>)\s*[(\[]?([A-Z])[)\]]?[.!]*$"
@@ -78,6 +80,9 @@ def _whole(text: str, texts: Mapping[str, str], options: Sequence[str]) -> str |
         return match[1].upper()
     named = {letter for letter, option in texts.items() if same_text(text, option)}
     named |= {letter for letter, option in zip(texts, options, strict=True) if same_text(text, option)}
+    if not named and parse_number(text) is not None:
+        pairs = {letter: in_common_unit(text, option) for letter, option in texts.items()}
+        named = {letter for letter, pair in pairs.items() if pair and relative_error(*pair) <= 1e-9}
     return named.pop() if len(named) == 1 else None
 
 
@@ -102,12 +107,12 @@ def _stands(letter: str, rest: str, marked: bool, texts: Mapping[str, str]) -> b
     own, said = _words(texts.get(letter, "")), _words(rest)
     named = bool(own.strip()) and said.startswith(own)
     more = said[len(own) - 1 :] if named else said
-    if letters_in(rest) - letters_in(texts.get(letter, "")) - {letter} or not (named or marked):
+    if letters_in(rest) - letters_in(texts.get(letter, "")) - {letter}:
         return False
-    if _REASON.match(more.strip()):
+    if _REASON.match(more.strip()) and len(more.split()) > 1:
         return True
     others = {_words(option) for other, option in texts.items() if other != letter} - {own, " ", "  "}
-    return not (denies(more) or any(other in more for other in others))
+    return (named or marked) and not (denies(more) or any(other in more for other in others))
 
 
 def _words(text: str) -> str:

@@ -10,10 +10,10 @@ import re
 _KIND = r"(?:answer|ans|option|choice|result|solution|letter|value)"
 _LEADS = re.compile(
     r"""(?ix)
-    (?: (?:so|therefore|thus|hence|then|well|ok(?:ay)?|sure|finally|overall|clearly|in\ conclusion|probably|most\ likely|likely
+    (?: (?:so|therefore|thus|hence|then|well|ok(?:ay)?|sure|finally|overall|clearly|in\ conclusion|definitely|certainly|surely|obviously|probably|most\ likely|likely
           |i(?:'d|\ would)?\ (?:think|believe|guess|say)) \b ,? \s* (?:that\b)?
-      | (?:the|my|our|this)? \s* (?:(?:final|correct|best|right|most\ likely|probable)\s)? \s* KIND \b (?!\s*['-])
-            (?:\s+(?:is|are|was|would\ be|should\ be|must\ be|will\ be)\b)? \s* [:=]?
+      | (?:the|my|our|this)? \s* (?:(?:final|correct|best|right|most\ likely|probable)\s)? \s* KIND \b (?!['-])
+            (?:\s+(?:is|are|was|would\ be|should\ be|must\ be|will\ be)\b)? (?:\s*[:=]|\.(?=\s)|\s-(?=\s))?
       | (?:i|we) (?:\ would|\ will|'d|'ll)? \s (?:choose|pick|select|go\ with) \b
       | (?:it|that|this|there) (?:'s | \ (?:is|are|was|were|would\ be|must\ be|should\ be|has) \b)
       | (?:因此|所以|故)? (?:最终|正确|最佳)? (?:的)? (?:答案|选项) \s* (?:应该是|应为|是|为|选)? \s* [:=]?
@@ -76,11 +76,6 @@ def announced(text: str) -> str | None:
 def denies(text: str) -> bool:
     """Whether some word of `text` denies: "is not", "wrong", "не", "不"."""
     return bool(_NEGATION.search(text))
-
-
-def denials(text: str) -> int:
-    """How many words of `text` deny."""
-    return len(_NEGATION.findall(text))
 
 
 def several(text: str) -> bool:

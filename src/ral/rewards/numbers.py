@@ -32,7 +32,7 @@ _PARTS = {word: int(value) for word, value in _ORDINALS.items() if value > 2} | 
 _PARTS |= {f"{word}s": part for word, part in _PARTS.items()}
 _PARTS |= {"halves": 2, "hundredths": 100, "thousandths": 1000}
 _MAGNITUDES = {
-    "hundred": 1e2, "thousand": 1e3, "million": 1e6, "millions": 1e6, "mn": 1e6, "billion": 1e9, "billions": 1e9, "bn": 1e9,
+    "hundred": 1e2, "thousand": 1e3, "million": 1e6, "millions": 1e6, "mn": 1e6, "mln": 1e6, "mio": 1e6, "billion": 1e9, "billions": 1e9, "bn": 1e9, "bln": 1e9, "mrd": 1e9,
     "trillion": 1e12, "dozen": 12.0, "lakh": 1e5, "crore": 1e7, "тыс": 1e3, "тысяч": 1e3, "тысячи": 1e3, "млн": 1e6,
     "миллион": 1e6, "миллиона": 1e6, "миллионов": 1e6, "млрд": 1e9, "миллиардов": 1e9, "ألف": 1e3, "آلاف": 1e3, "مليون": 1e6,
     "مليار": 1e9,
@@ -47,7 +47,7 @@ _NO_NOUN = frozenset(
     for line in """
     and to than but plus minus times less more fewer greater over under above below right maybe perhaps possibly squared
     cubed factorial off out versus vs until through thru between about approximately at least most per cube square root power
-    is are was were if then else different other higher lower larger smaller half double triple twice once pair pairs couple
+    if then else different other higher lower larger smaller half double triple twice once pair pairs couple
     или и не нет примерно 或 和 不 到
     """.splitlines()
     for word in line.split()
@@ -160,11 +160,15 @@ def _figures(text: str) -> tuple[float, str, str] | None:
 
 _AROUND_VALUE = re.compile(
     r"(?i)(?:(?:about|approximately|approx\.?|roughly|around|circa|ca\.|nearly|almost|exactly|precisely|only|just|equals?|примерно|около"
-    r"|约|大约|共|حوالي)(?![^\W\d_\u3400-\u9fff])|[≈~=:])\s*"
+    r"|约|大约|共|حوالي)(?![^\W\d_\u3400-\u9fff])|[≈~=:#№])\s*"
 )
 _GENERIC_LEAD = re.compile(
-    r"[^\W\d_][^\d:=≈~<>≤≥±]{0,80}?(?:\s(?:is|are|was|were|equals|has|have|shows)\s|\s?[:=≈~]\s?)"
+    r"[^\W\d_][^\d:=≈~<>≤≥±]{0,80}?(?:\s(?:is|are|was|were|equals|has|have|shows?|see|counts?|counted|gets?|got|find|found|contains?)\s|\s?[:=≈~]\s?)"
 )
+_EQUATION = re.compile(r"[\d\s.,+×x*/÷()-]+=\s*(?=[^=]+$)")
+_ONE = re.compile(r"(?i)^an?\s+(?=(?:hundred|thousand|million|billion|dozen|half|quarter|third|fifth|tenth)\b)")
+_HYPHEN = re.compile(r"-(?=[^\W\d_])")
+_BRACKET = re.compile(r"\(([^()]*)\)")
 _ORDINAL_SIGN = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
 _NOUN = re.compile(r"[^\W\d_]+(?:[-'/][^\W\d_]+)*\.?(?:,?\s+[^\W\d_]+(?:[-'][^\W\d_]+)*\.?){0,7}")
 
@@ -188,7 +192,7 @@ def parse_number(text: str) -> Number | None:
     if word := re.match(r"(?i)(?:minus|negative)\s+(?=[a-z])", text):
         sign, text = -1.0, text[word.end() :]
     if (words := _in_words(text)) is not None:
-        value, money, rest = sign * words[0], "", words[1]
+        value, money, rest = sign * words[0], "", f" {words[1]}"
     elif (figures := _figures(text)) is not None:
         value, money, rest = figures
     else:
@@ -202,19 +206,20 @@ def _without_number_leads(text: str) -> str:
         before = lead[0]
         if not (denies(before) or several(before) or _in_words(before)):
             text = text[lead.end() :]
+    if equation := _EQUATION.match(text):
+        text = text[equation.end() :]
     for _ in range(4):
         if not (lead := _AROUND_VALUE.match(text)):
             break
         text = text[lead.end() :]
-    return text
+    return _ONE.sub("one ", text)
 
 
 def _with_unit(value: float, money: str, rest: str) -> Number | None:
     """The number with what stands behind it: a magnitude, a part, a unit or what is counted; None for anything else."""
-    attached, rest = (
-        rest[:1] not in ("", " ", "-"),
-        rest.lstrip("-" if rest[1:2].isalpha() and not rest[:1].isspace() else "").strip(),
-    )
+    hyphen = _HYPHEN.match(rest)  # "7-year"
+    attached = hyphen is None and rest[:1] not in ("", " ")
+    rest = (rest[1:] if hyphen else rest).strip()
     if attached and (sign := _ORDINAL_SIGN.match(rest)):
         rest, attached = rest[sign.end() :].strip(), False
     for _ in range(2):
@@ -224,7 +229,10 @@ def _with_unit(value: float, money: str, rest: str) -> Number | None:
         value, rest = value / part, after.strip()
     if not math.isfinite(value):
         return None
-    rest = rest.rstrip(".!;,) ") if not rest.startswith("(") else rest.strip("() ")
+    if bracket := _BRACKET.fullmatch(rest):  # "7 (seven)", "7 (metres)"
+        said_again = parse_number(bracket[1])
+        rest = "" if said_again and said_again.value == value else bracket[1]
+    rest = rest.rstrip(".!;,) ")
     if not rest:
         return Number(value, money)
     unit = _unit(rest, attached)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ral.rewards.claims import denials, denies, last_claim, several, without_leads
+from ral.rewards.claims import denies, last_claim, several, without_leads
 from ral.rewards.numbers import parse_number, relative_error
 from ral.rewards.overlap import UNSPACED, pieces, rouge, tokens
 from ral.rewards.text import clean, plain, same_text
@@ -39,6 +39,8 @@ _EXCLUSIVE = tuple(
     نعم لا""".splitlines()
 )
 _ANSWER_OF = {"yes": "no", "no": "yes", "да": "нет", "нет": "да"}
+_SUBJECT = re.compile(r"(?:[^\W\d_]+\s){1,6}?(?:is|are|was|were)\s", re.IGNORECASE)
+_IN_A_ROW = re.compile(r"[,;+]|\b(?:and|и)\b|[和与]|\sو")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
@@ -59,13 +61,18 @@ def same_answer(answer: str, solution: str) -> bool:
     or no with words that agree."""
     if same_text(answer, solution):
         return True
-    said, truth = _final(clean(answer), clean(solution)), plain(solution)
-    if plain(without_leads(said)) == truth:
-        return True
+    truth = plain(solution)
     if truth in _ANSWER_OF:
-        words = tokens(said)
-        agrees = truth in ("no", "нет") or denials(said) == 0
+        words = tokens(clean(answer))
+        agrees = truth in ("no", "нет") or not denies(clean(answer))
         return words[:1] == [truth] and _ANSWER_OF[truth] not in words and agrees
+    said = without_leads(_final(clean(answer), clean(solution)))
+    if plain(said) == truth:
+        return True
+    if (subject := _SUBJECT.match(said)) and plain(said[subject.end() :]) == truth and not denies(subject[0]):
+        return True
+    if max(len(said.split()), len(truth.split())) > 2:
+        return False  # "two people dancing" says more than a number
     a, s = parse_number(said), parse_number(solution)
     return a is not None and s is not None and a.unit == s.unit and relative_error(a.value, s.value) <= 1e-9
 
@@ -90,7 +97,8 @@ def contradicts(said: str, truth: str) -> bool:
     if _values(a) != _values(s) or (several(said) and not several(truth)):
         return True
     missing, extra = own - _content(a), _content(a) - own
-    a_list = len(extra) >= 2 and not _FUNCTION & set(a)
+    in_a_row = bool(_IN_A_ROW.search(said)) and not _IN_A_ROW.search(truth)
+    a_list = bool(extra) and (in_a_row or (len(extra) >= 2 and not _FUNCTION & set(a)))
     return bool(missing and extra) or a_list or any(kind & own and kind & extra for kind in _EXCLUSIVE)
 
 

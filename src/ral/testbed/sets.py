@@ -94,7 +94,7 @@ SETS: dict[str, EmbeddedSet] = {
             evaluated=_easy_vqa_evaluated,
             worked=partial(easy_vqa_records, "train"),
             cluster="image",
-            note="about 74 % of the questions are yes or no",
+            note="About 74 % of the questions are yes or no.",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""The eight image benchmarks of the paper, as lmms-eval 0.7 defines them.
+"""The eight image benchmarks of the paper, as lmms-eval 0.7.3 defines them.
 
 Every record carries the benchmark's question and options; how to answer (option letter, short text, thinking or not)
 is asked for by the prompt of training, so that both are the same.
@@ -222,10 +222,10 @@ IMAGE_TASKS = (
     Task(
         "mmmu-pro",
         HubTable("MMMU/MMMU_Pro", "test", _mmmu_pro, ("standard (10 options)", "vision")),
-        metrics.choice(metrics.mmmu_letter),
+        metrics.mmmu_pro,
         groups=("track", "subject"),
         main="track/mean",
-        note="Answers without a letter are unparsed, not guessed at random; both tracks are read by the MMMU parser.",
+        note="Answers without a letter are unparsed, not guessed at random; the vision track takes the letter alone.",
     ),
     Task(
         "mme",
@@ -235,6 +235,8 @@ IMAGE_TASKS = (
         cluster="pair",
         figures=mme_score,
         main="score",
+        highest=2800.0,
+        note="The score is the sum over categories of acc + acc⁺ in per cent.",
     ),
     Task(
         "muirbench",
@@ -253,7 +255,7 @@ IMAGE_TASKS = (
     Task(
         "blink",
         HubTable("BLINK-Benchmark/BLINK", "val", _blink, BLINK_CONFIGS),
-        metrics.choice(metrics.leading_letter),
+        metrics.choice(metrics.announced_letter),
         groups=("sub_task",),
         note="The validation split: the answers of the test split are not public.",
     ),
@@ -263,5 +265,7 @@ IMAGE_TASKS = (
         metrics.choice(metrics.leading_letter),
         groups=("type", "task", "source"),
         figures=cv_bench_score,
+        main="score",
+        note="The score counts 2D and 3D alike.",
     ),
 )

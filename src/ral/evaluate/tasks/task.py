@@ -66,7 +66,7 @@ class Task:
 
     groups: columns (in `Record.extra`) by whose values accuracies are reported. cluster: the column that names the
     image or video that items share ("" if none do). figures: what the benchmark reports beside accuracies; main: the
-    figure a paper quotes. note: what a reader of the number must know.
+    figure a paper quotes, with `highest` as its highest value. note: what a reader of the number must know, in sentences.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Task:
     figures: Figures = _no_figures
     main: str = "accuracy"
     note: str = ""
+    highest: float = 1.0
 
     def records(self, source: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
         """The records, from the hub or from a local table `source`; `media` is the folder of images and videos that

@@ -1,4 +1,4 @@
-"""The seven video benchmarks of the paper, as lmms-eval 0.7 defines them.
+"""The seven video benchmarks of the paper, as lmms-eval 0.7.3 defines them.
 
 Their tables are on the hub, their videos in archives beside them: unpack these and name the folder. A video is looked
 for where lmms-eval unpacks it, then by its name alone.
