@@ -44,6 +44,54 @@ def test_letters_are_read_as_in_the_reference(answer, expected):
 
 @pytest.mark.parametrize(
     ("answer", "letter"),
+    # As `_extract_answer_letter` of lmms-eval 0.7.3's BLINK reads them.
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(C).", "C"),
+        ("The correct answer is (B).", "B"),
+        ("I think the answer is C because of the A", "C"),
+        ("Answer: A, no, the answer is D", "D"),
+        ("(A) is wrong, so (B)", "B"),
+        ("The answer", None),
+        ("all", "A"),
+        ("E", None),
+        ("B\nanswer: C", "B"),
+    ],
+)
+def test_blink_takes_what_is_announced(answer, letter):
+    assert metrics.announced_letter(answer, TEXTS) == letter
+
+
+def test_mmmu_pro_parses_nothing_in_its_vision_track():
+    score = BENCHMARKS["mmmu-pro"].metric
+    vision, standard = (record("B", track=track, choices=OPTIONS) for track in ("vision", "standard"))
+    assert [score(answer, vision, "compat") for answer in ("B", "C", "B.", "The answer is (B)")] == [
+        1.0,
+        0.0,
+        None,
+        None,
+    ]
+    assert [score(answer, standard, "compat") for answer in ("B", "B.", "The answer is (B)")] == [1.0, 1.0, 1.0]
+    assert score("The answer is (B)", vision, "strict") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    # The last of one form counts, wherever else its letter or a lesser form stands.
+    [
+        ("not (B) here, but (A), no, (B) or (A)", "A"),
+        ("I say (A) or (C) or (A)", "A"),
+        ("(C) then (A) then (B), the cat", "B"),
+        ("x: A. B. A. is it", "A"),
+    ],
+)
+def test_ranked_letters_count_from_the_end(answer, letter):
+    assert metrics.ranked_letter(answer, TEXTS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
     [("B", "B"), ("B. blue", "B"), (" c. cat", None), ("c", "C"), ("(B)", None), ("The answer is B", None)],
 )
 def test_muirbench_takes_a_leading_letter_with_a_period_or_the_letter_alone(answer, letter):

@@ -23,6 +23,7 @@ from ral.rewards.answers import (
     extract_answer,
     judge,
     mean_relative_accuracy,
+    parse_box,
     parse_choice,
     parse_number,
     relative_error,
@@ -207,3 +208,25 @@ def test_iou_is_symmetric_and_one_only_for_the_same_box(a: Any, b: Any) -> None:
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_relative_error_is_zero_only_for_the_truth(value: float, truth: float) -> None:
     assert (relative_error(value, truth) == 0) == (value == truth) or abs(value - truth) < 1e-300
+
+
+def test_near_is_not_equal_for_small_numbers() -> None:
+    for answer, solution, right in [
+        ("0.104", "0.1", 0),
+        ("0.1004", "0.1", 1),
+        ("100.4", "100", 0),
+        ("100.004", "100", 1),
+    ]:
+        assert score_answer(answer, solution, "numerical") == right, answer
+
+
+def test_a_box_with_a_corner_on_the_wrong_side_is_none() -> None:
+    for text in ("[3, 2, 1, 4]", "[1, 4, 3, 2]", "[1, 2, 1, 4]", "[1, 2, 3, 2]"):
+        assert parse_box(text) is None, text
+    assert parse_box("[1, 2, 3, 4]") == (1, 2, 3, 4)
+
+
+def test_nothing_earns_for_a_solution_of_0_in_compat_regression() -> None:
+    """Video-R1 divides ε by ε."""
+    assert [score_answer(answer, "0", "regression", mode="compat") for answer in ("0", "0.0", "1")] == [0.0, 0.0, 0.0]
+    assert score_answer("0", "0", "regression") == 1.0

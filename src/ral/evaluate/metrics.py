@@ -300,7 +300,7 @@ def _open_forms(text: str) -> list[str | float]:
 
 def mmmu_pro(answer: str, record: Record, mode: Mode) -> float | None:
     """MMMU-Pro: each track is read in its own way."""
-    read = whole_letter if record.extra["track"] == "vision" else mmmu_letter
+    read = whole_letter if record.extra.get("track") == "vision" else mmmu_letter
     return choice(read)(answer, record, mode)
 
 

@@ -39,7 +39,7 @@ _EXCLUSIVE = tuple(
     نعم لا""".splitlines()
 )
 _ANSWER_OF = {"yes": "no", "no": "yes", "да": "нет", "нет": "да"}
-_SUBJECT = re.compile(r"(?:[^\W\d_]+\s){1,6}?(?:is|are|was|were)\s", re.IGNORECASE)
+_SUBJECT = re.compile(r"(?:[^\W\d_]+\s){1,6}?(?:is|are|was|were)\s|[^\W\d_]\s?=\s?", re.IGNORECASE)
 _IN_A_ROW = re.compile(r"[,;+]|\b(?:and|и)\b|[和与]|\sو")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # ---------------------------------------------------------------------------------------------- characters
 
@@ -86,6 +87,7 @@ _BULLET = re.compile(r"^\s*(?:[-*•>]|#{1,6})\s+(?=[^\d\s])")
 _EMOJI = re.compile(r"^[\s\u2600-\u27bf\u2b50\U0001f000-\U0001faff]+|[\s\u2600-\u27bf\u2b50\U0001f000-\U0001faff]+$")
 
 
+@lru_cache(maxsize=64)  # an answer is read again for each option and each way of reading it
 def clean(text: str) -> str:
     """`text` as it would be read aloud: `readable`, one space, without LaTeX and markdown around words and numbers."""
     text = readable(text)
@@ -136,6 +138,7 @@ _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_]{2
 _OUTER = " .,;:!?\"'()[]"
 
 
+@lru_cache(maxsize=64)
 def plain(text: str) -> str:
     """What two texts must share to say the same: no case, accents of Latin letters, outer punctuation, leading article.
 
