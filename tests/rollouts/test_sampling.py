@@ -20,6 +20,7 @@ from ral.attention.prefix import SharedPrefix
 from ral.rollouts import sampling
 from ral.rollouts.group import draw_look_bias
 from ral.rollouts.sampling import Completion, Sampling, _draw, eos_token_ids, sample
+from ral.testbed.model import build_tokenizer
 from tests.families.trained import as_trained
 from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
 
@@ -367,3 +368,13 @@ def test_with_an_adapter_rollouts_run_in_the_precision_of_training(monkeypatch: 
     with_adapter, without = (disagreement(model, monkeypatch) for model in (adapted, merged))
     assert set(seen) == {torch.bfloat16}
     assert 0 < with_adapter < 1.5 * without
+
+
+def test_only_an_end_that_was_written_is_left_out_of_the_text() -> None:
+    """A completion that was cut off has no end-of-sequence token: its last token is text."""
+    tokenizer = build_tokenizer()
+    ids = torch.tensor(tokenizer("red blue", add_special_tokens=False).input_ids)
+    ended = torch.cat([ids, torch.tensor([tokenizer.eos_token_id])])
+    assert Completion(ids, truncated=True).text(tokenizer) == tokenizer.decode(ids)
+    assert Completion(ended, truncated=False).text(tokenizer) == tokenizer.decode(ids)
+    assert Completion(ids, truncated=True).text(tokenizer) != Completion(ids, truncated=False).text(tokenizer)
