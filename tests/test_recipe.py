@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from transformers.trainer_utils import SaveStrategy
 
 from ral.errors import ConfigError, DataError
@@ -49,6 +50,17 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
     assert recipe.args.lr_scheduler_kwargs == {"num_cycles": 2}
     assert recipe.peft == {"r": 8, "lora_alpha": 10.0, "target_modules": ["q_proj", "k_proj"]}
     assert (recipe.model, recipe.data, recipe.eval_data) == ("start", "rings", None)
+
+
+def test_the_keys_of_an_adapter_take_their_types(tmp_path: Path) -> None:
+    given = "peft: {r: '8', target_modules: [a, c], exclude_modules: b, layers_to_transform: 3, init_lora_weights: gaussian, loftq_config: {loftq_bits: 4}}\n"
+    peft = load(tmp_path, given).peft
+    assert peft == {
+        "r": 8, "target_modules": ["a", "c"], "exclude_modules": "b", "layers_to_transform": 3,
+        "init_lora_weights": "gaussian", "loftq_config": {"loftq_bits": 4},
+    }  # fmt: skip
+    assert LoraConfig(**peft).r == 8
+    assert load(tmp_path, "peft: {init_lora_weights: no}\n").peft == {"init_lora_weights": False}
 
 
 def test_the_run_is_named_after_the_recipe(tmp_path: Path) -> None:
@@ -130,6 +142,9 @@ def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
         ("think: perhaps\n", (), 'think: expected true or false, got "perhaps"'),
         ("num_generations: 1\n", (), "mine.yaml: .*num_generations"),
         ("peft: {lora_alfa: 8}\n", (), r"mine.yaml: peft: unknown key 'lora_alfa'; did you mean 'lora_alpha'\?"),
+        ("peft: {r: eight}\n", (), r'mine.yaml: peft: r: expected int, got "eight"'),
+        ("peft: {lora_dropout: true}\n", (), r"mine.yaml: peft: lora_dropout: expected float, got true"),
+        ("quantization: {load_in_4bit: four}\n", (), r'quantization: load_in_4bit: expected true or false, got "four"'),
         ("seed: 1\nseed: 2\n", (), r"mine.yaml, line 5: not valid YAML \(found duplicate key \"seed\""),
         ("x: [1\n", (), "mine.yaml, line 5: not valid YAML"),
         ("x: !!python/object/apply:os.system [true]\n", (), "mine.yaml, line 4: not valid YAML .*constructor"),

@@ -45,7 +45,7 @@ def refused_by(library: str, what: object) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         if isinstance(error, RalError):
             raise
         raise ConfigError(f"{what}: {library} refuses it ({error})") from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -124,8 +124,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task
     for key in ("model", "data"):
         if not values.get(key):
             raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
-    for key, names in _nested().items():
-        _check_known(values.get(key) or {}, names, f"{path}: {key}")
+    values |= {key: _typed(values[key], types, f"{path}: {key}") for key, types in _nested().items() if values.get(key)}
     try:
         args = settings(**{key: value for key, value in values.items() if key not in hints})
     except (ValueError, TypeError) as error:
@@ -208,13 +207,15 @@ def _word(text: str) -> Any:
         raise DataError(f"command line: {text[:60]!r} is not valid YAML; check its brackets and quotes.") from error
 
 
-def _nested() -> dict[str, list[str]]:
-    """The keys of the mappings in a recipe."""
+def _nested() -> dict[str, dict[str, Any]]:
+    """The mappings in a recipe: their keys, with their types."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
-    quantization = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
-    return {"peft": [item.name for item in fields(LoraConfig)], "quantization": quantization}
+    defaults = {name: one.default for name, one in inspect.signature(BitsAndBytesConfig).parameters.items()}
+    del defaults["kwargs"]
+    quantization = {name: Any if default is None else type(default) for name, default in defaults.items()}
+    return {"peft": get_type_hints(LoraConfig), "quantization": quantization}
 
 
 def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:
@@ -247,7 +248,10 @@ def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> d
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(_form(hint), config=ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True))
+    config = ConfigDict(coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    return TypeAdapter(
+        _form(hint), config=None if is_dataclass(hint) else config
+    )  # which has a configuration of its own
 
 
 def _form(hint: Any) -> Any:
