@@ -15,6 +15,7 @@ from ral.attention import GroupOutput, flex, forward_group, forward_groups, prep
 from ral.attention.flex import FlexRow, KernelError, refuse_untrainable
 from ral.attention.layout import GroupLayout, PackedLayout
 from ral.attention.packed import KERNELS
+from ral.attention.sight import Sight
 from tests.attention.test_forward import assert_same_gradients
 from tests.attention.test_layout import CPU, GROUPS, labels
 from tests.tiny import completions, prompt, tiny_model
@@ -148,3 +149,9 @@ def test_what_flex_cannot_do_is_refused():
     x = torch.randn(1, 2, layout.total, 8)
     with pytest.raises(ValueError, match="no dropout, but the model asks for"):
         KERNELS["flex"](layout, CPU)(0, x, x, x, scale=1.0, dropout_p=0.1)
+    with pytest.raises(KernelError, match=r"no sliding window.*attention_kernel to sdpa"):
+        KERNELS["flex"](layout, CPU)(0, x, x, x, sight=Sight(window=4), scale=1.0, dropout_p=0.0)
+    KERNELS["flex"](layout, CPU)(0, x, x, x, sight=Sight(window=5), scale=1.0, dropout_p=0.0)
+    seeing = PackedLayout((GroupLayout(3, (2,), torch.tensor([-1, 0, 0])),))
+    with pytest.raises(KernelError, match="image tokens that see each other"):
+        KERNELS["flex"](seeing, CPU)(0, x, x, x, scale=1.0, dropout_p=0.0)

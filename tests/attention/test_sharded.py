@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ral.attention import forward_groups, prepare_prompt
-from ral.attention.models import make_capturable
+from ral.attention.models import make_capturable, pretrained, special_visual_token_ids
 from ral.models.loading import freeze_vision
 from ral.models.sharding import gather_weights
 from ral.objective.terms import attention_loss, grpo_loss
@@ -67,7 +67,10 @@ def behind_the_best(model: nn.Module) -> float:
     prompts = [prepare_prompt(model, prompt(kind, seed=i)) for i, kind in enumerate(("image", "video"))]
     rollouts = sample(model, prompts, 1, Sampling(12, (EOS,), temperature=0))
     ids = [[one.ids for one in group] for group in rollouts]
-    outputs = forward_groups(model, prompts, ids, token_statistics=lambda logits, hidden, rows: {"top": best(logits)})
+    banned = torch.tensor(special_visual_token_ids(pretrained(model)))  # these are never drawn, however likely
+    outputs = forward_groups(
+        model, prompts, ids, token_statistics=lambda logits, hidden, rows: {"top": best(logits, banned)}
+    )
     return max(float((output.extra["top"] - output.logps).max()) for output in outputs)
 
 
@@ -75,8 +78,8 @@ def flat(values: list[Tensor] | dict[str, Tensor]) -> list[Tensor]:
     return [value.float() for value in (values.values() if isinstance(values, dict) else values)]
 
 
-def best(logits: Tensor) -> Tensor:
-    return logits.log_softmax(dim=-1).max(dim=-1).values
+def best(logits: Tensor, banned: Tensor) -> Tensor:
+    return logits.log_softmax(dim=-1).index_fill(-1, banned, float("-inf")).max(dim=-1).values
 
 
 #: A policy has FSDP2 build anew what it knows among a layer's arguments; without one it does so where a gradient passes.

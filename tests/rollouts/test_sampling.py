@@ -268,10 +268,12 @@ def test_bfloat16_decodes_within_its_rounding_of_the_packed_forward(monkeypatch:
     """The prompt's keys and values are held as the model has them; the chosen tokens are nearly the likeliest in float32."""
     model = tiny_model().bfloat16()
     held: list[SharedPrefix] = []
-    monkeypatch.setattr(sampling, "SharedPrefix", lambda *args: held.append(SharedPrefix(*args)) or held[0])
+    monkeypatch.setattr(
+        sampling, "SharedPrefix", lambda *args, **named: held.append(SharedPrefix(*args, **named)) or held[0]
+    )
     image = {k: v.bfloat16() if v.is_floating_point() else v for k, v in INPUTS["image"].items()}
     [[found]] = sample(model, [prepare_prompt(model, image)], 1, GREEDY)
-    assert {x.dtype for pair in held[0].layers for x in pair} == {torch.bfloat16}
+    assert {x.dtype for pair in held[0].layers.values() for x in pair} == {torch.bfloat16}
     banned = torch.tensor(special_visual_token_ids(model))
 
     def gap(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:

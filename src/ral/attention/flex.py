@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import pad
 
 from ral.attention.layout import PackedLayout
+from ral.attention.sight import EVERYTHING, Sight
 from ral.errors import ConfigError
 
 #: (score, batch, head, query, key) → score.
@@ -46,18 +47,33 @@ class FlexRow:
         return cls(layout, _seen(own, prompt), _bias(layout, own))
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout_p: float
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        sight: Sight = EVERYTHING,
+        scale: float,
+        dropout_p: float,
     ) -> Tensor:
         """Attention `[1, H, T, D]` of the row: query `[1, H, T, D]`; key, value `[1, H_kv, T, D]`, never repeated.
 
         Raises:
-            KernelError: dropout, which FlexAttention does not have.
+            KernelError: dropout, which FlexAttention does not have; and a window that is shorter than a sequence, or prompt
+                tokens that see each other, of which its mask knows nothing here.
             NotImplementedError: a gradient is wanted on CPU, where FlexAttention has none.
         """
         if dropout_p:
             raise KernelError(
                 f"FlexAttention has no dropout, but the model asks for {dropout_p}; set attention_dropout to 0 in its "
                 "configuration, or attention_kernel to sdpa"
+            )
+        groups = self.layout.groups
+        if any(g.together is not None or not sight.reaches(g.prompt_length + max(g.lengths)) for g in groups):
+            raise KernelError(
+                "attention_kernel='flex' knows no sliding window, no chunks and no image tokens that see each other, which this "
+                "model has; set attention_kernel to sdpa"
             )
         run = _on(query.device, flex_attention)
         bias = self.bias if self.layout.biased(layer) else None

@@ -18,17 +18,18 @@ from ral.attention.models import (
     family,
     has_vision,
     make_capturable,
-    merge_features,
-    pretrained,
     resolve_layers,
     rope_positions,
     vision_features,
     vision_tower,
     visual_token_ids,
+    why_repeated,
 )
 from ral.attention.packed import KERNELS, Kernel, PackedPass
-from ral.attention.rows import Query, attention_rows, head_mean_attention
+from ral.attention.repeated import RepeatedPass
+from ral.attention.rows import Query, attention_rows, head_mean_attention, policy_rows
 from ral.errors import DataError
+from ral.families.family import joined
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -44,6 +45,7 @@ class Prompt:
         places: `[N]` where the N visual tokens stand, in the order of `grids`.
         features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
         inputs: the processor's dict.
+        together: `[P]` numbers of the sets of tokens that see each other (-1: none), or None.
     """
 
     input_ids: Tensor
@@ -52,6 +54,7 @@ class Prompt:
     places: Tensor
     features: dict[str, Any] | None
     inputs: Mapping[str, Any]
+    together: Tensor | None = None
 
     @cached_property
     def visual(self) -> Tensor:
@@ -136,7 +139,13 @@ def prepare_prompt(
         with torch.no_grad():
             features = vision_features(model, inputs)
     return Prompt(
-        input_ids, rope_positions(base, input_ids, inputs), grids, torch.cat([*places, input_ids[:0]]), features, inputs
+        input_ids,
+        rope_positions(base, input_ids, inputs),
+        grids,
+        torch.cat([*places, input_ids[:0]]),
+        features,
+        inputs,
+        family(base).together(base, input_ids),
     )
 
 
@@ -172,6 +181,7 @@ def forward_groups(
     token_statistics: TokenStatistics | None = None,
     per_head: bool = False,
     kernel: Kernel = "sdpa",
+    repeated: bool | None = None,
 ) -> list[GroupOutput]:
     """One packed forward of several groups.
 
@@ -186,6 +196,7 @@ def forward_groups(
         token_statistics: further statistics of the token distribution.
         per_head: hand on the attention of every head, too; for evaluation, as it is H times as large.
         kernel: what computes the attention: `sdpa`, or `flex` (no gradient on CPU).
+        repeated: give every completion a row of its own, with a copy of the prompt; None: as the model asks for.
 
     Raises:
         ValueError: an empty completion, or one that holds a visual token.
@@ -194,28 +205,63 @@ def forward_groups(
     base = make_capturable(model)
     device = prompts[0].input_ids.device
     groups = tuple(
-        GroupLayout(len(p.input_ids), tuple(len(y) for y in ys)) for p, ys in zip(prompts, completions, strict=True)
+        GroupLayout(len(p.input_ids), tuple(len(y) for y in ys), p.together)
+        for p, ys in zip(prompts, completions, strict=True)
     )
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
+    capture = resolve_layers(base, layers)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
+    head = _LogProbHead(base, targets, temperature, token_statistics)
+    features = [p.features if p.features is not None else vision_features(model, p.inputs) for p in prompts]
+    if repeated if repeated is not None else why_repeated(base) is not None:
+        rows = RepeatedPass(groups, look_bias, biased, capture, query)
+        with head.attached(), capture_with_gradient(base, capture):
+            _run_repeated(model, base, rows, prompts, completions, features, head)
+        return _unpack_repeated(rows, prompts, head.result, per_head)
     layout = PackedLayout(groups, look_bias, biased)
-    row = PackedPass(layout, KERNELS[kernel](layout, device), resolve_layers(base, layers))
-    head = _LogProbHead(pretrained(model), targets, temperature, token_statistics)
-    features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
-    visual_inputs = {"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}
-    with head.attached(), capture_with_gradient(base, row.capture_layers):
+    row = PackedPass(layout, KERNELS[kernel](layout, device), capture)
+    head.places = 0, torch.tensor(layout.predictors(), device=device)
+    ids = _pack_ids(prompts, completions, device)[None]
+    with head.attached(), capture_with_gradient(base, capture):
         model(
-            input_ids=_pack_ids(prompts, completions, device)[None],
+            input_ids=ids,
             position_ids=_pack_positions(prompts, groups),
             # A prepared 4-D mask is passed through as it is; the packed attention builds its own from the layout.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            logits_to_keep=torch.tensor(layout.predictors(), device=device),
             use_cache=False,
             packed=Carried(row),
-            **visual_inputs,
+            **family(base).per_token(base, ids, layout.in_prompt(device)),
+            **_encoded(base, features),
         )
     return _unpack(row, prompts, head.result, query, per_head)
+
+
+def _run_repeated(
+    model: nn.Module,
+    base: Any,
+    rows: RepeatedPass,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    features: Sequence[dict[str, Any]],
+    head: _LogProbHead,
+) -> None:
+    ids, mask = rows.ids([p.input_ids for p in prompts], completions)
+    head.places = rows.predictors(ids.device)
+    model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=rows.positions([p.position_ids for p in prompts], ids.shape[1]),
+        use_cache=False,
+        packed=Carried(rows),
+        **family(base).per_token(base, ids, rows.in_prompt(ids)),
+        **_encoded(base, [f for f, group in zip(features, rows.groups, strict=True) for _ in group.lengths]),
+    )
+
+
+def _encoded(base: Any, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The vision tower's output as the model takes it."""
+    return {"mm_encoder_outputs": joined(features)} if has_vision(base) else {}
 
 
 def forward_group(
@@ -229,6 +275,7 @@ def forward_group(
     features: dict[str, Any] | None = None,
     look_bias: Tensor | None = None,
     kernel: Kernel = "sdpa",
+    repeated: bool | None = None,
 ) -> GroupOutput:
     """Log-probabilities and attention-policy rows of G completions behind one prompt, in one packed forward pass.
 
@@ -251,6 +298,7 @@ def forward_group(
         temperature=temperature,
         look_bias=bias,
         kernel=kernel,
+        repeated=repeated,
     )
     return outputs[0]
 
@@ -286,12 +334,16 @@ class _LogProbHead:
 
     A forward pre-hook on the output embedding takes the hidden states, applies the head to them in chunks that are
     recomputed in the backward pass, and leaves an empty tensor for the model's own call. So `model(...)` is called as a
-    whole, which DDP, FSDP and PEFT need, and the full logits never exist.
+    whole, which DDP, FSDP and PEFT need, and the full logits never exist. What the model does to its logits behind the
+    embedding (a cap, a factor) is the family's `final`.
+
+    `places`: rows and columns of the hidden states `[B, T, d]` that predict the targets.
     """
 
     def __init__(self, model: Any, targets: Tensor, temperature: float, statistics: TokenStatistics | None):
-        self.module = model.get_output_embeddings()
+        self.module, self.final = model.get_output_embeddings(), family(model).final(model.config)
         self.targets, self.temperature, self.statistics = targets, temperature, statistics
+        self.places: tuple[Any, Tensor]
         self.result: dict[str, Tensor] = {}
 
     def attached(self) -> Any:
@@ -299,7 +351,7 @@ class _LogProbHead:
 
     @torch.compiler.disable  # as `packed_attention`: another hook, and another number of chunks, on every call
     def _hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0][0]
+        hidden = args[0][self.places]
         vocabulary = pretrained_vocabulary(module)
         step = max(1, LOGIT_CHUNK_ELEMENTS // vocabulary)
         recompute = torch.is_grad_enabled() and len(hidden) > step
@@ -316,6 +368,7 @@ class _LogProbHead:
     def _statistics(self, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
         # `forward`, not the call: the hook that brought us here must not run again.
         logits = self.module.forward(hidden)
+        logits = logits if self.final is None else self.final(logits)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         log_norm = logits.logsumexp(dim=-1)
         chosen = logits.gather(-1, self.targets[rows, None])[:, 0]
@@ -354,12 +407,34 @@ def _unpack(
     return outputs
 
 
+def _unpack_repeated(
+    rows: RepeatedPass, prompts: Sequence[Prompt], tokens: dict[str, Tensor], per_head: bool
+) -> list[GroupOutput]:
+    """As `_unpack`, from the attention that the model's own layers have handed on."""
+    outputs, start = [], 0
+    for i, (prompt, group) in enumerate(zip(prompts, rows.groups, strict=True)):
+        index, mask = group.grid(prompt.input_ids.device)
+        part = slice(start, start + group.completion_total)
+        padded = {name: torch.where(mask, values[part][index], 0.0) for name, values in tokens.items()}
+        heads = {layer: rows.captured[layer][i] for layer in rows.capture_layers}
+        alpha = {layer: weights.mean(dim=0) for layer, weights in heads.items()}
+        found = {layer: policy_rows(mean, mask, group.prompt_length) for layer, mean in alpha.items()}
+        own = {
+            layer: mean[..., group.prompt_length :].diagonal(dim1=1, dim2=2).detach() for layer, mean in alpha.items()
+        }
+        extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
+        kept = heads if per_head else {}
+        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, found, own, prompt.visual, extra, kept))
+        start += group.completion_total
+    return outputs
+
+
 def _captured(
     row: PackedPass, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """What `head_mean_attention` takes for one group in one captured layer: its query and keys; scaling and bias."""
     group = row.layout.groups[group_index]
-    q, k, scaling = row.captured[layer]
+    q, k, scaling, sight = row.captured[layer]
     prompt_end = row_start + group.prompt_length
     own = index + prompt_end
     before = torch.cat([torch.full_like(own[:, :1], prompt_end - 1), own[:, :-1]], dim=1)
@@ -369,7 +444,7 @@ def _captured(
         bias = bias.to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None].expand(-1, index.shape[1], -1)
         if query == "predictor":  # the first row's query is a prompt token, which is never biased
             bias = torch.cat([torch.zeros_like(bias[:, :1]), bias[:, 1:]], dim=1)
-    return (q[:, at], k[:, row_start:prompt_end], k[:, own]), {"scaling": scaling, "bias": bias}
+    return (q[:, at], k[:, row_start:prompt_end], k[:, own]), {"scaling": scaling, "bias": bias, "sight": sight}
 
 
 def _per_head(qk: tuple[Tensor, Tensor, Tensor], query: Query, how: dict[str, Any]) -> Tensor:

@@ -13,13 +13,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ral.attention.sight import EVERYTHING, Sight
+
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """One group inside the row: a prompt of `prompt_length` tokens and completions of the given lengths (each ≥ 1)."""
+    """One group inside the row: a prompt of `prompt_length` tokens and completions of the given lengths (each ≥ 1).
+
+    `together [P]` numbers the sets of prompt tokens that see each other whatever their order (-1: none); None without any.
+    """
 
     prompt_length: int
     lengths: tuple[int, ...]
+    together: Tensor | None = field(default=None, compare=False)
 
     @property
     def completion_total(self) -> int:
@@ -44,7 +50,20 @@ class GroupLayout:
             tokens += length
         return (*blocks, slice(start, len(self.lengths)))
 
-    def block_mask(self, block: slice, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def prompt_mask(self, sight: Sight, device: torch.device) -> Tensor | None:
+        """`[P, P]` bool, true where a prompt token sees another; None where that is just what stands before it."""
+        if self.together is None and sight.reaches(self.prompt_length):
+            return None
+        place = torch.arange(self.prompt_length, device=device)
+        seen = place[None, :] <= place[:, None]
+        if self.together is not None:
+            number = self.together.to(device)
+            seen |= (number[:, None] == number[None, :]) & (number >= 0)[:, None]
+        return seen if sight.reaches(self.prompt_length) else seen & ~sight.hides(place[:, None], place[None, :])
+
+    def block_mask(
+        self, block: slice, bias: Tensor | None, device: torch.device, dtype: torch.dtype, sight: Sight = EVERYTHING
+    ) -> Tensor:
         """Additive `[T, P+T]` for the T completion tokens of a block: `bias [G, P]` on the prompt, -inf where unseen."""
         lengths = torch.tensor(self.lengths[block], device=device)
         owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
@@ -53,6 +72,12 @@ class GroupLayout:
             mask[:, : self.prompt_length] = bias[block].to(device, dtype)[owner]
         seen = (owner[:, None] == owner[None, :]).tril()
         mask[:, self.prompt_length :].masked_fill_(~seen, float("-inf"))
+        if not sight.reaches(self.prompt_length + max(self.lengths[block])):
+            place = (
+                torch.cat([torch.arange(length, device=device) for length in self.lengths[block]]) + self.prompt_length
+            )
+            keys = torch.cat([torch.arange(self.prompt_length, device=device), place])
+            mask.masked_fill_(sight.hides(place[:, None], keys[None, :]), float("-inf"))
         return mask
 
     def grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -99,15 +124,28 @@ class PackedLayout:
         """The look bias of one group in one layer."""
         return self.look_bias[index] if self.look_bias is not None and self.biased(layer) else None
 
-    def block_masks(self, layer: int, device: torch.device, dtype: torch.dtype) -> list[list[Tensor]]:
-        """Per group and block the mask `[T, P+T]` of its queries; built once for all layers that are (not) biased."""
+    def block_masks(
+        self, layer: int, device: torch.device, dtype: torch.dtype, sight: Sight = EVERYTHING
+    ) -> list[list[Tensor]]:
+        """Per group and block the mask `[T, P+T]` of its queries; built once for all layers that see as far and are (not) biased."""
         biased = self.biased(layer)
-        if biased not in self._masks:
-            self._masks[biased] = [
-                [group.block_mask(block, self.bias(i, layer), device, dtype) for block in group.blocks]
+        if (biased, sight) not in self._masks:
+            self._masks[biased, sight] = [
+                [group.block_mask(block, self.bias(i, layer), device, dtype, sight) for block in group.blocks]
                 for i, group in enumerate(self.groups)
             ]
-        return self._masks[biased]
+        return self._masks[biased, sight]
+
+    def prompt_masks(self, sight: Sight, device: torch.device) -> list[Tensor | None]:
+        """Per group its `prompt_mask`; built once for all layers that see as far."""
+        if sight not in self._prompt_masks:
+            self._prompt_masks[sight] = [group.prompt_mask(sight, device) for group in self.groups]
+        return self._prompt_masks[sight]
+
+    def in_prompt(self, device: torch.device) -> Tensor:
+        """`[1, T]` bool, true on prompts."""
+        own, prompt = self.sequences(device)
+        return (own == prompt)[None]
 
     def sequences(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """For every token `[T]` the number of its sequence (prompts and completions in row order), and of its prompt."""
@@ -117,7 +155,8 @@ class PackedLayout:
         prompts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         return own.to(device), prompts[own].to(device)
 
-    _masks: dict[bool, list[list[Tensor]]] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[bool, Sight], list[list[Tensor]]] = field(default_factory=dict, repr=False)
+    _prompt_masks: dict[Sight, list[Tensor | None]] = field(default_factory=dict, repr=False)
 
     def predictors(self) -> list[int]:
         """Row positions whose output predicts each completion token, in row order (`Σ` over groups of ΣR entries)."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from ral.attention import packed
+from ral.attention import fork, packed
 from ral.errors import ConfigError
-from ral.families import Family, family_of, known_types
+from ral.families import Family, family_of
 
 
 class UnsupportedModelError(ConfigError):
@@ -52,40 +55,81 @@ def patch_values(model: PreTrainedModel) -> int | None:
 
 
 def make_capturable(model: nn.Module) -> PreTrainedModel:
-    """Switch the text decoder to the packed attention; idempotent. Without a layout it goes on as plain SDPA.
+    """Switch the text decoder to the packed attention; idempotent. Called with no layout it goes on as plain SDPA.
 
     Raises:
-        UnsupportedModelError: another architecture, or sliding-window attention.
+        UnsupportedModelError: an architecture whose attention cannot be exchanged.
     """
     base = pretrained(model)
-    if not family(base).types:
+    if base.config.get_text_config()._attn_implementation == packed.NAME:
+        return base
+    if not attention_layers(base):
         raise UnsupportedModelError(
-            f"{type(base).__name__} is not supported: its attention cannot be captured. "
-            f"Supported model types: {', '.join(known_types())}."
+            f"{type(base).__name__} is not supported: none of its decoder layers takes its attention from transformers' "
+            "AttentionInterface, so that it cannot be captured. Choose a model whose attention does."
         )
-    text = base.config.get_text_config()
-    if "sliding_attention" in (getattr(text, "layer_types", None) or []):
-        raise UnsupportedModelError(
-            f"{type(base).__name__} uses sliding-window attention, which the packed attention does not do. "
-            "Set use_sliding_window=False in its configuration."
-        )
-    if text._attn_implementation != packed.NAME:
-        base.set_attn_implementation({"text_config": packed.NAME} if has_vision(base) else packed.NAME)
+    fork.install(base)
+    base.set_attn_implementation({"text_config": packed.NAME} if has_vision(base) else packed.NAME)
     return base
 
 
+#: Models that turned out not to share prompts as they should (`ral.attention.selfcheck`).
+_REPEATED: WeakSet[nn.Module] = WeakSet()
+
+
+def repeat_prompts(model: nn.Module) -> None:
+    """Run every completion of this model behind its own copy of the prompt from now on."""
+    _REPEATED.add(pretrained(model))
+
+
+def why_repeated(model: nn.Module) -> str | None:
+    """Why a model's completions cannot share their prompt; None where they do."""
+    base = pretrained(model)
+    return "its packed row differs" if base in _REPEATED else family(base).unshareable(base.config)
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    decoder = model.get_decoder()
-    return getattr(decoder, "language_model", decoder).layers  # type: ignore[union-attr, return-value]
+    """The list of its decoder layers. Raises UnsupportedModelError where there is none of the length that its configuration says."""
+    decoder: Any = model.get_decoder()
+    count = model.config.get_text_config().num_hidden_layers
+    inner = getattr(decoder, "language_model", decoder)
+    found = getattr(inner, "layers", None)
+    lists = (module for module in inner.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    if (layers := found if found is not None else next(lists, None)) is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported: it has no list of {count} decoder layers."
+        )
+    return layers  # type: ignore[no-any-return]
+
+
+@cache
+def _has_attention(kind: Any) -> bool:
+    """Whether layers of a class take their attention from the registered functions."""
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(kind.forward).__code__.co_names
+
+
+def attention_layers(model: PreTrainedModel) -> list[int]:
+    """The decoder layers that have attention; the others of a hybrid carry a state."""
+    layers = decoder_layers(model)
+    return [i for i, layer in enumerate(layers) if any(map(_has_attention, map(type, layer.modules())))]
 
 
 def resolve_layers(model: PreTrainedModel, layers: Sequence[int]) -> tuple[int, ...]:
-    """Layer numbers counted from the front, from numbers that may count from the back as `-1` does."""
-    count = len(decoder_layers(model))
+    """Numbers of decoder layers: -1 is the last that has attention, -2 the one with attention before it.
+
+    Raises:
+        ConfigError: a layer that the model does not have, that has no attention, or that is named twice.
+    """
+    count, found = len(decoder_layers(model)), attention_layers(model)
     for layer in layers:
-        if not -count <= layer < count:
-            raise ConfigError(f"attention_layers contains {layer}, but the model has {count} decoder layers")
-    resolved = tuple(layer % count for layer in layers)
+        if not -len(found) <= layer < count:
+            few = "" if len(found) == count else f", {len(found)} of them with attention"
+            raise ConfigError(f"attention_layers contains {layer}, but the model has {count} decoder layers{few}")
+        if layer >= 0 and layer not in found:
+            raise ConfigError(
+                f"attention_layers contains {layer}, a layer without attention; those with it are {found}"
+            )
+    resolved = tuple(layer if layer >= 0 else found[layer] for layer in layers)
     if len(set(resolved)) < len(resolved):
         raise ConfigError(f"attention_layers {list(layers)} names a layer twice: the model has {count} decoder layers")
     return resolved
@@ -132,21 +176,6 @@ def _encoder(model: nn.Module) -> Any:
         if hasattr(model, name) and name not in vars(model):
             register_fsdp_forward_method(model, name)
     return model
-
-
-def merge_features(features: list[dict[str, Any]]) -> dict[str, Any]:
-    """Features of several prompts as one, in order."""
-    merged: dict[str, Any] = {}
-    for modality in ("image", "video"):
-        outputs = [f[modality] for f in features if modality in f]
-        if not outputs:
-            continue
-        joined = type(outputs[0])(pooler_output=tuple(t for o in outputs for t in o.pooler_output))
-        if getattr(outputs[0], "deepstack_features", None) is not None:  # Qwen3-VL: one list of tensors per level
-            levels = zip(*(o.deepstack_features for o in outputs), strict=True)
-            joined.deepstack_features = [tuple(t for level in parts for t in level) for parts in levels]
-        merged[modality] = joined
-    return merged
 
 
 def rope_positions(model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:

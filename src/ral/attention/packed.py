@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from ral.attention.carried import Carried
 from ral.attention.flex import FlexRow
 from ral.attention.layout import PackedLayout
-from ral.attention.prefix import Prefixes
+from ral.attention.prefix import Prefixes, Record
+from ral.attention.repeated import CachedRows, RepeatedPass, ordinary
+from ral.attention.sight import EVERYTHING, Sight, sight_of
 
 NAME = "ral_packed"
 
 Kernel = Literal["sdpa", "flex"]
-#: (layer, query, key, value, *, scale, dropout_p) → `[1, H, T, D]`: what computes the attention of one packed row.
+#: (layer, query, key, value, *, sight, scale, dropout_p) → `[1, H, T, D]`: what computes the attention of one packed row.
 Attend = Callable[..., Tensor]
-Captured = tuple[Tensor, Tensor, float]
+Captured = tuple[Tensor, Tensor, float, Sight]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class PackedPass:
     Attributes:
         layout: of the row. attend: computes the row's attention, see `KERNELS`.
         capture_layers: decoder layers (non-negative) whose post-RoPE query and key are wanted.
-        captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling); the layers fill it.
+        captured: layer → (query `[H, T, D]`, key `[H_kv, T, D]`, scaling, sight); the layers fill it.
     """
 
     layout: PackedLayout
@@ -56,37 +58,52 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packed: Carried[PackedPass] | None = None,
-    prefix: Carried[Prefixes] | None = None,
+    packed: Carried[PackedPass] | Carried[RepeatedPass] | None = None,
+    prefix: Carried[Prefixes] | Carried[CachedRows] | None = None,
+    record: Carried[Record] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one decoder layer in transformers' `AttentionInterface` convention.
 
     Args:
         query: `[B, H, T, D]` after RoPE; key, value: `[B, H_kv, T, D]`. With a layout B is 1.
-        packed, prefix: a packed row's pass, or a rollout's prompts; with either of them the mask is ignored.
+        packed, prefix: a group's pass, or a rollout's prompts; with a shared prompt the mask is ignored.
+        record: takes up the keys and values of a rollout's prompts.
 
     Returns:
         Output `[B, T, H, D]`, and None for the weights, which are never formed.
     """
-    if packed is None and prefix is None:
-        sdpa = AttentionInterface()["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    if record is not None:  # Under autocast keys are float32, as the rotation makes them.
+        record.value.layers[module.layer_idx] = (key.to(value.dtype), value)  # type: ignore[index]
+    unshared = next(
+        (c.value for c in (packed, prefix) if c is not None and isinstance(c.value, RepeatedPass | CachedRows)), None
+    )
+    if unshared is not None or (packed is None and prefix is None):
+        attend = ordinary if unshared is None else unshared.attend
+        return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs), None
 
     layer: int = module.layer_idx  # type: ignore[assignment]
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if packed is None:
         assert prefix is not None
-        return prefix.value.attend(layer, query, key, value, scaling), None
-    row = packed.value
+        return cast(Prefixes, prefix.value).attend(layer, query, key, value, scaling, sight_of(module)), None
+    row, sight = cast(PackedPass, packed.value), sight_of(module)
     if layer in row.capture_layers:
-        row.captured[layer] = (query[0], key[0], scaling)
-    output = row.attend(layer, query, key, value, scale=scaling, dropout_p=dropout)
+        row.captured[layer] = (query[0], key[0], scaling, sight)
+    output = row.attend(layer, query, key, value, sight=sight, scale=scaling, dropout_p=dropout)
     return output.transpose(1, 2).contiguous(), None
 
 
 def attend_in_blocks(
-    layout: PackedLayout, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout_p: float
+    layout: PackedLayout,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    sight: Sight = EVERYTHING,
+    scale: float,
+    dropout_p: float,
 ) -> Tensor:
     """SDPA `[1, H, T, D]` of each prompt, and of each block of completions on [prompt; block]."""
     repeats = query.shape[1] // key.shape[1]
@@ -96,9 +113,14 @@ def attend_in_blocks(
     pieces = zip(*(x.split(layout.split_sizes, dim=2) for x in (query, key, value)), strict=True)
     attend: Any = {"dropout_p": dropout_p, "scale": scale}
     outputs = []
-    for masks in layout.block_masks(layer, query.device, query.dtype):
+    prompts, blocks = (
+        layout.prompt_masks(sight, query.device),
+        layout.block_masks(layer, query.device, query.dtype, sight),
+    )
+    for prompt, masks in zip(prompts, blocks, strict=True):
         q, k_prompt, v_prompt = next(pieces)
-        outputs.append(scaled_dot_product_attention(q, k_prompt, v_prompt, is_causal=True, **attend))
+        seen: Any = {"is_causal": True} if prompt is None else {"attn_mask": prompt}
+        outputs.append(scaled_dot_product_attention(q, k_prompt, v_prompt, **seen, **attend))
         for mask in masks:
             q, k_own, v_own = next(pieces)
             k, v = torch.cat([k_prompt, k_own], dim=2), torch.cat([v_prompt, v_own], dim=2)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ral.attention.sight import EVERYTHING, Sight
+
 Query = Literal["token", "predictor"]
 
 #: Elements of the per-head weights formed at once (float32: 2 MiB, which stays in a CPU's cache).
@@ -29,6 +31,7 @@ def attention_rows(
     scaling: float,
     query: Query,
     bias: Tensor | None = None,
+    sight: Sight = EVERYTHING,
 ) -> tuple[Tensor, Tensor]:
     """Policy rows of the completion tokens of one group, of their attention's mean over heads α (see `policy_rows`).
 
@@ -40,6 +43,7 @@ def attention_rows(
         query: `"token"`: the query is the token itself and also attends to itself; `"predictor"`: the query is the
             position before it, which does not see the token.
         bias: `[G, R, P]` added to the scores of the prompt keys, or None.
+        sight: how far back the queries see.
 
     Returns:
         p `[G, R, P+R]`, differentiable in q and both k: zero at the token itself, after it and on padding, other rows sum to 1.
@@ -48,7 +52,7 @@ def attention_rows(
     dtype = torch.promote_types(q.dtype, torch.float32)
     kv = k_prompt.shape[0]
     q = (q.to(dtype) * scaling).reshape(kv, q.shape[0] // kv, *q.shape[1:])
-    return _Rows.apply(q, k_prompt.to(dtype), k_own.to(dtype), mask, query, bias)  # type: ignore[no-any-return]
+    return _Rows.apply(q, k_prompt.to(dtype), k_own.to(dtype), mask, query, bias, sight)  # type: ignore[no-any-return]
 
 
 class _Rows(torch.autograd.Function):
@@ -60,20 +64,27 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k_prompt: Tensor, k_own: Tensor, mask: Tensor, query: Query, bias: Tensor | None
+        ctx: Any,
+        q: Tensor,
+        k_prompt: Tensor,
+        k_own: Tensor,
+        mask: Tensor,
+        query: Query,
+        bias: Tensor | None,
+        sight: Sight,
     ) -> tuple[Tensor, Tensor]:
         prompt = k_prompt.shape[1]
         rows = q.new_empty(*mask.shape, prompt + k_own.shape[2])
         own, mass = q.new_empty(mask.shape), q.new_empty(*mask.shape, 1)
         with _no_autocast(q):
-            for at, _, weights in _chunks(q, k_prompt, k_own, query, bias):
+            for at, _, weights in _chunks(q, k_prompt, k_own, query, bias, sight):
                 alpha = weights.mean(dim=(0, 2))
                 own[at] = _itself(alpha, prompt, at[1].start)
                 alpha = _without_itself(alpha, mask[at], prompt, at[1].start)
                 mass[at] = _mass(alpha)
                 rows[at] = alpha / mass[at]
         ctx.save_for_backward(q, k_prompt, k_own, bias, rows, mass)
-        ctx.query = query
+        ctx.query, ctx.sight = query, sight
         ctx.mark_non_differentiable(own)
         return rows, own
 
@@ -84,7 +95,7 @@ class _Rows(torch.autograd.Function):
         heads, prompt = q.shape[0] * q.shape[1], k_prompt.shape[1]
         grad_q, grad_prompt, grad_own = (torch.zeros_like(x) for x in (q, k_prompt, k_own))
         with _no_autocast(q):
-            for at, keys, weights in _chunks(q, k_prompt, k_own, ctx.query, bias):
+            for at, keys, weights in _chunks(q, k_prompt, k_own, ctx.query, bias, ctx.sight):
                 u = upstream[at]
                 v = (u - (u * rows[at]).sum(dim=-1, keepdim=True)) / (heads * mass[at])
                 _itself(v, prompt, at[1].start).zero_()
@@ -94,11 +105,18 @@ class _Rows(torch.autograd.Function):
                 grad_keys = torch.einsum("kgmrs,kmgrd->kgsd", scores, q[:, :, *at])
                 grad_prompt += grad_keys[:, :, :prompt].sum(dim=1)
                 grad_own[:, at[0]] += grad_keys[:, :, prompt:]
-        return grad_q, grad_prompt, grad_own, None, None, None
+        return grad_q, grad_prompt, grad_own, None, None, None, None
 
 
 def head_mean_attention(
-    q: Tensor, k_prompt: Tensor, k_own: Tensor, *, scaling: float, query: Query, bias: Tensor | None = None
+    q: Tensor,
+    k_prompt: Tensor,
+    k_own: Tensor,
+    *,
+    scaling: float,
+    query: Query,
+    bias: Tensor | None = None,
+    sight: Sight = EVERYTHING,
 ) -> Tensor:
     """The mean over heads α `[G, R, P+R]` whose policy rows `attention_rows` gives, in one piece; rows sum to 1.
 
@@ -109,7 +127,7 @@ def head_mean_attention(
     q = (q.to(dtype) * scaling).reshape(kv, heads // kv, *q.shape[1:])
     keys = _keys(k_prompt.to(dtype), k_own.to(dtype))
     with _no_autocast(q):
-        return _weights(q, keys, k_prompt.shape[1], 0, query, bias).mean(dim=(0, 2))
+        return _weights(q, keys, k_prompt.shape[1], 0, query, bias, sight).mean(dim=(0, 2))
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -118,7 +136,7 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _chunks(
-    q: Tensor, k_prompt: Tensor, k_own: Tensor, query: Query, bias: Tensor | None
+    q: Tensor, k_prompt: Tensor, k_own: Tensor, query: Query, bias: Tensor | None, sight: Sight
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
     """Where each chunk stands among completions and tokens, the keys `[H_kv, g, P+R, D]` of its completions, its `_weights`.
 
@@ -133,7 +151,7 @@ def _chunks(
         keys = _keys(k_prompt, k_own[:, i : i + g])
         for j in range(0, tokens, r):
             at = slice(i, i + g), slice(j, j + r)
-            yield at, keys, _weights(q[:, :, *at], keys, prompt, j, query, None if bias is None else bias[at])
+            yield at, keys, _weights(q[:, :, *at], keys, prompt, j, query, None if bias is None else bias[at], sight)
 
 
 def _keys(k_prompt: Tensor, k_own: Tensor) -> Tensor:
@@ -141,7 +159,9 @@ def _keys(k_prompt: Tensor, k_own: Tensor) -> Tensor:
     return torch.cat([k_prompt[:, None].expand(-1, k_own.shape[1], -1, -1), k_own], dim=2)
 
 
-def _weights(q: Tensor, keys: Tensor, prompt: int, first: int, query: Query, bias: Tensor | None) -> Tensor:
+def _weights(
+    q: Tensor, keys: Tensor, prompt: int, first: int, query: Query, bias: Tensor | None, sight: Sight
+) -> Tensor:
     """Attention `[H_kv, g, H/H_kv, r, P+R]` of every head.
 
     Args:
@@ -152,6 +172,9 @@ def _weights(q: Tensor, keys: Tensor, prompt: int, first: int, query: Query, bia
         scores[..., :prompt] += bias[:, None]
     unseen = torch.ones(q.shape[3], keys.shape[2] - prompt, dtype=torch.bool, device=q.device)
     scores[..., prompt:].masked_fill_(unseen.triu(first + (query == "token")), float("-inf"))
+    if not sight.reaches(keys.shape[2]):
+        place = torch.arange(q.shape[3], device=q.device) + (prompt + first - (query == "predictor"))
+        scores.masked_fill_(sight.hides(place[:, None], torch.arange(keys.shape[2], device=q.device)), float("-inf"))
     return scores.softmax(dim=-1)
 
 

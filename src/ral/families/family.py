@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,11 +40,13 @@ class Family:
         types: its model types (`config.model_type`).
         processors: class names of its processors, where transformers' table of processors does not have them.
         box_space: in what it writes boxes.
+        has_geometry: whether it is known which pixels each visual token stands for.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
     processors: ClassVar[tuple[str, ...]] = ()
     box_space: ClassVar[BoxSpace] = "image"
+    has_geometry: ClassVar[bool] = False
 
     # Tokens
 
@@ -148,6 +150,38 @@ class Family:
         """
         return None
 
+    # The decoder
+
+    def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
+        """`[P]` numbers of the sets of prompt tokens that see each other, -1 for tokens that see what is before them alone."""
+        return None
+
+    def per_token(self, base: Any, ids: Tensor, in_prompt: Tensor) -> dict[str, Tensor]:
+        """What the model takes for every token of `ids [B, T]` beside its position; `in_prompt [B, T]` is false on completions."""
+        if not self.placeholders(base.config):
+            return {}
+        named = inspect.signature(base.forward).parameters
+        return {name: self.kinds(base.config, ids) for name in TOKEN_KINDS if name in named}
+
+    def final(self, config: Any) -> Callable[[Tensor], Tensor] | None:
+        """What the model does to its logits behind the output embedding; None: nothing."""
+        text = config.get_text_config()
+        if cap := getattr(text, "final_logit_softcapping", None):
+            return lambda logits: (logits / cap).tanh() * cap
+        if (divisor := getattr(text, "logits_scaling", 1)) != 1:
+            return lambda logits: logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            return lambda logits: logits * factor
+        return None
+
+    def unshareable(self, config: Any) -> str | None:
+        """Why a model of this family cannot share a prompt among its completions; None where it can."""
+        if not self.types:
+            return "its architecture is not among the known ones"
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            return "its attention caps its scores"
+        return None
+
     # The processor
 
     def frames_per_picture(self, processor: Any) -> int:
@@ -174,6 +208,36 @@ class Family:
                 "leave them out, and set the size in the processor's own files"
             )
         return {}
+
+
+def joined(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Features of several prompts as one, in order; always a new object, as models write into what they are given."""
+    together: dict[str, Any] = {}
+    for modality in MODALITIES:
+        outputs = [found[modality] for found in features if modality in found]
+        if not outputs:
+            continue
+        main = "pooler_output" if outputs[0].get("pooler_output") is not None else "last_hidden_state"
+        # What else has a name of its own (Ovis2: the features of its indicators) is the same for every prompt.
+        parts = {name: value for name, value in outputs[0].items() if name.endswith("_features")}
+        parts |= {main: _one_behind_the_other([output[main] for output in outputs])}
+        if outputs[0].get("deepstack_features") is not None:  # one list (or tensor) per level
+            levels = zip(*(output["deepstack_features"] for output in outputs), strict=True)
+            parts["deepstack_features"] = [_one_behind_the_other(level) for level in levels]
+        together[modality] = type(outputs[0])(**parts)
+    return together
+
+
+def _one_behind_the_other(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return tuple(piece for part in parts for piece in part)
+
+
+def runs(mask: Tensor) -> list[int]:
+    """Lengths of the runs of true in `[P]`."""
+    edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff()
+    return ((edges == -1).nonzero() - (edges == 1).nonzero())[:, 0].tolist()
 
 
 def grids_of(inputs: Mapping[str, Any], modality: str, merge: int) -> list[Grid]:

@@ -14,8 +14,9 @@ from ral.families.family import MODALITIES, BoxSpace, Family, Grid, grids_of
 class Qwen3VL(Family):
     """Positions are transformers' own: every frame of a video is a block of its own, behind its time in words."""
 
-    types = ("qwen3_vl",)
+    types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     box_space: ClassVar[BoxSpace] = "thousandths"
+    has_geometry = True
 
     def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid]:
         return grids_of(inputs, modality, config.vision_config.spatial_merge_size)

@@ -7,8 +7,12 @@ from typing import Any
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from ral.families.family import Family
+from ral.families.gemma import Gemma3, Gemma4, Gemma4Text, PaliGemma
+from ral.families.llama4 import Llama4
+from ral.families.plain import Ovis2, Plain, Square
 from ral.families.qwen_vl import Qwen2_5VL, Qwen2VL, Qwen3VL
-from ral.families.text import Text
+from ral.families.text import Sinks, Text
+from ral.families.tiled import Idefics3, InternVL, LlavaOnevision, Mistral3
 
 _BY_TYPE: dict[str, Family] = {}
 _UNKNOWN = Family()
@@ -19,8 +23,11 @@ def register(family: Family) -> None:
     _BY_TYPE.update(dict.fromkeys(family.types, family))
 
 
-for _family in (Text(), Qwen2VL(), Qwen2_5VL(), Qwen3VL()):
-    register(_family)
+for _kind in (
+    *(Text, Sinks, Llama4, Gemma3, Gemma4, Gemma4Text, PaliGemma),
+    *(Qwen2VL, Qwen2_5VL, Qwen3VL, Square, Plain, Ovis2, InternVL, Idefics3, LlavaOnevision, Mistral3),
+):
+    register(_kind())
 
 
 def known_types() -> tuple[str, ...]:

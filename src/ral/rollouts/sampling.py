@@ -8,6 +8,7 @@ many processes, and whether or not rows are dropped.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -27,15 +27,18 @@ from transformers import (
 from ral.attention import Prompt, vision_features
 from ral.attention.carried import Carried
 from ral.attention.models import (
+    family,
     has_vision,
     make_capturable,
-    merge_features,
     pretrained,
     resolve_layers,
     special_visual_token_ids,
+    why_repeated,
 )
-from ral.attention.prefix import Prefixes, SharedPrefix
+from ral.attention.prefix import Prefixes, Record, SharedPrefix
+from ral.attention.repeated import CachedRows
 from ral.errors import ConfigError
+from ral.families.family import joined
 from ral.models.ends import eos_token_ids as eos_token_ids  # its older address
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
@@ -150,13 +153,15 @@ class _Part:
     """Completions that entered the batch together.
 
     Attributes:
-        rows: `[N]` their numbers among all completions. start: `[N]` the positions of their first tokens.
+        rows: `[N]` their numbers among all completions. start: `[N]` the positions of their first tokens, the same on each of
+            `axes` (none, or the three of M-RoPE).
         logits: `[N, V]` of their next tokens. length: tokens that each of them has. newest: `[N]` the last of these.
     """
 
-    prefix: SharedPrefix
+    prefix: SharedPrefix | CachedRows
     rows: Tensor
     start: Tensor
+    axes: Sequence[int]
     logits: Tensor
     length: int = 0
     newest: Tensor = field(init=False)
@@ -226,23 +231,29 @@ def _prefill(
     def left_padded(values: Tensor) -> Tensor:
         return nn.functional.pad(values, (longest - values.shape[-1], 0))
 
-    features = [p.features if p.features is not None else vision_features(model, dict(p.inputs)) for p in prompts]
-    cache = DynamicCache(config=base.config.get_text_config())
+    features = [p.features if p.features is not None else vision_features(model, p.inputs) for p in prompts]
     mask = torch.stack([left_padded(torch.ones_like(p.input_ids)) for p in prompts])
+    # The padding token's value is irrelevant; 0 is never a visual placeholder.
+    ids = torch.stack([left_padded(p.input_ids) for p in prompts])
+    record, shared = Record(), why_repeated(model) is None
+    how: dict[str, Any] = {"use_cache": False, "record": Carried(record)} if shared else {"use_cache": True}
     outputs = model(
-        # The padding token's value is irrelevant; 0 is never a visual placeholder.
-        input_ids=torch.stack([left_padded(p.input_ids) for p in prompts]),
+        input_ids=ids,
         attention_mask=mask,
         position_ids=torch.stack([left_padded(p.position_ids) for p in prompts], dim=-2),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **({"mm_encoder_outputs": merge_features(features)} if has_vision(base) else {}),
+        **({"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}),
+        **how,
+        **family(base).per_token(base, ids, torch.ones_like(mask, dtype=torch.bool)),
+        **({"mm_encoder_outputs": joined(features)} if has_vision(base) else {}),
     )
-    held: Any = cache.layers  # of a dynamic cache: each with its keys and values
-    # Under autocast keys are float32, as the rotation makes them.
-    layers = [(layer.keys.to(layer.values.dtype), layer.values) for layer in held]
-    prefix = SharedPrefix(layers, mask.bool(), num_generations)
+    own = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
+    prefix: SharedPrefix | CachedRows
+    if shared:
+        states = {i: state.each(lambda held: held[own], recording=False) for i, state in record.states.items()}
+        prefix = SharedPrefix(record.layers, mask.bool(), num_generations, states=states)
+    else:
+        outputs.past_key_values.reorder_cache(own)
+        prefix = CachedRows(outputs.past_key_values, mask.bool()[own], num_generations)
     if look_bias is not None:
         bias = torch.cat([left_padded(bias.to(device)) for bias in look_bias])
         prefix = replace(prefix, bias=bias, bias_layers=bias_layers)
@@ -250,7 +261,7 @@ def _prefill(
     rows = (numbers + torch.arange(num_generations, device=device)).flatten()
     start = torch.tensor([p.next_position for p in prompts], device=device)
     start, logits = (x.repeat_interleave(num_generations, dim=0) for x in (start, outputs.logits[:, -1]))
-    return _Part(prefix, rows, start, logits)
+    return _Part(prefix, rows, start, prompts[0].position_ids.shape[:-1], logits)
 
 
 def _unfinished(batch: Sequence[_Part], ended: Tensor, longest: int) -> list[_Part]:
@@ -272,17 +283,22 @@ def _unfinished(batch: Sequence[_Part], ended: Tensor, longest: int) -> list[_Pa
 
 
 def _advance(model: nn.Module, batch: Sequence[_Part]) -> None:
-    """One pass over the newest tokens of the whole batch: the logits of the next ones."""
-    base = pretrained(model)
+    """The logits of the next tokens, by one pass over the newest ones of the whole batch.
+
+    Parts that hold a copy of the prompt for each completion take a pass each: their caches are apart.
+    """
+    if len(batch) > 1 and any(isinstance(part.prefix, CachedRows) for part in batch):
+        for part in batch:
+            _advance(model, [part])
+        return
     newest = torch.cat([part.newest for part in batch])
     positions = torch.cat([part.start + part.length - 1 for part in batch])
+    first = batch[0].prefix
+    prefix = first if isinstance(first, CachedRows) else Prefixes(part.prefix for part in batch)  # type: ignore[misc]
     logits = model(
         input_ids=newest[:, None],
-        position_ids=positions[:, None].expand(*((3,) if has_vision(base) else ()), -1, 1),
-        # A prepared 4-D mask is passed through as it is; what is padding, the prefixes know.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=newest.device),
-        prefix=Carried(Prefixes(part.prefix for part in batch)),
-        use_cache=False,
+        position_ids=positions[:, None].expand(*batch[0].axes, -1, 1),
+        **prefix.arguments(),
     ).logits[:, -1]
     for part, own in zip(batch, logits.split([len(part.rows) for part in batch]), strict=True):
         part.logits = own

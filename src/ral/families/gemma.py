@@ -1,0 +1,53 @@
+"""Gemma 3, Gemma 4 and PaliGemma: image tokens, or all of a prompt, see each other whatever their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ral.families.family import Family
+
+
+class Gemma3(Family):
+    """The tokens of each image see each other."""
+
+    types = ("gemma3",)
+
+    def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
+        image = input_ids == base.config.image_token_id
+        starts = image & ~pad(image, (1, 0))[:-1]
+        return (starts.cumsum(0) - 1).masked_fill(~image, -1)
+
+    def placeholder(self, processor: Any) -> int:
+        return processor.tokenizer.image_token_id  # the processor's own is what opens an image
+
+
+class Gemma4(Gemma3):
+    """So they do where the configuration says it."""
+
+    types = ("gemma4",)
+
+    def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
+        seen = base.config.get_text_config().use_bidirectional_attention == "vision"
+        return super().together(base, input_ids) if seen else None
+
+
+class Gemma4Text(Family):
+    types = ("gemma4_text",)
+
+
+class PaliGemma(Family):
+    """Everything in a prompt sees everything in it, and positions count from 1."""
+
+    types = ("paligemma",)
+
+    def positions(self, base: Any, input_ids: Tensor, inputs: Any) -> Tensor:
+        return super().positions(base, input_ids, inputs) + 1
+
+    def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
+        return input_ids.new_zeros(len(input_ids))
+
+    def per_token(self, base: Any, ids: Tensor, in_prompt: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": (~in_prompt).long()}
