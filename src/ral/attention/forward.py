@@ -214,27 +214,39 @@ def forward_groups(
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
     head = _LogProbHead(base, targets, temperature, token_statistics)
     features = [p.features if p.features is not None else vision_features(model, p.inputs) for p in prompts]
-    if repeated if repeated is not None else why_repeated(base) is not None:
-        rows = RepeatedPass(groups, look_bias, biased, capture, query)
-        with head.attached(), capture_with_gradient(base, capture):
-            _run_repeated(model, base, rows, prompts, completions, features, head)
-        return _unpack_repeated(rows, prompts, head.result, per_head)
-    layout = PackedLayout(groups, look_bias, biased)
-    row = PackedPass(layout, KERNELS[kernel](layout, device), capture)
-    head.places = 0, torch.tensor(layout.predictors(), device=device)
-    ids = _pack_ids(prompts, completions, device)[None]
     with head.attached(), capture_with_gradient(base, capture):
-        model(
-            input_ids=ids,
-            position_ids=_pack_positions(prompts, groups),
-            # A prepared 4-D mask is passed through as it is; the packed attention builds its own from the layout.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            packed=Carried(row),
-            **family(base).per_token(base, ids, layout.in_prompt(device)),
-            **_encoded(base, features),
-        )
-    return _unpack(row, prompts, head.result, query, per_head)
+        if repeated if repeated is not None else why_repeated(base) is not None:
+            rows = RepeatedPass(groups, look_bias, biased, capture, query)
+            _run_repeated(model, base, rows, prompts, completions, features, head)
+            return _unpack_repeated(rows, prompts, head.result, per_head)
+        layout = PackedLayout(groups, look_bias, biased)
+        row = PackedPass(layout, KERNELS[kernel](layout, device), capture)
+        _run_packed(model, base, row, prompts, completions, features, head)
+        return _unpack(row, prompts, head.result, query, per_head)
+
+
+def _run_packed(
+    model: nn.Module,
+    base: Any,
+    row: PackedPass,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Tensor]],
+    features: Sequence[dict[str, Any]],
+    head: _LogProbHead,
+) -> None:
+    device = prompts[0].input_ids.device
+    ids = _pack_ids(prompts, completions, device)[None]
+    head.places = 0, torch.tensor(row.layout.predictors(), device=device)
+    model(
+        input_ids=ids,
+        position_ids=_pack_positions(prompts, row.layout.groups),
+        # A prepared 4-D mask is passed through as it is; the packed attention builds its own from the layout.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+        use_cache=False,
+        packed=Carried(row),
+        **family(base).per_token(base, ids, row.layout.in_prompt(device)),
+        **_encoded(base, features),
+    )
 
 
 def _run_repeated(
