@@ -209,6 +209,6 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert [a + b for a, b in zip(one, other, strict=True)] == pytest.approx(losses, abs=1e-6)
             (_, one, ratios), (_, other, more) = (found["bfloat16", which] for found in shares)
             assert torch.equal(torch.cat([ratios, more]), torch.ones(30))
-            assert [a + b for a, b in zip(one, other, strict=True)] == pytest.approx(in_bfloat16, abs=5e-3)
+            assert [a + b for a, b in zip(one, other, strict=True)] == pytest.approx(in_bfloat16, abs=1e-2)
     finally:
         dist.destroy_process_group()
