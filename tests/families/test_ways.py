@@ -61,6 +61,24 @@ def test_rollouts_are_a_full_forward_per_token(kind: str) -> None:
     assert rollout_is_exact(*tiny(kind))
 
 
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "gemma2"])
+def test_prompts_that_enter_as_rows_end_change_no_completion(kind: str) -> None:
+    """Parts of different lengths in one batch: their states are joined for a step, or their caches take a pass each."""
+    model, _ = tiny(kind)
+    drawn = torch.Generator().manual_seed(0)
+    prompts = [
+        prepare_prompt(model, {"input_ids": torch.randint(0, 80, (1, length), generator=drawn)})
+        for length in (5, 19, 11, 8)
+    ]
+    sampling = Sampling(12, (99, *range(25)), temperature=1.5)  # many ends
+
+    def found(rows: int | None) -> list[list[list[int]]]:
+        generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        return [[y.ids.tolist() for y in group] for group in sample(model, prompts, 3, sampling, generators, rows=rows)]
+
+    assert found(4) == found(7) == found(None)
+
+
 def test_the_table_is_of_every_known_architecture_and_exact() -> None:
     lines = read()
     assert [line.kind for line in lines] == list(KINDS)
