@@ -24,6 +24,10 @@ ARGUED = {
         "D is out, so C",
         "C",
     ): "two letters without `the answer is`: which one is meant takes understanding; it is paid too little",
+    (
+        "cannot be determined",
+        "D",
+    ): "a part of the option `it cannot be determined`: parts of options are not read; paid too little",
 }
 
 
@@ -35,4 +39,4 @@ def test_strict_agrees_with_a_person_and_pays_nothing_too_much() -> None:
             differing[answer, solution] = (score, judged)
     assert differing.keys() == ARGUED.keys()
     assert all(score <= judged for score, judged in differing.values())
-    assert len(CASES) >= 450
+    assert len(CASES) >= 700

@@ -13,7 +13,7 @@ _LABELLED = re.compile(r"\(?([A-Z])[.):]\)?\s*(.*)", re.DOTALL)
 _LABEL_LINE = re.compile(r"^([^\w\n]*[A-Z][^\w\n]*)\n\s*")
 _BARE = re.compile(r"[(\[<{\"'\s]*([A-Za-z])[)\]>}\"'.:;,!?\s]*")
 _STATED = re.compile(
-    r"[(\[<\s]*(?P<letter>[A-Z])(?:(?P<mark>[)\]>]+[.:,;-]?|[.:,;]+(?=\s|[^\W\d_])|\s-(?=\s))|(?=[\s\u4e00-\u9fff]))\s*(?P<rest>\S.*)",
+    r"[(\[<\s]*(?P<letter>[A-Z])(?:(?P<mark>[)\]>]+[.:,;-]?|[.:,;]+(?=\s|[^\W\d_])|\s[-|](?=\s))|(?=[\s\u4e00-\u9fff]))\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
 _AFFIRMED = re.compile(
@@ -109,7 +109,10 @@ def _stands(letter: str, rest: str, marked: bool, texts: Mapping[str, str]) -> b
     more = said[len(own) - 1 :] if named else said
     if letters_in(rest) - letters_in(texts.get(letter, "")) - {letter}:
         return False
-    if _REASON.match(more.strip()) and len(more.split()) > 1:
+    affirmed = _AFFIRMED.match(rest)
+    if any(
+        _REASON.match(why.strip()) and len(why.split()) > 1 for why in (more, rest[affirmed.end() if affirmed else 0 :])
+    ):
         return True
     others = {_words(option) for other, option in texts.items() if other != letter} - {own, " ", "  "}
     return (named or marked) and not (denies(more) or any(other in more for other in others))

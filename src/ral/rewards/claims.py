@@ -11,7 +11,7 @@ _KIND = r"(?:answer|ans|option|choice|result|solution|letter|value)"
 _LEADS = re.compile(
     r"""(?ix)
     (?: (?:so|therefore|thus|hence|then|well|ok(?:ay)?|sure|finally|overall|clearly|in\ conclusion|definitely|certainly|surely|obviously|probably|most\ likely|likely
-          |i(?:'d|\ would)?\ (?:think|believe|guess|say)) \b ,? \s* (?:that\b)?
+          |i(?:'d|\ would)?\ (?:think|believe|guess|say)|i(?:'m|\ am)\ (?:confident|sure|certain)) \b ,? \s* (?:that\b)?
       | (?:the|my|our|this)? \s* (?:(?:final|correct|best|right|most\ likely|probable)\s)? \s* KIND \b (?!['-])
             (?:\s+(?:is|are|was|would\ be|should\ be|must\ be|will\ be)\b)? (?:\s*[:=]|\.(?=\s)|\s-(?=\s))?
       | (?:i|we) (?:\ would|\ will|'d|'ll)? \s (?:choose|pick|select|go\ with) \b
