@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 
 from ral.data.check import CheckReport, LookIndex, check_records, image_look
 from ral.data.readers import read_records
@@ -287,3 +287,138 @@ def test_rows_keep_their_order_whatever_finishes_first(tmp_path: Path) -> None:
     report = check(write_lines(tmp_path / "d.jsonl", rows), progress=seen.append)
     assert seen == list(range(1, 31))
     assert [f.origin for f in report.errors] == [f"{tmp_path / 'd.jsonl'}: line {n}" for n in range(1, 31)]
+
+
+# --- look-alikes, and boxes
+
+
+def written(text: str, size: tuple[int, int] = (160, 64)) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).text((size[0] // 8, size[1] // 3), text, fill="black")
+    return image
+
+
+def bars(heights: tuple[int, ...]) -> Image.Image:
+    image = Image.new("RGB", (200, 150), "white")
+    for n, height in enumerate(heights):
+        ImageDraw.Draw(image).rectangle((20 + 40 * n, 140 - height, 45 + 40 * n, 140), fill=(60, 90, 200))
+    return image
+
+
+def again(image: Image.Image, share: float = 1.0, quality: int = 80) -> Image.Image:
+    """A copy of another size and compression."""
+    buffer = io.BytesIO()
+    image.resize((round(image.width * share), round(image.height * share))).save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+WORDS = [
+    "invoice 1041",
+    "invoice 1047",
+    "paid",
+    "unpaid",
+    "total 12.50",
+    "total 12.60",
+    "Berlin",
+    "Bern",
+    "rain",
+    "ruin",
+]
+ALIKE = [written(word) for word in WORDS] + [bars((h, 60, 90)) for h in (20, 30, 45, 70)]
+
+
+def test_lines_of_text_and_charts_are_told_apart() -> None:
+    index = LookIndex()
+    for number, image in enumerate(ALIKE):
+        assert index.find(image_look(image)) is None
+        index.add(image_look(image), str(number))
+    for number, image in enumerate(ALIKE):
+        for copy in (again(image), again(image, 0.8), again(image, 1.5), again(image, quality=55)):
+            found = index.find(image_look(copy))
+            assert found is not None
+            assert found[1] == str(number)
+
+
+@pytest.mark.parametrize("solution", ["{}", "yes"])
+def test_documents_with_other_words_are_no_duplicates(tmp_path: Path, solution: str) -> None:
+    for number, image in enumerate(ALIKE):
+        image.save(tmp_path / f"{number}.png")
+    rows = [{"problem": "Read.", "solution": solution.format(f"s{n}"), "image": f"{n}.png"} for n in range(len(ALIKE))]
+    report = check(write_lines(tmp_path / "d.jsonl", rows), clean=tmp_path / "clean")
+    assert report.findings == []
+    assert report.kept == len(ALIKE)
+
+
+def test_the_solution_belongs_to_the_comparison(tmp_path: Path) -> None:
+    picture(8, (200, 150)).save(tmp_path / "a.png")
+    again(picture(8, (200, 150)), 0.9).save(tmp_path / "b.png")
+    base = {"problem": "What?", "solution": "x"}
+    rows = [
+        base | {"image": "a.png"},
+        base | {"image": "b.png", "solution": "y"},
+        base | {"image": "a.png", "solution": "y"},
+        base | {"image": "a.png", "system": "Answer in French."},
+        base | {"image": "b.png", "solution": ["x", "z"]},
+    ]
+    report = check(write_lines(tmp_path / "d.jsonl", rows))
+    assert [(f.kind, f.origin[-1]) for f in report.findings] == [("conflict", "3"), ("conflict", "5")]
+    assert "asks what" in report.findings[0].message
+    assert report.exit_code == 0
+
+
+def test_evaluation_documents_that_only_look_alike_are_no_leaks(tmp_path: Path) -> None:
+    for number, image in enumerate(ALIKE):
+        image.save(tmp_path / f"{number}.png")
+    again(ALIKE[3], 0.7).save(tmp_path / "copy.png")
+    held_out = [{"problem": "R", "solution": "x", "image": f"{n}.png"} for n in (1, 3, 11)]
+    rows = [{"problem": "R", "solution": "x", "image": f"{n}.png"} for n in (0, 2, 4, 10, "copy")]
+    write_lines(tmp_path / "test.jsonl", held_out)
+    report = check(write_lines(tmp_path / "d.jsonl", rows), evaluation=read_records(tmp_path / "test.jsonl"))
+    assert [(f.kind, f.origin[-1]) for f in report.findings] == [("leak", "5")]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([[64, 0, 90, 40]], "covers nothing of its 64x48 medium"),
+        ([[0, 50, 64, 90]], "covers nothing of its 64x48 medium"),
+        ([[-9, -9, 0, 0]], "covers nothing of its 64x48 medium"),
+        ([[1, 1, 9, 9], {"x0": 120, "y0": 10, "x1": 130, "y1": 20, "medium": 1}], "covers nothing of its 100x50 medium"),
+        ([{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "medium": 2}], "field 'boxes': expected a box of one of the row's 2"),
+        ([["1", "1", "9", "9"]], "field 'boxes': expected"),
+        ([[1, 1, 1, 9]], "field 'boxes': expected"),
+        ([[0.2, 0.2, 0.4, 0.4]], "name the scale"),
+    ],
+)  # fmt: skip
+def test_boxes_that_training_would_refuse_fail_the_check(media: Path, boxes: Any, said: str) -> None:
+    row = {"problem": "?", "solution": "x", "images": ["a.png", "b.jpg"], "boxes": boxes}
+    report = check(write_lines(media / "boxes.jsonl", [row]))
+    assert report.exit_code == 1
+    assert len(report.errors) == 1
+    assert said in report.errors[0].message
+    assert report.errors[0].message.startswith(f"{media / 'boxes.jsonl'}: line 1: ")
+    good = row | {"boxes": [[-9, 40, 70, 99], {"x0": 90, "y0": 10, "x1": 130, "y1": 20, "medium": 1}]}
+    assert check(write_lines(media / "boxes.jsonl", [good])).exit_code == 0  # what reaches beyond is cut off
+
+
+def test_the_clean_copy_is_the_same_records_in_our_form(tmp_path: Path, media: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>A dog?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "Which?"},
+    ]
+    rows = [
+        {"messages": turns, "images": ["a.png"], "solution": ["a poodle", "poodle"], "bbox": [0.25, 0.5, 0.5, 1.0]},
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "<think>t</think>4"}], "n": 1},
+    ]
+    path = write_lines(media / "chat.jsonl", rows)
+    report = check_records(
+        lambda on_error: read_records(path, box_scale="unit", on_error=on_error), clean=tmp_path / "clean"
+    )
+    assert report.kept == 2
+    original, copied = list(read_records(path, box_scale="unit")), list(read_records(tmp_path / "clean" / "data.jsonl"))
+    for one, other in zip(original, copied, strict=True):
+        assert one.extra == other.extra
+        for name in ("problem", "solutions", "system", "history", "boxes", "trace", "problem_type", "options"):
+            assert getattr(one, name) == getattr(other, name), name

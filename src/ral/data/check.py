@@ -7,31 +7,27 @@ how they look. Hostile files are reported like any others: decoding is bounded i
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 import statistics
-import threading
 import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-
-from ral.data.media import load_image, load_video
+from ral.data.boxes import box_coverage
+from ral.data.clean_copy import CleanCopy
+from ral.data.looks import ONE_VIDEO, Look, LookIndex, image_look, video_look
 from ral.data.prompt import build_messages, encode_prompt
 from ral.data.record import Record
 from ral.data.settings import PromptSettings
 from ral.errors import DataError
 
-Kind = Literal["row", "media", "prompt", "tokens", "solution", "text", "duplicate", "leak"]
+__all__ = ["ERRORS", "CheckReport", "Finding", "LookIndex", "check_records", "image_look"]
+
+Kind = Literal["row", "media", "prompt", "tokens", "solution", "box", "text", "duplicate", "conflict", "leak"]
 
 _TITLES: dict[Kind, str] = {
     "row": "rows that cannot be read",
@@ -39,17 +35,14 @@ _TITLES: dict[Kind, str] = {
     "prompt": "rows that give no prompt",
     "tokens": "prompts above the model's budget",
     "solution": "solutions that no answer can match",
+    "box": "boxes outside of their medium",
     "text": "suspicious text",
     "duplicate": "duplicates",
+    "conflict": "one question about one medium with two solutions",
     "leak": "media shared with evaluation data",
 }
 #: Training would fail on these, or learn nothing from them; the rest are warnings.
-ERRORS: frozenset[Kind] = frozenset({"row", "media", "prompt", "tokens", "solution"})
-
-#: Bits by which two 64-bit difference hashes may differ, and steps by which mean colours (0–255) may, to look alike.
-_HASH_BITS, _COLOUR_STEPS = 3, 6
-#: One video in memory at a time: a clip may take half a gigabyte.
-_one_video = threading.Lock()
+ERRORS: frozenset[Kind] = frozenset({"row", "media", "prompt", "tokens", "solution", "box"})
 
 
 @dataclass(frozen=True)
@@ -114,46 +107,6 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a medium is recognised: `digest` of its bytes (or pixels), `bits` of its difference hash, mean `colour`."""
-
-    digest: str
-    bits: int
-    colour: tuple[float, float, float]
-
-    def resembles(self, other: Look) -> bool:
-        return self.digest == other.digest or (
-            (self.bits ^ other.bits).bit_count() <= _HASH_BITS
-            and all(abs(a - b) <= _COLOUR_STEPS for a, b in zip(self.colour, other.colour, strict=True))
-        )
-
-
-class LookIndex:
-    """Finds among many looks those that resemble a new one, by the four quarters of their hashes.
-
-    Two hashes that differ in at most three bits agree in at least one quarter.
-    """
-
-    def __init__(self) -> None:
-        self._quarters: dict[tuple[int, int], list[tuple[Look, str]]] = defaultdict(list)
-
-    def add(self, look: Look, owner: str) -> None:
-        for key in self._keys(look):
-            self._quarters[key].append((look, owner))
-
-    def find(self, look: Look) -> tuple[Look, str] | None:
-        for key in self._keys(look):
-            for other, owner in self._quarters[key]:
-                if look.resembles(other):
-                    return other, owner
-        return None
-
-    @staticmethod
-    def _keys(look: Look) -> list[tuple[int, int]]:
-        return [(i, look.bits >> 16 * i & 0xFFFF) for i in range(4)]
-
-
-@dataclass(frozen=True)
 class _Seen:
     """What one record showed when it was looked at."""
 
@@ -190,8 +143,7 @@ def check_records(
     """
     settings = prompt or PromptSettings()
     report = CheckReport(clean=Path(clean) if clean is not None else None)
-    seen_rows: dict[tuple[Any, ...], str] = {}
-    seen_questions: dict[tuple[Any, ...], LookIndex] = defaultdict(LookIndex)
+    earlier = _Earlier()
 
     def unreadable(error: DataError) -> None:
         report.rows += 1
@@ -204,7 +156,7 @@ def check_records(
     for seen in _in_order(evaluation, lambda r: _look_at(r, lambda _: "", None, None, settings), workers):
         for look in seen.looks:
             held_out.add(look, seen.record.origin)
-    writer = _CleanCopy(report.clean) if report.clean else None
+    writer = CleanCopy(report.clean) if report.clean else None
     try:
         for seen in _in_order(records(unreadable), look_at, workers):
             report.rows += 1
@@ -212,12 +164,11 @@ def check_records(
             report.images += len(seen.record.images)
             report.videos += len(seen.record.videos)
             report.tokens += [seen.tokens] if seen.tokens is not None else []
-            duplicate = _duplicate(seen, seen_rows, seen_questions)
-            findings = [*seen.findings, *duplicate, *_leaks(seen, held_out)]
+            findings = [*seen.findings, *earlier.compare(seen), *_leaks(seen, held_out)]
             report.findings += findings
             report.bad[seen.record.problem_type] += any(finding.is_error for finding in findings)
             if writer and not any(f.is_error or f.kind in ("duplicate", "leak") for f in findings):
-                writer.write(seen)
+                writer.write(seen.record, [look.digest for look in seen.looks])
                 report.kept += 1
             progress(report.rows)
     except DataError as error:  # the source as a whole
@@ -262,9 +213,15 @@ def _look_at(
             found("media", str(error))
     for video in record.videos:
         try:
-            looks.append(video_look(video, settings, record.origin))
+            looks.append(video_look(video, record.origin, num_frames=settings.num_frames, fps=settings.fps))
         except DataError as error:
             found("media", str(error))
+    if len(looks) == len(record.images) + len(record.videos):
+        for box in record.boxes:
+            try:
+                box_coverage((1, 1), looks[box.medium].size, box)
+            except DataError as error:
+                found("box", str(error))
     if strange := [c for c in record.problem + record.solution if _is_strange(c)]:
         found("text", f"contains the control character {strange[0]!r}; remove it if it is not meant")
     if reason := unscorable(record):
@@ -274,7 +231,7 @@ def _look_at(
             if processor is None:
                 build_messages(record, settings.think)
             else:
-                with _one_video if record.videos else nullcontext():
+                with ONE_VIDEO if record.videos else nullcontext():
                     tokens = encode_prompt(processor, record, settings)["input_ids"].shape[-1]
         except DataError as error:
             found("prompt", str(error))
@@ -287,53 +244,41 @@ def _is_strange(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Co", "Cs", "Cn") and character not in "\n\r\t"
 
 
-def image_look(source: Path | Image.Image, origin: str = "") -> Look:
-    """Decode an image and say how it is recognised. Raises `DataError` if it cannot be decoded."""
-    image = load_image(source, origin)
-    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return Look(digest, *_difference_hash(image))
+class _Earlier:
+    """The rows so far, to find those that ask again what one of them asked."""
 
+    def __init__(self) -> None:
+        self._rows: dict[tuple[Any, ...], tuple[tuple[str, ...], str]] = {}
+        self._looks: dict[tuple[Any, ...], LookIndex] = defaultdict(LookIndex)
 
-def video_look(path: Path, settings: PromptSettings, origin: str = "") -> Look:
-    """Decode a video's frames as training would and say how it is recognised: by its bytes and its middle frame."""
-    with _one_video:
-        video = load_video(path, num_frames=settings.num_frames, fps=settings.fps, origin=origin)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return Look(digest.hexdigest(), *_difference_hash(Image.fromarray(video.frames[len(video.frames) // 2])))
+    def compare(self, seen: _Seen) -> list[Finding]:
+        """The same question with the same solution about the same media, or about a copy; or with another solution.
 
-
-def _difference_hash(image: Image.Image) -> tuple[int, tuple[float, float, float]]:
-    """64 bits, one per cell of an 8 × 8 grid: is it darker than its right neighbour?; and the mean colour."""
-    small = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.float64)
-    grey = small.mean(axis=2)
-    bits = int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
-    red, green, blue = small.mean(axis=(0, 1))
-    return bits, (float(red), float(green), float(blue))
-
-
-def _duplicate(
-    seen: _Seen, rows: dict[tuple[Any, ...], str], questions: dict[tuple[Any, ...], LookIndex]
-) -> list[Finding]:
-    """The same question about the same media, or about media that look the same."""
-    record = seen.record
-    question = (" ".join(record.problem.split()), record.options)
-    exact = (*question, *sorted(look.digest for look in seen.looks))
-    if any(finding.kind == "media" for finding in seen.findings):
-        return []
-    first = rows.setdefault(exact, record.origin)
-    if first != record.origin:
-        return [Finding("duplicate", record.origin, f"{record.origin}: the same as {first}; drop one")]
-    findings = []
-    if len(seen.looks) == 1:
-        index = questions[question]
-        if alike := index.find(seen.looks[0]):
-            message = f"{record.origin}: the same question as {alike[1]}, about a medium that looks the same; drop one"
-            findings.append(Finding("duplicate", record.origin, message))
+        Pictures that only look alike are not compared across solutions: a text line is a white strip like any other.
+        """
+        record = seen.record
+        if any(finding.kind == "media" for finding in seen.findings):
+            return []
+        question = (" ".join(record.problem.split()), record.options, record.system, record.history)
+        exact = (*question, *sorted(look.digest for look in seen.looks))
+        solutions, first = self._rows.setdefault(exact, (record.solutions, record.origin))
+        if first != record.origin:
+            if solutions != record.solutions:
+                return [_finding("conflict", record, f"asks what {first} asks, with another solution; correct one")]
+            return [_finding("duplicate", record, f"the same as {first}; drop one")]
+        if len(seen.looks) != 1:
+            return []
+        index = self._looks[*question, record.solutions]
+        alike = index.find(seen.looks[0])
         index.add(seen.looks[0], record.origin)
-    return findings
+        if alike is None:
+            return []
+        said = f"the same question as {alike[1]}, about a medium that looks the same; drop one"
+        return [_finding("duplicate", record, said)]
+
+
+def _finding(kind: Kind, record: Record, said: str) -> Finding:
+    return Finding(kind, record.origin, f"{record.origin}: {said}")
 
 
 def _leaks(seen: _Seen, held_out: LookIndex) -> list[Finding]:
@@ -341,57 +286,11 @@ def _leaks(seen: _Seen, held_out: LookIndex) -> list[Finding]:
     for look in seen.looks:
         if alike := held_out.find(look):
             how = "is" if alike[0].digest == look.digest else "looks like"
-            message = f"{seen.record.origin}: a medium {how} one of the evaluation's ({alike[1]}); drop the row"
-            findings.append(Finding("leak", seen.record.origin, message))
+            said = f"a medium {how} one of the evaluation's ({alike[1]}); drop the row"
+            findings.append(_finding("leak", seen.record, said))
     return findings
 
 
 def _printable(text: str) -> str:
     """Data may hold terminal escapes; they are shown, not sent."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-class _CleanCopy:
-    """Writes good records with their media into a folder that `read_records` reads."""
-
-    def __init__(self, folder: Path):
-        (folder / "media").mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self._file = (folder / "data.jsonl").open("w", encoding="utf-8")
-
-    def write(self, seen: _Seen) -> None:
-        record = seen.record
-        names = iter(look.digest[:20] for look in seen.looks)
-        row: dict[str, Any] = {
-            **record.extra,
-            "id": record.id,
-            "problem": record.problem,
-            "solution": record.solution,
-            "problem_type": record.problem_type,
-            "options": record.options,
-            "images": [self._keep(image, next(names)) for image in record.images],
-            "videos": [self._keep(video, next(names)) for video in record.videos],
-            "boxes": [asdict(box) for box in record.boxes],
-            "trace": record.trace,
-        }
-        self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-
-    def _keep(self, medium: Path | Image.Image, name: str) -> str:
-        suffix = medium.suffix if isinstance(medium, Path) else ".png"
-        place = self.folder / "media" / (name + suffix)
-        if not place.exists():
-            if isinstance(medium, Path):
-                _link(medium, place)
-            else:
-                load_image(medium).save(place)
-        return f"media/{place.name}"
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(source, target)

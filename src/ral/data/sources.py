@@ -8,6 +8,7 @@ A file is never read whole, so it may be larger than memory. A row that cannot b
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -216,8 +217,9 @@ def undecoded(data: Iterable[Any]) -> Iterable[Any]:
 
     A transform that the user has set is part of the data, so that such a data set too is left as it is.
     """
-    import datasets
-
+    datasets = sys.modules.get("datasets")  # an import of seconds; without it nothing is a data set of its own
+    if datasets is None:
+        return data
     if isinstance(data, datasets.Dataset):
         if data.format["type"] == "custom":
             return data
