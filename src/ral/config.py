@@ -111,6 +111,9 @@ class RALConfig(PromptFields, TrainingArguments):
     top_p: float = setting(1.0, "Nucleus sampling mass.")
     top_k: int = setting(0, "Sample from the k most likely tokens; 0: from all.")
     max_completion_length: int = setting(1024, "Longest completion in tokens; longer ones are cut and counted.")
+    rollout_rows: int | None = setting(
+        None, "Completions sampled at once; None: what a quarter of the device's memory holds. It changes none of them."
+    )
     rollout_engine: str = setting("transformers", "Who samples: the policy itself (transformers) or a server (vllm).")
     vllm_url: str = setting("http://127.0.0.1:8000", "Address of the vLLM server.")
     vllm_weights: str | None = setting(
@@ -194,6 +197,11 @@ class RALConfig(PromptFields, TrainingArguments):
         for name in ("temperature", "explore_sigma", "reward_timeout", "importance_cap"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.rollout_rows is not None and self.rollout_rows < self.num_generations:
+            raise ConfigError(
+                f"rollout_rows={self.rollout_rows}: the completions of a prompt are sampled together, so it must be at least "
+                f"num_generations={self.num_generations}"
+            )
         if self.attention_share is not None and self.attention_share <= 0:
             raise ConfigError(f"attention_share must be positive, got {self.attention_share}")
         if self.distill_beta > 1:

@@ -27,10 +27,18 @@ def test_a_forward_has_the_operations_that_are_counted() -> None:
 
 def test_the_published_run_takes_days_not_weeks() -> None:
     """51.2k prompts, one epoch, two updates a rollout batch of 128 prompts on 8 GPUs; the paper says about 120 hours."""
-    found = duration(published(), Machine(), steps=800)
+    found = duration(published(rollout_rows=8), Machine(), steps=800)
     assert found.prompts == 128
     assert found.hours == pytest.approx(800 * found.step / 3600)
     assert 30 < found.hours < 240
+
+
+def test_sampling_the_whole_step_at_once_takes_a_sixteenth_of_the_decoding_steps() -> None:
+    """Of 8 completions a decoding step takes what its kernels take to start; of 128 twice that, for their keys and values."""
+    one, all_at_once = (duration(published(rollout_rows=rows), Machine(), None) for rows in (8, None))
+    assert (one.updates, one.passes) == (all_at_once.updates, all_at_once.passes)
+    assert one.rollouts / all_at_once.rollouts > 10
+    assert duration(published(rollout_rows=64), Machine(), None).rollouts == pytest.approx(one.rollouts / 8, rel=0.1)
 
 
 def test_halving_the_utilisation_doubles_the_updates() -> None:
@@ -40,7 +48,7 @@ def test_halving_the_utilisation_doubles_the_updates() -> None:
 
 
 def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
-    setup, instant = published(), Machine(layer_ms=1e-9)
+    setup, instant = published(rollout_rows=8), Machine(layer_ms=1e-9)
     assert decoding_seconds(setup, Machine()) == pytest.approx(28e-3)
     read = 2 * (setup.model.decoder.layers * setup.model.decoder.matrices + setup.model.vocabulary * 3584)
     assert decoding_seconds(setup, instant) == pytest.approx(read / 3.35e12, rel=0.1)
@@ -49,7 +57,7 @@ def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
 
 
 def test_a_decoding_step_reads_a_key_and_a_value_of_every_token_so_far() -> None:
-    setup, instant = published(), Machine(layer_ms=1e-9)
+    setup, instant = published(rollout_rows=8), Machine(layer_ms=1e-9)
     longer = replace(setup, completion=setup.completion + 2048)  # on average half of them are written
     more = 2 * 28 * (4 * 128) * 2 * 8 * 2048 / 2  # key and value, layers, width, bytes, completions, tokens
     assert decoding_seconds(longer, instant) - decoding_seconds(setup, instant) == pytest.approx(more / 3.35e12)

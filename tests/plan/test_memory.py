@@ -143,12 +143,15 @@ def in_phase(found: Memory, phase: str) -> dict[str, float]:
 
 def test_the_cache_holds_a_key_and_a_value_of_every_token() -> None:
     """By hand, of Qwen2.5-VL-7B in 16 bits: 28 layers with 4 heads of 128 for keys and as many for values."""
-    setup = published(sharding="ddp", reference=False)
+    setup = published(sharding="ddp", reference=False, rollout_rows=8)
     per_token = 2 * 4 * 128 * 2  # key and value, heads, width, bytes
     prompt, rollouts = 1280, 8 * 1024
     scores = 3 * 8 * 28 * (1280 + 1024) * 4
     expected = 28 * (prompt + rollouts) * per_token + rollouts * per_token + scores
     assert in_phase(memory(setup), "rollouts")["key/value cache"] == expected
+    for rows, prompts in ((7, 1), (31, 3), (1000, 16), (None, 16)):  # whole prompts, and no more than a step has
+        found = in_phase(memory(replace(setup, rollout_rows=rows)), "rollouts")["key/value cache"]
+        assert found == prompts * expected, rows
 
 
 def test_rows_reach_over_prompt_and_completion() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ral.config import ConfigError
+from ral.rollouts import engine
 from ral.rollouts.engine import ENGINES, PolicyEngine
 from ral.rollouts.sampling import Completion, Sampling
 from ral.training.trainer import RALTrainer
@@ -78,3 +79,36 @@ def test_tokens_of_another_engine_count_by_their_importance(run: RALTrainer) -> 
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rollout_engine='other' is not known; choose one of transformers, vllm"):
         trainer(tmp_path, rollout_engine="other")
+
+
+def test_the_prompts_of_all_micro_batches_are_sampled_at_once_whatever_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four micro-batches of one prompt; as many rows as there is room for, or those of one or of two prompts."""
+    asked: list[tuple[int, int]] = []
+    inner = engine.sample
+
+    def sampling(model: Any, prompts: Sequence[Any], *others: Any, rows: int) -> Any:
+        asked.append((len(prompts), rows))
+        return inner(model, prompts, *others, rows=rows)
+
+    monkeypatch.setattr(engine, "sample", sampling)
+    found = {}
+    for rows in (None, G, 2 * G + 1):
+        run = trainer(
+            tmp_path / str(rows), reward_funcs=spread, per_device_train_batch_size=G, gradient_accumulation_steps=4,
+            rollout_rows=rows,
+        )  # fmt: skip
+        batches = run.make_rollouts([[record] for record in RECORDS[:4]])
+        assert [len(batch) for batch in batches] == [1, 1, 1, 1]
+        assert [batch[0].scored.record for batch in batches] == list(RECORDS[:4])
+        found[rows] = [[one.ids.tolist() for one in batch[0].completions] for batch in batches]
+    assert [prompts for prompts, _ in asked] == [4, 4, 4]
+    assert [rows for _, rows in asked][1:] == [G, 2 * G + 1]
+    assert asked[0][1] > 100
+    assert found[None] == found[G] == found[2 * G + 1]
+
+
+def test_rows_of_less_than_a_prompt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"rollout_rows={G - 1}: .* at least num_generations={G}"):
+        trainer(tmp_path, rollout_rows=G - 1)

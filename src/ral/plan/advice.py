@@ -55,6 +55,8 @@ def _changes(s: Setup, adapted: Weights, quantised: Weights) -> Iterator[tuple[s
     if s.gpus > 1 and s.sharding == "ddp" and s.weights.method != "adapter on 4 bits":
         lines = "fsdp: true, fsdp_config: {version: 2, reshard_after_forward: false}"
         yield lines, "communication", {"sharding": "fsdp2", "gathered": True}
+    if s.sampled > 1:
+        yield f"rollout_rows: {s.group}", "slower rollouts", {"rollout_rows": s.group}
     if s.norm_steps:
         yield "gradient_norm_steps: 0", "the ratio of the two gradients is not logged", {"norm_steps": 0}
     if s.weights.method == "full":

@@ -71,10 +71,12 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
     s, model = setup, setup.model
     speed = machine.tflops * machine.utilisation * 1e12
     forward = forward_flops(s, model)
-    prefill = s.prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2)
-    vision = s.prompts * 2 * model.vision_parameters * s.visual * 4  # four patches a token
-    steps_of_decoding = (s.completion - 1) * decoding_seconds(s, machine)
-    rollouts = s.accumulation * ((vision + prefill) / speed + steps_of_decoding)
+    prompts = s.prompts * s.accumulation
+    prefill = prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2)
+    vision = prompts * 2 * model.vision_parameters * s.visual * 4  # four patches a token
+    # Prompts enter as rows end, so that the batch stays full until the last of them.
+    decoding = prompts / s.sampled * (s.completion - 1) * decoding_seconds(s, machine)
+    rollouts = (vision + prefill) / speed + decoding
 
     passes = (int(s.reference_pass) + int(s.target_pass)) * forward
     passes += forward_flops(s, s.teacher) if s.teacher else 0.0
@@ -98,12 +100,12 @@ def forward_flops(s: Setup, model: ModelShape) -> float:
 
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:
-    """Of one decoding step for all rollouts of a pass: every weight and what is cached, on average, are read once."""
+    """Of one decoding step for all rollouts in the batch: every weight and what is cached, on average, are read once."""
     stack = s.model.decoder
     # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, in every decoding step anew.
     each = FLOAT + 2 * HALF if s.sharding == "ddp" and s.mixed and s.weights.method == "full" else s.compute
     weights = each * (stack.layers * stack.matrices + s.model.vocabulary * stack.hidden)
-    held = s.prompts * (FLOAT * s.prompt + s.compute * s.group * s.completion / 2)
+    held = s.sampled * (FLOAT * s.prompt + s.compute * s.group * s.completion / 2)
     cache = 2 * stack.layers * stack.key_width * held
     return max((weights + cache) / (machine.bandwidth * 1e12), stack.layers * machine.layer_ms / 1e3)
 

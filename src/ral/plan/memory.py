@@ -15,6 +15,7 @@ from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
 from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
 from ral.plan.setup import Setup
+from ral.rollouts.room import DRAW_BYTES
 
 Phase = Literal["rollouts", "passes", "update", "optimiser"]
 #: The phases of a step, and what is done in each.
@@ -31,8 +32,6 @@ ROW_TENSORS = 3
 LOGIT_TENSORS = 4
 #: Tensors of the gated unit's size `[T, intermediate]` that the backward of a block adds at its peak.
 GATE_TENSORS = 3
-#: Bytes per logit of one decoding step: float32 logits, then float64 probabilities and their sums.
-DRAW_BYTES = 2 * FLOAT + 3 * 8
 #: What a GPU's libraries hold (CUDA context, NCCL, cuBLAS), and the share that the allocator cannot use.
 LIBRARIES, FRAGMENTATION = 1.5 * GIB, 0.05
 #: Defaults of DeepSpeed: parameters that stage 3 keeps gathered, and elements of a gradient bucket.
@@ -102,7 +101,7 @@ def _of_phases(s: Setup) -> Iterator[Item]:
     working: tuple[Phase, ...] = ("rollouts", "passes", "update")
     yield Item("weights to compute with", _gathered(s), working)
     yield Item("key/value cache", _cache(s), ("rollouts",))
-    yield Item("sampling: prefill and logits", _forward(s, s.prompts * s.prompt) + _drawing(s), ("rollouts",))
+    yield Item("sampling: prefill and logits", _forward(s, s.sampled * s.prompt) + _drawing(s), ("rollouts",))
     if s.reference and s.sharding == "fsdp2":
         yield Item("reference model, gathered", s.compute * s.model.parameters, ("passes",))
     if s.reference_pass or s.target_pass or s.teacher:
@@ -228,8 +227,8 @@ def _cache(s: Setup) -> float:
 
     A layer copies its completions' where their room grows; its scores, in float32, live with their parts and their softmax.
     """
-    stack, rollouts = s.model.decoder, s.prompts * s.group
-    prompts = 2 * s.prompts * s.prompt * stack.key_width * s.compute
+    stack, rollouts = s.model.decoder, s.sampled * s.group
+    prompts = 2 * s.sampled * s.prompt * stack.key_width * s.compute
     room = ROOM * math.ceil(s.completion / ROOM)
     completions = 2 * rollouts * room * stack.key_width * s.compute
     scores = 3 * rollouts * stack.heads * (s.prompt + s.completion) * FLOAT
@@ -237,4 +236,4 @@ def _cache(s: Setup) -> float:
 
 
 def _drawing(s: Setup) -> float:
-    return s.prompts * s.group * s.model.vocabulary * DRAW_BYTES
+    return s.sampled * s.group * s.model.vocabulary * DRAW_BYTES

@@ -92,7 +92,7 @@ def plan(
             raise UsageError(f"{name} must be positive, got {value:g}.")
     # On the machine that plans there need not be a GPU, which settings such as bf16 would ask for.
     loaded = load_recipe(recipe, [*overrides, "--use_cpu", "true"])
-    setup = setup_of(loaded, gpus, prompt_tokens=prompt_tokens, sharding=sharding)
+    setup = setup_of(loaded, gpus, prompt_tokens=prompt_tokens, sharding=sharding, gpu_memory=gpu_memory)
     machine = machine or Machine()
     of_average = setup if completion_tokens is None else replace(setup, completion=completion_tokens)
     found = memory(setup)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from transformers.training_args import OptimizerNames
@@ -16,6 +16,7 @@ from ral.models.lora import lora_config
 from ral.objective.needs import Needs
 from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
 from ral.recipe import Recipe
+from ral.rollouts.room import RowSize
 from ral.testbed import model_name
 
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
@@ -40,6 +41,7 @@ class Setup:
         reference: a copy of the start model is held. target_pass: one more pass of the policy for every rollout batch.
         norm_steps: the two terms' gradients are measured in every n-th rollout batch; 0: never.
         optimiser: bytes of states per trained parameter.
+        rollout_rows: completions sampled at once; None: all of the step.
     """
 
     model: ModelShape
@@ -63,6 +65,13 @@ class Setup:
     norm_steps: int
     optimiser: float
     teacher: ModelShape | None = None
+    rollout_rows: int | None = None
+
+    @property
+    def sampled(self) -> int:
+        """Prompts whose completions are sampled at once."""
+        every = self.prompts * self.accumulation
+        return every if self.rollout_rows is None else min(every, max(1, self.rollout_rows // self.group))
 
     @property
     def shards(self) -> int:
@@ -95,7 +104,14 @@ class Setup:
         return self.prompts * self.layout.total
 
 
-def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sharding: Sharding | None = None) -> Setup:
+def setup_of(
+    recipe: Recipe,
+    gpus: int,
+    *,
+    prompt_tokens: int | None = None,
+    sharding: Sharding | None = None,
+    gpu_memory: float = 80.0,
+) -> Setup:
     """The numbers of a recipe on so many GPUs.
 
     Raises ConfigError for a prompt whose tokens the recipe does not bound, and what reading the model's configuration
@@ -119,7 +135,7 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
     fsdp: Any = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
     needs = Needs.of(args)
     captures = needs.rows or args.gradient_norm_steps > 0
-    return Setup(
+    setup = Setup(
         model=shape,
         weights=weights_of(model, adapter, four_bits, args.freeze_vision),
         gpus=gpus,
@@ -142,6 +158,12 @@ def setup_of(recipe: Recipe, gpus: int, *, prompt_tokens: int | None = None, sha
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
         teacher=None if recipe.teacher is None else _teacher(recipe.teacher),
     )
+    if args.rollout_rows is not None:
+        return replace(setup, rollout_rows=args.rollout_rows)
+    stack = shape.decoder
+    row = RowSize(stack.layers, stack.heads, stack.key_width, shape.vocabulary, setup.compute)
+    held = row.rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
+    return replace(setup, rollout_rows=held)
 
 
 def visual_tokens(shape: ModelShape, prompt: PromptSettings) -> int | None:

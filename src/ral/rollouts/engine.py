@@ -13,7 +13,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from ral.attention import Prompt
+from ral.attention.models import pretrained
 from ral.data.record import Record
+from ral.rollouts.room import RowSize, device_memory
 from ral.rollouts.sampling import Completion, Sampling, sample
 from ral.rollouts.vllm import VLLMServer
 
@@ -52,9 +54,11 @@ class PolicyEngine:
 
     Attributes:
         model: as training calls it, so that tokens are sampled in the precision that they are trained in.
+        rows: completions at once; None: as many as there is room for.
     """
 
     model: nn.Module
+    rows: int | None = None
 
     def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
         """Its weights are the policy's, but accelerate may have put another module in the policy's place."""
@@ -69,11 +73,17 @@ class PolicyEngine:
         generators: Sequence[torch.Generator] | None = None,
         look_bias: Sequence[Tensor] | None = None,
     ) -> list[list[Completion]]:
-        return sample(self.model, prompts, num_generations, sampling, generators, look_bias)
+        rows = self.rows
+        if rows is None:
+            longest = max(len(prompt.input_ids) for prompt in prompts)
+            memory = device_memory(prompts[0].input_ids.device)
+            size = RowSize.of(pretrained(self.model))
+            rows = size.rows(memory, longest, sampling.max_completion_length, num_generations)
+        return sample(self.model, prompts, num_generations, sampling, generators, look_bias, rows=rows)
 
 
 def _policy(model: nn.Module, settings: Any) -> PolicyEngine:
-    return PolicyEngine(model)
+    return PolicyEngine(model, settings.rollout_rows)
 
 
 def _vllm(model: nn.Module, settings: Any) -> VLLMServer:
