@@ -68,6 +68,28 @@ def test_format(text: str, strict: int, compat: int, direct: int) -> None:
     assert well_formed(text, "strict", think=False) == well_formed(text, "compat", think=False) == direct
 
 
+@pytest.mark.parametrize("mode", ["strict", "compat"])
+@pytest.mark.parametrize(
+    ("text", "unknown", "opened", "whole"),
+    [
+        (GOOD, True, None, True),
+        ("two of them\n</think>\n\n<answer>B</answer>", True, True, False),
+        ("<answer>B</answer>", False, False, False),
+        ("two of them<answer>B</answer>", False, False, False),
+    ],
+)
+def test_the_format_where_the_prompt_may_open_the_thinking(
+    mode: Any, text: str, unknown: bool, opened: bool | None, whole: bool
+) -> None:
+    assert well_formed(text, mode) is unknown
+    assert well_formed(text, mode, think_opened=False) is whole
+    if opened is not None:  # Video-R1's form takes a second <think>
+        assert well_formed(text, mode, think_opened=True) is opened
+    [reward] = build_rewards(["format"], mode=mode, think_opened=False)
+    assert reward.fn(prompts=["?"], completions=[text]) == [float(whole)]
+    assert not well_formed("<think>" + text, "strict", think_opened=True)
+
+
 def test_the_default_is_nine_tenths_accuracy_and_one_tenth_format() -> None:
     scored = score_group(build_rewards(), PROMPTS, COMPLETIONS, COLUMNS)
     assert scored.parts == {"accuracy": [1.0, 1.0, 0.0], "format": [1.0, 0.0, 1.0]}
