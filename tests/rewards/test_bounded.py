@@ -5,15 +5,18 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any, get_args
 
+import jiwer
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from ral.data.record import ProblemType, Record
 from ral.evaluate.tasks import BENCHMARKS
 from ral.rewards import answers, functions, strict
 from ral.rewards.answers import judge, score_answer
 from ral.rewards.functions import build_rewards, score_group, well_formed
+from ral.rewards.overlap import word_accuracy
 
 KINDS: tuple[ProblemType, ...] = tuple(kind for kind in get_args(ProblemType) if kind != "math")
 OPTIONS = ("A. red", "B. blue ball", "C. cat", "D. dog")
@@ -125,7 +128,7 @@ def test_a_scorer_that_fails_scores_nothing_and_is_counted(monkeypatch: pytest.M
 
 
 def test_a_group_of_slow_completions_ends_before_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "SCORING_LIMIT", -1.0)
+    monkeypatch.setattr(functions, "SCORING_SHARE", -1.0)
     columns = {"solution": ["5"] * 2, "problem_type": ["numerical"] * 2}
     scored = score_group(build_rewards(["accuracy"], think=False), ["?"] * 2, ["5", "5"], columns)
     assert (scored.total, scored.failed) == ([0.0, 0.0], 2)
@@ -138,3 +141,20 @@ def test_a_comparison_that_takes_too_long_is_counted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(strict, "compare", too_long)
     verdict = judge("$x^{9^{9}}$", "$3$", "math", think=False)
     assert (verdict.score, verdict.failed) == (0.0, True)
+
+
+WORDS = st.lists(
+    st.sampled_from(["red", "ball", "balls", "a", "running", "3.5", "it's", "no", "Red", "x-ray"]), max_size=12
+).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_overlaps_are_those_of_the_reference_libraries(answer: str, solution: str) -> None:
+    """rouge-score's mean F with stems, and jiwer's word error rate, which Video-R1's rewards are made of."""
+    scores = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(solution, answer)
+    expected = sum(score.fmeasure for score in scores.values()) / 3
+    assert score_answer(answer, solution, "free-form", mode="compat") == pytest.approx(expected)
+    if solution:
+        assert word_accuracy(answer.split(), solution.split()) == pytest.approx(
+            max(0.0, 1 - jiwer.wer(solution, answer))
+        )

@@ -88,6 +88,9 @@ def _scored(answer: str | None, text: str | None, of: Reference, problem_type: P
         return Verdict(answer, scorer(text, of))
     except WorkerError:
         raise
+    except TimeoutError as error:
+        logger.warning("the scorer of %s: %s on %.200r for %.200r; scored 0", problem_type, error, text, of.solution)
+        return Verdict(answer, 0.0, failed=True)
     except Exception:
         logger.exception("the scorer of %s failed on %.200r for %.200r; scored 0", problem_type, text, of.solution)
         return Verdict(answer, 0.0, failed=True)

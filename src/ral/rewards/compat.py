@@ -10,6 +10,7 @@ import math
 
 from ral.data.record import ProblemType
 from ral.rewards.boxes import box_iou, parse_box
+from ral.rewards.extract import first_answer
 from ral.rewards.mathematics import compare
 from ral.rewards.overlap import rouge, rouge_tokens, word_accuracy
 from ral.rewards.reference import Reference, Scorer
@@ -59,16 +60,10 @@ def free_form(answer: str, of: Reference) -> float:
 def mathematics(text: str, of: Reference) -> float:
     """R1-V: some expression of the *whole* completion equals the solution for math-verify, which it gives the two in this
     order; else the answer, in tags on one line or the whole, is the solution's text."""
-    if compare(of.solution, text):
+    bodies = (first_answer(line) for line in text.split("\n"))
+    if next((body for body in bodies if body is not None), text).strip() == of.solution.strip():
         return 1.0
-    start = text.find("<answer>")
-    body = None
-    while start >= 0 and body is None:
-        start += len("<answer>")
-        stop = text.find("</answer>", start)
-        body = text[start:stop] if stop >= 0 and "\n" not in text[start:stop] else None
-        start = text.find("<answer>", start)
-    return float((text if body is None else body).strip() == of.solution.strip())
+    return float(compare(of.solution, text))
 
 
 def box(answer: str, of: Reference) -> float:

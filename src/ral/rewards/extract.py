@@ -24,7 +24,7 @@ def extract_answer(text: str, mode: Mode = "strict", think: bool = True) -> str 
     there are some.
     """
     if mode == "compat":
-        body, said = _first_answer(text), text
+        body, said = first_answer(text), text
     else:
         said = outside_thinking(text)
         body = _last_answer(said)
@@ -33,7 +33,8 @@ def extract_answer(text: str, mode: Mode = "strict", think: bool = True) -> str 
     return body.strip() or None
 
 
-def _first_answer(text: str) -> str | None:
+def first_answer(text: str) -> str | None:
+    """The body of the first pair of tags in `text`; None without one."""
     start = text.find(_OPEN)
     stop = text.find(_CLOSE, start + len(_OPEN)) if start >= 0 else -1
     return text[start + len(_OPEN) : stop] if stop >= 0 else None

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -37,11 +37,19 @@ RewardFunction = Callable[..., Sequence[float | None]]
 #: Seconds one call of one reward function may take, for a whole group.
 TIME_LIMIT = 60.0
 
-#: Seconds after which `accuracy` scores no further completion of a call; well below `TIME_LIMIT`, which would end the run.
-SCORING_LIMIT = 30.0
+#: Share of a call's time after which `accuracy` scores no further completion: at its end the run would stop.
+SCORING_SHARE = 0.5
 
-#: Completions of the group being scored whose scorer failed, by number; None outside of a group.
-_failed: ContextVar[list[int] | None] = ContextVar("failed", default=None)
+
+@dataclass(frozen=True)
+class _Scoring:
+    """A group being scored: the seconds of one call, and the completions whose scorer failed, by number."""
+
+    time_limit: float = TIME_LIMIT
+    failed: set[int] = field(default_factory=set)
+
+
+_scoring: ContextVar[_Scoring | None] = ContextVar("scoring", default=None)
 
 _BETWEEN = re.compile(r"</think>\s*<answer>")
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -70,9 +78,10 @@ def accuracy(
     """How right each completion's answer is, in [0, 1], by the problem type of its own record.
 
     Where a record has several valid `solutions`, the one that scores best counts. A completion whose scorer fails, or whose
-    turn comes after `SCORING_LIMIT` seconds, scores 0 and is counted (`GroupScore.failed`).
+    turn comes when `SCORING_SHARE` of the time limit is over, scores 0 and is counted (`GroupScore.failed`).
     """
-    deadline = time.monotonic() + SCORING_LIMIT
+    scoring = _scoring.get() or _Scoring()
+    deadline = time.monotonic() + SCORING_SHARE * scoring.time_limit
     scores = []
     for i, completion in enumerate(completions):
         verdicts = [
@@ -88,9 +97,8 @@ def accuracy(
             for valid in (solutions[i] if solutions else [solution[i]])
             if time.monotonic() < deadline
         ]
-        failed = _failed.get()
-        if failed is not None and (not verdicts or any(verdict.failed for verdict in verdicts)):
-            failed.append(i)
+        if not verdicts or any(verdict.failed for verdict in verdicts):
+            scoring.failed.add(i)
         scores.append(max((verdict.score for verdict in verdicts), default=0.0))
     return scores
 
@@ -267,14 +275,14 @@ def score_group(
 
     Raises `RewardError` when a function fails, or when no function applies to a completion.
     """
-    failed: list[int] = []
-    token = _failed.set(failed)
+    scoring = _Scoring(time_limit)
+    token = _scoring.set(scoring)
     try:
         parts = {
             r.name: run_reward(r.fn, r.name, prompts, completions, columns, time_limit=time_limit) for r in rewards
         }
     finally:
-        _failed.reset(token)
+        _scoring.reset(token)
     total = []
     for i in range(len(completions)):
         values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
@@ -282,7 +290,7 @@ def score_group(
         if not applicable:
             raise RewardError(f"no reward applies to completion {i}: {', '.join(parts)} all returned None")
         total.append(sum(applicable))
-    return GroupScore(total, parts, len(set(failed)))
+    return GroupScore(total, parts, len(scoring.failed))
 
 
 def of_record(
