@@ -211,6 +211,12 @@ def check(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Accept media paths that leave the root.")
     ] = False,
+    columns: Annotated[
+        str | None, typer.Option(help="Our name: the data's, as in a recipe: '{problem: caption, images: picture}'.")
+    ] = None,
+    box_scale: Annotated[
+        str | None, typer.Option(help="What boxes count: pixels, unit or thousand.", show_default="as the format says")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Data whose media must not be trained on.")] = None,
     scorer: Annotated[
         str, typer.Option("--scorer", "--mode", help="Reading of solutions, as in training: strict or compat.")
@@ -227,6 +233,7 @@ def check(
 
     from ral.data.check import check_records
     from ral.data.readers import read_records
+    from ral.data.record import BoxScale
     from ral.data.settings import PromptSettings
     from ral.recipe import parse_settings
     from ral.rewards.answers import Mode, unscorable
@@ -234,6 +241,10 @@ def check(
     if max_prompt_tokens is not None and model is None:
         raise UsageError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
+    reading: dict[str, Any] = {
+        "root": data_root, "allow_outside": allow_outside, "columns": columns and _mapping(columns, "--columns"),
+        "box_scale": box_scale and _choice(BoxScale, box_scale, "--box-scale"),
+    }  # fmt: skip
     prompt = PromptSettings(**parse_settings(PromptSettings, context.args))
     processor = None
     if model is not None:
@@ -241,19 +252,15 @@ def check(
 
         processor = load_processor(_model_path(model))
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    shown = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
+    with Progress(*shown, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("rows", total=None)
         result = check_records(
-            lambda on_error: read_records(
-                data, root=data_root, split=split, allow_outside=allow_outside, on_error=on_error
-            ),
+            lambda on_error: read_records(data, split=split, on_error=on_error, **reading),
             unscorable=lambda record: next(
                 filter(None, (unscorable(s, record.problem_type, record.options, mode) for s in record.solutions)), ""
             ),
-            evaluation=(
-                read_records(eval_data, root=data_root, split="test", allow_outside=allow_outside) if eval_data else ()
-            ),
+            evaluation=read_records(eval_data, split="test", **reading) if eval_data else (),
             processor=processor,
             max_prompt_tokens=max_prompt_tokens,
             prompt=prompt,
@@ -262,6 +269,16 @@ def check(
         )  # fmt: skip
     typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
+
+
+def _mapping(value: str, option: str) -> dict[str, Any]:
+    """The names in YAML that an option gives."""
+    from ral.files import parse_yaml
+
+    found = parse_yaml(value)
+    if not isinstance(found, dict):
+        raise UsageError(f"{option} {value!r} is no mapping; write it as '{{problem: caption, images: picture}}'.")
+    return found
 
 
 def _choice(kind: Any, value: str, option: str) -> Any:

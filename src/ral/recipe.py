@@ -33,6 +33,7 @@ from typing import (
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ral.data.record import BoxScale
 from ral.errors import DataError
 from ral.files import parse_yaml, read_yaml
 from ral.runs.resume import without_removed
@@ -63,6 +64,15 @@ class Task:
     allow_outside: bool = field(
         default=False, metadata={"help": "Accept media paths, and links, that leave that folder."}
     )
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Our name → the data's, for columns called otherwise: `{problem: caption, images: picture}`."
+        },
+    )
+    box_scale: BoxScale | None = field(
+        default=None, metadata={"help": "What boxes count: `pixels`, or shares up to 1 (`unit`) or 1000 (`thousand`)."}
+    )
     peft: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
     )
@@ -70,6 +80,12 @@ class Task:
         default=None, metadata={"help": "Settings of `BitsAndBytesConfig`, such as `load_in_4bit`; needs `peft`."}
     )
     args: TrainingArguments
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `read_records` that it holds."""
+        named = {"columns": self.columns, "box_scale": self.box_scale}
+        return {"root": self.data_root, "allow_outside": self.allow_outside, **named}
 
     def settings(self) -> dict[str, Any]:
         """Every setting that is not None, as plain YAML values; `load_recipe` takes them back."""

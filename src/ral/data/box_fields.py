@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import av
 from PIL import Image
 
 from ral.data.boxes import Size
 from ral.data.media import IMAGE_FORMATS
-from ral.data.record import Box
+from ral.data.record import Box, BoxScale
 from ral.data.values import is_number, short
 from ral.data.video import FORMATS as VIDEO_FORMATS
 
-#: Coordinates count pixels of the original medium, or run from 0 to 1, or from 0 to 1000, over its width and height.
-BoxScale = Literal["pixels", "unit", "thousand"]
 BOX_SCALES: tuple[BoxScale, ...] = get_args(BoxScale)
 
 _LARGEST: dict[BoxScale, float] = {"unit": 1.0, "thousand": 1000.0}

@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from ral.data.box_fields import BoxScale, read_boxes
+from ral.data.box_fields import read_boxes
 from ral.data.dialogue import Dialogue, read_dialogue
 from ral.data.guess import guess_type
 from ral.data.media import image_from_bytes
-from ral.data.record import Box, ProblemType, Record, Turn
+from ral.data.record import Box, BoxScale, ProblemType, Record, Turn
 from ral.data.values import (
     bytes_of,
     is_empty,

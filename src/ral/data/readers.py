@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ral.data.box_fields import BOX_SCALES, BoxScale
+from ral.data.box_fields import BOX_SCALES
 from ral.data.fields import BOX_COLUMNS, IMAGE_COLUMNS, VIDEO_COLUMNS, Fields, Reading
 from ral.data.formats import FORMATS, detect_format
 from ral.data.guess import guess_type
-from ral.data.record import Record
+from ral.data.record import BoxScale, Record
 from ral.data.sources import rows, undecoded
 from ral.data.values import short
 from ral.errors import DataError

@@ -14,6 +14,9 @@ from ral.errors import DataError as DataError  # its older address
 
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression", "math", "box"]
 
+#: Coordinates of boxes count pixels of the original medium, or run from 0 to 1, or from 0 to 1000, over its width and height.
+BoxScale = Literal["pixels", "unit", "thousand"]
+
 #: Marks where a medium stands inside `Record.problem`.
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 

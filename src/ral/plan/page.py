@@ -114,7 +114,7 @@ def _steps(recipe: Recipe, setup: Setup, examples: int | None) -> int | None:
     if examples is None and recipe.args.max_steps > 0:
         return recipe.args.max_steps
     if examples is None:
-        examples = count_data(recipe.data, root=recipe.data_root, allow_outside=recipe.allow_outside)
+        examples = count_data(recipe.data, **recipe.reading)
     if examples is None:
         return None
     batches = math.ceil(examples / (setup.prompts * setup.accumulation * setup.gpus))

@@ -122,6 +122,5 @@ def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
 
 def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
     """The records that a task trains on, and those held out."""
-    reading = {"root": task.data_root, "allow_outside": task.allow_outside}
-    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **reading)
-    return load_data(task.data, "train", **reading), held_out
+    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **task.reading)
+    return load_data(task.data, "train", **task.reading), held_out
