@@ -321,7 +321,10 @@ def video_r1(root: Path) -> Iterator[Comparison]:
     comparison = Comparison("Video-R1", "reward, format")
     for text in tagged(4000):
         comparison.add(
-            text, float(well_formed(text, "compat")), theirs["format_reward"]([[{"content": text}]])[0], _unexplained
+            text,
+            float(well_formed(text, "compat", think_opened=False)),
+            theirs["format_reward"]([[{"content": text}]])[0],
+            _unexplained,
         )
     yield comparison
     mra = peer(root / "src" / "eval_bench.py", torch=importlib.import_module("torch"))["mean_relative_accuracy"]
