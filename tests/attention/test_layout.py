@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.bias import CausalBias
+from torch.nn.functional import scaled_dot_product_attention
 
 from ral.attention.layout import GroupLayout, PackedLayout
 
@@ -91,3 +93,30 @@ def test_look_bias_is_added_on_the_prompt_of_its_own_completion(
         assert torch.equal(torch.cat([mask[:, : group.prompt_length] for mask in masks]), expected)
         for mask, zero in zip(masks, without, strict=True):
             assert torch.equal(mask[:, group.prompt_length :], zero[:, group.prompt_length :])
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_a_lone_completion_is_causal_to_the_lower_right_where_kernels_know_it(
+    prompt_length: int, lengths: tuple[int, ...], seed: int
+) -> None:
+    group = GroupLayout(prompt_length, lengths)
+    generator = torch.Generator().manual_seed(seed)
+    for block in group.blocks:
+        if block.stop - block.start > 1:
+            continue
+        named, matrix = (group.block_mask(block, None, device, torch.float32) for device in (torch.device("cuda"), CPU))
+        assert isinstance(named, CausalBias)
+        tokens, keys = matrix.shape
+        q, k, v = (torch.randn(1, 2, n, 4, generator=generator) for n in (tokens, keys, keys))
+        ours, theirs = (scaled_dot_product_attention(q, k, v, attn_mask=mask) for mask in (named, matrix))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_biased_or_shared_block_keeps_its_matrix() -> None:
+    group, gpu = GroupLayout(40, (3, 4, 30)), torch.device("cuda")
+    assert group.blocks == (slice(0, 2), slice(2, 3))
+    assert isinstance(group.block_mask(group.blocks[1], None, gpu, torch.float32), CausalBias)
+    biased = group.block_mask(group.blocks[1], torch.zeros(3, 40), CPU, torch.float32)
+    assert type(biased) is torch.Tensor
+    assert biased.shape == (30, 70)

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from ral.attention.sight import EVERYTHING, Sight
 
@@ -64,7 +65,14 @@ class GroupLayout:
     def block_mask(
         self, block: slice, bias: Tensor | None, device: torch.device, dtype: torch.dtype, sight: Sight = EVERYTHING
     ) -> Tensor:
-        """Additive `[T, P+T]` for the T completion tokens of a block: `bias [G, P]` on the prompt, -inf where unseen."""
+        """Additive `[T, P+T]` for the T completion tokens of a block: `bias [G, P]` on the prompt, -inf where unseen.
+
+        On a GPU that of a lone completion without a bias is said by name, causal to the lower right: flash kernels know it,
+        and take no mask that is a matrix.
+        """
+        if bias is None and block.stop - block.start == 1 and device.type == "cuda":
+            length = self.lengths[block.start]
+            return causal_lower_right(length, self.prompt_length + length)
         lengths = torch.tensor(self.lengths[block], device=device)
         owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         mask = torch.zeros(len(owner), self.prompt_length + len(owner), dtype=dtype, device=device)
