@@ -135,7 +135,7 @@ def test_a_portable_grey_map_has_the_scale_that_it_names(tmp_path: Path) -> None
         (Image.fromarray(np.full((4, 4), -0.1, np.float32)), "from -0.1"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "nan"),
     ],
-    ids=str,
+    ids=["as 8 bits", "24 bits", "up to 255", "negative", "no number"],
 )
 def test_grey_of_no_known_scale_is_refused(image: Image.Image, said: str) -> None:
     with pytest.raises(DataError, match=f"^row 2: image embedded image: .*{said}"):
