@@ -13,84 +13,83 @@ class Unit:
     factor: float
 
 
+#: What is measured | how much of its base unit | the ways to write it.
+_TABLE = """
+length | 1e-06 | micrometer, micrometers, micrometre, micrometres, µm
+length | 0.001 | millimeter, millimeters, millimetre, millimetres, mm
+length | 0.01 | centimeter, centimeters, centimetre, centimetres, cm
+length | 0.0254 | in, inch, inches
+length | 0.3048 | ft, foot, feet
+length | 0.9144 | yd, yard, yards
+length | 1.0 | meter, meters, metre, metres, m
+length | 1000.0 | kilometer, kilometers, kilometre, kilometres, km
+length | 1609.344 | mi, mile, miles
+mass | 1e-06 | microgram, micrograms, microgramme, µg
+mass | 0.001 | milligram, milligrams, milligramme, mg
+mass | 0.01 | centigram, centigrams, centigramme, cg
+mass | 1.0 | gram, grams, gramme, g
+mass | 28.349523125 | oz, ounce, ounces
+mass | 453.59237 | lb, lbs, pound, pounds
+mass | 1000.0 | kilogram, kilograms, kilogramme, kg
+mass | 1000000.0 | t, ton, tons, tonne, tonnes
+volume | 1e-06 | microliter, microliters, microlitre, microlitres, µl
+volume | 0.001 | milliliter, milliliters, millilitre, millilitres, ml, cm^3, cc, cubic centimeters, cubic centimetres
+volume | 0.01 | centiliter, centiliters, centilitre, centilitres, cl
+volume | 1.0 | liter, liters, litre, litres, l
+volume | 1000.0 | kiloliter, kiloliters, kilolitre, kilolitres, kl, cubic meters, cubic meter, m^3, cubic metres, cubic metre
+power | 1.0 | watt, watts, w
+power | 1000.0 | kilowatt, kilowatts, kw
+power | 1000000.0 | megawatt, megawatts
+frequency | 1.0 | hertz, hz
+frequency | 1000.0 | kilohertz, khz
+frequency | 1000000.0 | megahertz, mhz
+energy | 1.0 | joule, joules, j
+energy | 1000.0 | kilojoule, kilojoules, kj
+energy | 4184.0 | kcal
+energy | 1000000.0 | megajoule, megajoules, mj
+energy | 3600000.0 | kwh
+area | 0.0001 | cm^2, square centimeters, square centimetres
+area | 1.0 | square meters, square meter, m^2, sq m, square metres, square metre
+area | 1000000.0 | km^2, square kilometers, square kilometres
+speed | 0.2777777777777778 | kilometers per hour, km/h, kph, kmh, kilometres per hour
+speed | 0.44704 | mph, miles per hour, mi/h
+speed | 1.0 | meters per second, m/s, metres per second
+time | 0.001 | ms, millisecond, milliseconds
+time | 1.0 | s, sec, secs, second, seconds
+time | 60.0 | min, mins, minute, minutes
+time | 3600.0 | h, hr, hrs, hour, hours
+time | 86400.0 | d, day, days
+time | 604800.0 | week, weeks
+months | 1.0 | month, months
+months | 12.0 | yr, yrs, year, years
+am | 1.0 | am
+pm | 1.0 | pm
+o'clock | 1.0 | o'clock
+angle | 1.0 | °, deg, degree, degrees
+celsius | 1.0 | °c, degrees celsius, celsius
+fahrenheit | 1.0 | °f, degrees fahrenheit, fahrenheit
+kelvin | 1.0 | k, kelvin
+data | 1.0 | b, byte, bytes
+data | 1000.0 | kb, kilobyte, kilobytes
+data | 1000000.0 | mb, megabyte, megabytes
+data | 1000000000.0 | gb, gigabyte, gigabytes
+$ | 1.0 | $, usd, dollar, dollars, us$, us dollars
+€ | 1.0 | €, eur, euro, euros
+£ | 1.0 | £, gbp, pounds sterling
+¥ | 1.0 | ¥, cny, rmb, jpy, yen, yuan, 元
+₹ | 1.0 | ₹, inr, rupee, rupees, rs
+₽ | 1.0 | ₽, rub, ruble, rubles, руб
+₩ | 1.0 | ₩, krw, won
+money's hundredth | 1.0 | cent, cents, ¢
+% | 1.0 | %, percent, per cent, percents, pct
+"""
+
+
 def _table() -> dict[str, Unit]:
-    prefixes = {
-        "": ("", 1.0),
-        "milli": ("m", 1e-3),
-        "centi": ("c", 1e-2),
-        "kilo": ("k", 1e3),
-        "micro": ("µ", 1e-6),
-        "mega": ("m", 1e6),
-    }
-    table: dict[str, Unit] = {}
-
-    def add(of: str, factor: float, *names: str) -> None:
-        for name in names:
-            table.setdefault(name, Unit(of, factor))
-
-    for prefix, (short, factor) in prefixes.items():
-        small = prefix != "mega"
-        if small:
-            for word in ("meter", "metre"):
-                add("length", factor, prefix + word, prefix + word + "s")
-            add("length", factor, short + "m")
-            add("mass", factor, prefix + "gram", prefix + "grams", prefix + "gramme", short + "g")
-            for word in ("liter", "litre"):
-                add("volume", factor, prefix + word, prefix + word + "s")
-            add("volume", factor, short + "l")
-        if prefix in ("", "kilo", "mega"):
-            add("power", factor, prefix + "watt", prefix + "watts")
-            add("frequency", factor, prefix + "hertz", short + "hz")
-            add("energy", factor, prefix + "joule", prefix + "joules", short + "j")
-    for word in ("meter", "metre"):
-        add("area", 1.0, f"square {word}s", f"square {word}", "m^2", "sq m")
-        add("volume", 1e3, f"cubic {word}s", f"cubic {word}", "m^3")
-        add("speed", 1.0, f"{word}s per second", "m/s")
-        add("speed", 1 / 3.6, f"kilo{word}s per hour", "km/h", "kph", "kmh")
-    add("area", 1e-4, "cm^2", "square centimeters", "square centimetres")
-    add("area", 1e6, "km^2", "square kilometers", "square kilometres")
-    add("volume", 1e-3, "cm^3", "cc", "cubic centimeters", "cubic centimetres")
-    add("speed", 0.44704, "mph", "miles per hour", "mi/h")
-    add("length", 0.0254, "in", "inch", "inches")
-    add("length", 0.3048, "ft", "foot", "feet")
-    add("length", 0.9144, "yd", "yard", "yards")
-    add("length", 1609.344, "mi", "mile", "miles")
-    add("mass", 1e6, "t", "ton", "tons", "tonne", "tonnes")
-    add("mass", 453.59237, "lb", "lbs", "pound", "pounds")
-    add("mass", 28.349523125, "oz", "ounce", "ounces")
-    add("time", 1e-3, "ms", "millisecond", "milliseconds")
-    add("time", 1.0, "s", "sec", "secs", "second", "seconds")
-    add("time", 60.0, "min", "mins", "minute", "minutes")
-    add("time", 3600.0, "h", "hr", "hrs", "hour", "hours")
-    add("time", 86400.0, "d", "day", "days")
-    add("time", 604800.0, "week", "weeks")
-    add("months", 1.0, "month", "months")
-    add("months", 12.0, "yr", "yrs", "year", "years")
-    for half in ("am", "pm", "o'clock"):
-        add(half, 1.0, half)
-    add("angle", 1.0, "°", "deg", "degree", "degrees")
-    add("celsius", 1.0, "°c", "degrees celsius", "celsius")
-    add("fahrenheit", 1.0, "°f", "degrees fahrenheit", "fahrenheit")
-    add("kelvin", 1.0, "k", "kelvin")
-    add("power", 1e3, "kw")
-    add("power", 1.0, "w")
-    add("energy", 3.6e6, "kwh")
-    add("energy", 4184.0, "kcal")
-    for factor, short, word in (
-        (1.0, "b", "byte"),
-        (1e3, "kb", "kilobyte"),
-        (1e6, "mb", "megabyte"),
-        (1e9, "gb", "gigabyte"),
-    ):
-        add("data", factor, short, word, word + "s")
-    for sign, *names in (
-        ("$", "usd", "dollar", "dollars", "us$", "us dollars"), ("€", "eur", "euro", "euros"), ("£", "gbp", "pounds sterling"),
-        ("¥", "cny", "rmb", "jpy", "yen", "yuan", "元"), ("₹", "inr", "rupee", "rupees", "rs"), ("₽", "rub", "ruble", "rubles", "руб"),
-        ("₩", "krw", "won"),
-    ):  # fmt: skip
-        add(sign, 1.0, sign, *names)
-    add("money's hundredth", 1.0, "cent", "cents", "¢")
-    add("%", 1.0, "%", "percent", "per cent", "percents", "pct")
+    table = {}
+    for line in _TABLE.strip().splitlines():
+        of, factor, names = line.split(" | ")
+        table |= dict.fromkeys(names.split(", "), Unit(of, float(factor)))
     return table
 
 
