@@ -86,7 +86,7 @@ money's hundredth | 1.0 | cent, cents, ¢
 
 
 def _table() -> dict[str, Unit]:
-    table = {}
+    table: dict[str, Unit] = {}
     for line in _TABLE.strip().splitlines():
         of, factor, names = line.split(" | ")
         table |= dict.fromkeys(names.split(", "), Unit(of, float(factor)))
