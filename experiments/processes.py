@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import Trainer
 
 from ral.config import RALConfig
-from ral.data.reading import Reading
 from ral.data.record import Record
+from ral.data.record_errors import WatchedRecords
 from ral.files import atomic_write_text, read_jsonl
 from ral.models.loading import freeze_vision
 from ral.models.sharding import full_state_dict
@@ -184,7 +184,9 @@ def train(case: Case, engine: str, folder: Path) -> None:
         run = FineTuning(
             model,
             args,
-            data_collator=Examples(processor, Reading([replace(record, trace="look") for record in records]), args),
+            data_collator=Examples(
+                processor, WatchedRecords([replace(record, trace="look") for record in records]), args
+            ),
             train_dataset=Dataset.from_dict({"number": range(len(records))}),
             processing_class=processor,
             peft_config=adapter,

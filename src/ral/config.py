@@ -95,7 +95,7 @@ class RALConfig(PromptFields, TrainingArguments):
 
     # --- GRPO -----------------------------------------------------------------------------------------------------
     num_generations: int = setting(8, "G, completions per prompt.")
-    num_iterations: int = setting(2, "Inner updates per rollout batch (μ of GRPO).")
+    num_iterations: int = setting(2, "Inner updates per rollout batch.")
     beta: float = setting(0.04, "Weight of the KL to the start model; 0 loads no reference.")
     epsilon: float = setting(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
     epsilon_high: float | None = setting(None, "Upper clip; ε if not given.")
@@ -119,7 +119,7 @@ class RALConfig(PromptFields, TrainingArguments):
     vllm_weights: str | None = setting(
         None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
     )
-    importance_cap: float = setting(2.0, "Tokens that another engine drew at μ count min(π/μ, cap) times.")
+    importance_cap: float = setting(2.0, "Cap on π/π_engine, the weight of a token that another engine sampled.")
     scorer: Mode = setting("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
     reward_timeout: float = setting(

@@ -1,6 +1,6 @@
 """Recipes: a flat YAML file of about twenty lines, every key of which the command line can override.
 
-The keys are those of a `Task` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
+The keys are those of a `BaseRecipe` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
 with the settings of `RALConfig`; other commands read tasks of their own with the same loader. A recipe is data only: YAML
 is read with a safe loader, and nothing in it is imported or evaluated. Settings that come as words of a command line alone,
 as those of `ral eval`, are read by the same rules (`parse_settings`).
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class BaseRecipe:
     """What a recipe trains, and on what; `args` says how, with every setting resolved and checked."""
 
     model: str = field(
@@ -94,7 +94,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Task):
+class Recipe(BaseRecipe):
     """The task of `ral train`: reinforcement, and distillation from a teacher."""
 
     teacher: str | None = field(
@@ -111,14 +111,16 @@ class Recipe(Task):
     args: RALConfig
 
 
-AnyTask = TypeVar("AnyTask", bound=Task)
+Task = BaseRecipe  # its older name
+
+AnyRecipe = TypeVar("AnyRecipe", bound=BaseRecipe)
 
 
 @overload
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe: ...
 @overload
-def load_recipe(path: Path | str, overrides: Sequence[str], kind: type[AnyTask]) -> AnyTask: ...
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Task] = Recipe) -> Task:
+def load_recipe(path: Path | str, overrides: Sequence[str], kind: type[AnyRecipe]) -> AnyRecipe: ...
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[BaseRecipe] = Recipe) -> BaseRecipe:
     """Read a recipe; `overrides` are command-line words (`--field value …`, `--field=value`) and win over the file.
 
     Values take the type that the field declares, in `kind` or in the class of its `args`. Without an `output_dir` the run

@@ -17,7 +17,7 @@ from ral.data.prompt import build_messages, encode_completion, encode_prompt
 from ral.data.record import Record, Turn
 from ral.data.templates import chat_template, opens_think, think_opening, turn_end
 from ral.errors import ConfigError, DataError
-from ral.models.ends import eos_token_ids, keep_ends
+from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.loading import load_processor
 from ral.testbed.model import CHAT_TEMPLATE, build_text_model, build_tokenizer
 from tests.data.conftest import TEMPLATE, byte_tokenizer
@@ -246,7 +246,7 @@ def test_an_answer_ends_at_any_of_the_ends(tmp_path: Path) -> None:
     assert encode_completion(tokenizer, QUESTION, think=False)[-1] == turn
     model.generation_config.eos_token_id = text
     assert eos_token_ids(model, tokenizer) == (text, turn)
-    keep_ends(model, tokenizer)
+    write_eos_tokens(model, tokenizer)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [text, turn]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ral.cli import app
 from ral.data.record import Box, Record
-from ral.data.view import View
+from ral.data.shown_media import ShownMedia
 from ral.evaluate.answering import glance
 from ral.evaluate.items import read_items
 from ral.evaluate.runner import evaluate
@@ -34,10 +34,10 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return episode_records(1, 0, picks=[3], cache=tmp_path_factory.mktemp("episodes"))[0]
 
 
-def plain(count: int, boxes: tuple[Box, ...] = ()) -> View:
+def plain(count: int, boxes: tuple[Box, ...] = ()) -> ShownMedia:
     """`count` frames of 20×10 pixels, each of one shade of grey."""
     pictures = tuple(Image.new("RGB", (20, 10), (10 * i,) * 3) for i in range(count))
-    return View(pictures, boxes, (range(count),), tuple(float(i) for i in range(count)))
+    return ShownMedia(pictures, boxes, (range(count),), tuple(float(i) for i in range(count)))
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (20, 10)), (3, (60, 10)), (4, (80, 10)), (6, (80, 20))])

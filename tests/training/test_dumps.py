@@ -23,9 +23,9 @@ from ral.rollouts.group import ScoredGroup, TrainingGroup
 from ral.runs.resume import without_removed
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
-from ral.training.codec import MEDIA, encode
 from ral.training.dumps import ExamplesDump, FailedReward, RolloutsDump, load_dump, non_finite_fields
 from ral.training.losses import micro_batch_loss, policy_pass
+from ral.training.record_codec import MEDIA, encode
 
 FIRST = Path(__file__).parent / "first_dump"
 MODEL, PROCESSOR = load_start()

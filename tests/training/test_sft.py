@@ -25,8 +25,8 @@ from ral.attention import prepare_prompt
 from ral.cli import app
 from ral.config import ConfigError
 from ral.data.prompt import encode_prompt
-from ral.data.reading import Reading, WorkerError
 from ral.data.record import Record
+from ral.data.record_errors import WatchedRecords, WorkerError
 from ral.errors import DataError
 from ral.files import read_jsonl
 from ral.models.loading import load_model
@@ -56,7 +56,9 @@ def settings(**changes: Any) -> SFTSettings:
 
 
 def batch(records: Sequence[Record], **changes: Any) -> dict[str, torch.Tensor]:
-    return Examples(PROCESSOR, Reading(records), settings(**changes))([{"number": i} for i in range(len(records))])
+    return Examples(PROCESSOR, WatchedRecords(records), settings(**changes))(
+        [{"number": i} for i in range(len(records))]
+    )
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:
@@ -340,7 +342,7 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> No
     args = task(tmp_path, data="unused").args
     model = copy.deepcopy(MODEL)
     rows = Dataset.from_dict({"number": range(4)})
-    collator = Examples(PROCESSOR, Reading(RINGS), args)
+    collator = Examples(PROCESSOR, WatchedRecords(RINGS), args)
     trainer = Steep(model, args, data_collator=collator, train_dataset=rows, processing_class=PROCESSOR)
     with pytest.raises(NonFiniteError, match=r"step 1: the gradient's norm is inf"):
         trainer.train()
@@ -369,7 +371,7 @@ def with_workers(folder: Path, end: Callable[[], None]) -> WorkedExamplesTrainer
     ]
     workers = {"dataloader_num_workers": 2, "per_device_train_batch_size": 2, "max_steps": 4}
     trainer = build_trainer(task(folder, data="unused", **workers), records, None)
-    trainer.data_collator = Fatal(PROCESSOR, trainer.data_collator.reading, trainer.args, end)
+    trainer.data_collator = Fatal(PROCESSOR, trainer.data_collator.records, trainer.args, end)
     return trainer
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ral.data.boxes import box_coverage
 from ral.data.clean_copy import CleanCopy
-from ral.data.looks import ONE_VIDEO, Look, LookIndex, image_look, video_look
+from ral.data.lookalikes import ONE_VIDEO, Appearance, LookIndex, image_look, video_look
 from ral.data.prompt import build_messages, encode_prompt
 from ral.data.record import Record
 from ral.data.settings import PromptSettings
@@ -111,7 +111,7 @@ class _Seen:
     """What one record showed when it was looked at."""
 
     record: Record
-    looks: list[Look]
+    looks: list[Appearance]
     tokens: int | None
     findings: list[Finding]
 
@@ -199,7 +199,7 @@ def _look_at(
     settings: PromptSettings,
 ) -> _Seen:
     findings: list[Finding] = []
-    looks: list[Look] = []
+    looks: list[Appearance] = []
     tokens = None
 
     def found(kind: Kind, message: str) -> None:

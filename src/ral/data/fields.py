@@ -14,7 +14,7 @@ from PIL import Image
 
 from ral.data.box_fields import read_boxes
 from ral.data.dialogue import Dialogue, read_dialogue
-from ral.data.guess import guess_type
+from ral.data.problem_type import guess_type
 from ral.data.media import image_from_bytes
 from ral.data.record import Box, BoxScale, ProblemType, Record, Turn
 from ral.data.values import (
@@ -41,7 +41,7 @@ _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*+://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How rows are read.
 
     base: folder that media paths start from, and may not leave unless `allow_outside`. columns: our names for columns of
@@ -57,7 +57,7 @@ class Reading:
 class Fields:
     """Takes the fields of one row apart."""
 
-    def __init__(self, row: Mapping[str, Any], where: str, number: int, reading: Reading):
+    def __init__(self, row: Mapping[str, Any], where: str, number: int, reading: ReadOptions):
         self.row, self.where, self.number, self.reading = dict(row), where, number, reading
         if unencodable(self.row):
             name = next(name for name, value in self.row.items() if unencodable(name) or unencodable(value))

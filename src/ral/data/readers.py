@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ral.data.box_fields import BOX_SCALES
-from ral.data.fields import BOX_COLUMNS, IMAGE_COLUMNS, VIDEO_COLUMNS, Fields, Reading
+from ral.data.fields import BOX_COLUMNS, IMAGE_COLUMNS, VIDEO_COLUMNS, Fields, ReadOptions
 from ral.data.formats import FORMATS, detect_format
-from ral.data.guess import guess_type
+from ral.data.problem_type import guess_type
 from ral.data.record import BoxScale, Record
 from ral.data.sources import rows, undecoded
 from ral.data.values import short
@@ -55,7 +55,7 @@ def read_records(
     """
     if root is None:
         root = source if Path(source).is_dir() else Path(source).parent if Path(source).is_file() else "."
-    reading = _reading(format, Path(root), allow_outside, columns, box_scale)
+    reading = _read_options(format, Path(root), allow_outside, columns, box_scale)
     for number, (where, row) in enumerate(rows(source, split), start=1):
         try:
             if isinstance(row, DataError):
@@ -88,7 +88,7 @@ def as_records(
 
     Raises `DataError`, which names the row, for one that cannot be read.
     """
-    reading = _reading(format, Path("." if root is None else root), root is None, columns, box_scale)
+    reading = _read_options(format, Path("." if root is None else root), root is None, columns, box_scale)
     if isinstance(data, str | Path):
         how: dict[str, Any] = {"format": format, "split": split, "columns": columns, "box_scale": box_scale}
         return list(read_records(data, root=root, **how))
@@ -108,9 +108,9 @@ def as_records(
     return records
 
 
-def _reading(
+def _read_options(
     format: str, base: Path, allow_outside: bool, columns: Mapping[str, Any] | None, box_scale: BoxScale | None
-) -> Reading:
+) -> ReadOptions:
     if format not in ("auto", *FORMATS):
         raise DataError(f"format {format!r} is unknown; known are auto, {', '.join(FORMATS)}")
     if box_scale is not None and box_scale not in BOX_SCALES:
@@ -120,10 +120,10 @@ def _reading(
             raise DataError(f"columns: {ours!r} is no field of a record; known are {', '.join(COLUMN_NAMES)}")
         if not isinstance(theirs, str) and not (ours == "extra" and isinstance(theirs, list | tuple)):
             raise DataError(f"columns: {ours!r}: expected the name of a column of the data, found {short(theirs)}")
-    return Reading(base, allow_outside, columns or {}, box_scale)
+    return ReadOptions(base, allow_outside, columns or {}, box_scale)
 
 
-def _record(row: Mapping[str, Any], where: str, number: int, reading: Reading, format: str) -> Record:
+def _record(row: Mapping[str, Any], where: str, number: int, reading: ReadOptions, format: str) -> Record:
     fields = Fields(row, where, number, reading)
     name = detect_format(fields.row) if format == "auto" else format
     if name is None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ral.data.media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ral.data.strict_json import STRICT, RepeatedKey
-from ral.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ral.errors import DataError
 
 Row = dict[str, Any]

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ral.data.media_suffixes import VIDEO_SUFFIXES
 from ral.data.shards import shard_rows
 from ral.data.strict_json import LENIENT, STRICT, RepeatedKey
-from ral.data.suffixes import VIDEO_SUFFIXES
 from ral.data.tables import csv_rows, parquet_rows
 from ral.errors import DataError
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 import av
 from PIL import Image
 
-from ral.data.suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES
+from ral.data.media_suffixes import IMAGE_SUFFIXES, OTHER_SUFFIXES, VIDEO_SUFFIXES
 from ral.data.video import FORMATS as VIDEO_FORMATS
 from ral.files import atomic_write_bytes
 

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from ral.data.containers import missing_bytes
+from ral.data.incomplete_files import missing_bytes
 from ral.errors import DataError
 
 #: Formats that are read. Others of the decoders' open further files (playlists).

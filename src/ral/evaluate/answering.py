@@ -18,14 +18,14 @@ from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.answer_boxes import as_asked
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
+from ral.data.shown_media import shown_media
 from ral.data.spans import answer_token, passage
 from ral.data.templates import think_opening
-from ral.data.view import view
 from ral.errors import UsageError
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.sheets import Sheet, sheet, sheet_map
-from ral.models.ends import eos_token_ids
+from ral.models.eos_tokens import eos_token_ids
 from ral.models.loading import load_model, load_processor
 from ral.rewards.answers import extract_answer
 from ral.rollouts.sampling import Completion, Sampling, sample
@@ -157,5 +157,5 @@ def glance(
     if seen is None:
         found = None
         (seen,) = look(model, [item.prompt], [item.completion.ids], [0])
-    shows = view(record, processor, settings.num_frames, settings.fps)
+    shows = shown_media(record, processor, settings.num_frames, settings.fps)
     return Glance(sheet(shows, shows.media[0]), item.text, found, seen, number)

@@ -18,7 +18,7 @@ from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
 from ral.errors import ConfigError
 from ral.evaluate.answering import answer
-from ral.evaluate.measuring import items_of
+from ral.evaluate.scoring import items_of
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.own import by_type

@@ -22,7 +22,7 @@ from ral.errors import DataError
 from ral.evaluate.answering import answer, encode
 from ral.evaluate.folder import claim, identity, read_begun, remove
 from ral.evaluate.items import Item
-from ral.evaluate.measuring import items_of
+from ral.evaluate.scoring import items_of
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.summary import Summary, summarise
 from ral.evaluate.tasks import Task

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ral.data.view import View
+from ral.data.shown_media import ShownMedia
 
 #: Pictures side by side before a sheet goes on in the next row.
 COLUMNS = 4
@@ -24,22 +24,22 @@ class Sheet:
     times: list[float]
 
 
-def sheet(view: View, medium: range) -> Sheet:
-    """The pictures `medium` of a view as one; an image is its own sheet."""
-    width, height = view.pictures[medium.start].size
+def sheet(media: ShownMedia, medium: range) -> Sheet:
+    """The pictures `medium` of `media` as one; an image is its own sheet."""
+    width, height = media.pictures[medium.start].size
     columns, rows = _shape(len(medium))
     whole = Image.new("RGB", (columns * width, rows * height), "white")
     boxes = []
     for place, number in enumerate(medium):
         x, y = place % columns * width, place // columns * height
-        whole.paste(view.pictures[number], (x, y))
-        boxes += [[b.x0 + x, b.y0 + y, b.x1 + x, b.y1 + y] for b in view.boxes if b.medium == number]
+        whole.paste(media.pictures[number], (x, y))
+        boxes += [[b.x0 + x, b.y0 + y, b.x1 + x, b.y1 + y] for b in media.boxes if b.medium == number]
     edge, lines = max(1, width // 100), ImageDraw.Draw(whole)
     for column in range(1, columns):
         lines.line((column * width, 0, column * width, rows * height), "white", edge)
     for row in range(1, rows):
         lines.line((0, row * height, columns * width, row * height), "white", edge)
-    return Sheet(whole, boxes, [time for number in medium if (time := view.times[number]) is not None])
+    return Sheet(whole, boxes, [time for number in medium if (time := media.times[number]) is not None])
 
 
 def sheet_map(maps: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from ral.attention.models import trains_vision, vision_tower
 from ral.data.templates import chat_template
 from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.adapters import load_adapter
-from ral.models.ends import keep_ends
+from ral.models.eos_tokens import write_eos_tokens
 from ral.runs.names import FINAL
 
 #: Any of them says that a folder holds a processor or a tokenizer.
@@ -131,7 +131,7 @@ def export(name: str | Path, output: Path) -> None:
     unfinished = output.absolute().with_name(f".{output.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        keep_ends(model, processor)
+        write_eos_tokens(model, processor)
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         if output.exists():

@@ -94,10 +94,10 @@ def token_weights(mask: Tensor, totals: StepTotals, loss_type: LossType, max_com
 
 
 def importance(logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
-    """min(π/μ, cap): how much a token that another engine drew from μ counts (truncated importance sampling).
+    """Weights min(π/π_engine, cap) of tokens that another engine sampled (truncated importance sampling).
 
     Args:
-        logps, sampling_logps: `[G, R]` under the policy that is trained, and under what it was drawn from.
+        logps, sampling_logps: `[G, R]` under the policy π that is trained, and under the engine that sampled the tokens, π_engine.
 
     Returns:
         `[G, R]`, detached.

@@ -17,7 +17,7 @@ from ral.rewards.boxes import box_iou, parse_box
 from ral.rewards.choice import option_texts, parse_choice
 from ral.rewards.extract import Mode, extract_answer
 from ral.rewards.numbers import Number, asks_percent, in_common_unit, parse_number, relative_error
-from ral.rewards.reference import Reference, Scorer
+from ral.rewards.scorer import Expected, Scorer
 from ral.rewards.text import clean, same_text
 
 __all__ = [
@@ -56,7 +56,7 @@ def score_answer(
 
     Raises `KeyError` for an unknown problem type and `WorkerError` where math cannot be compared at all.
     """
-    return _scored(answer, answer, Reference(solution, options, question), problem_type, mode).score
+    return _scored(answer, answer, Expected(solution, options, question), problem_type, mode).score
 
 
 def judge(
@@ -76,10 +76,10 @@ def judge(
     """
     answer = extract_answer(completion, mode, think)
     scored = completion if mode == "compat" and problem_type in compat.OF_COMPLETION else answer
-    return _scored(answer, scored, Reference(solution, options, question), problem_type, mode)
+    return _scored(answer, scored, Expected(solution, options, question), problem_type, mode)
 
 
-def _scored(answer: str | None, text: str | None, of: Reference, problem_type: ProblemType, mode: Mode) -> Verdict:
+def _scored(answer: str | None, text: str | None, of: Expected, problem_type: ProblemType, mode: Mode) -> Verdict:
     """What the scorer says of `text`, which gave the `answer`; a scorer that fails says 0."""
     scorer = SCORERS[mode][problem_type]
     if text is None:

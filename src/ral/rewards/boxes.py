@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ral.rewards.claims import denies
+from ral.rewards.answer_phrases import denies
 from ral.rewards.extract import Mode
 from ral.rewards.text import readable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ral.rewards.claims import announced, denies, last_claim, several, without_leads
+from ral.rewards.answer_phrases import announced, denies, last_claim, several, without_leads
 from ral.rewards.numbers import in_common_unit, parse_number, relative_error
 from ral.rewards.text import clean, plain, same_text
 

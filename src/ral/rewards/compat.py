@@ -13,12 +13,12 @@ from ral.rewards.boxes import box_iou, parse_box
 from ral.rewards.extract import first_answer
 from ral.rewards.mathematics import compare
 from ral.rewards.overlap import rouge, rouge_tokens, word_accuracy
-from ral.rewards.reference import Reference, Scorer
+from ral.rewards.scorer import Expected, Scorer
 
 _EPSILON = 1e-9
 
 
-def multiple_choice(answer: str, of: Reference) -> float:
+def multiple_choice(answer: str, of: Expected) -> float:
     return float(answer.strip() == of.solution.strip())
 
 
@@ -31,7 +31,7 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def numerical(answer: str, of: Reference) -> float:
+def numerical(answer: str, of: Expected) -> float:
     """Equal at two decimals, and both with or both without a period or comma."""
     if any(sign in answer for sign in ".,") != any(sign in of.solution for sign in ".,"):
         return 0.0
@@ -39,7 +39,7 @@ def numerical(answer: str, of: Reference) -> float:
     return float(a is not None and s is not None and round(a, 2) == round(s, 2))
 
 
-def regression(answer: str, of: Reference) -> float:
+def regression(answer: str, of: Expected) -> float:
     """1 − (|a − s| + ε) / (|s| + ε): nothing is right for a solution of 0, not even 0."""
     a, s = number(answer), number(of.solution)
     if a is None or s is None:
@@ -47,17 +47,17 @@ def regression(answer: str, of: Reference) -> float:
     return 1.0 - min(1.0, (abs(a - s) + _EPSILON) / (abs(s) + _EPSILON))
 
 
-def ocr(answer: str, of: Reference) -> float:
+def ocr(answer: str, of: Expected) -> float:
     """1 − word error rate."""
     return word_accuracy(answer.split(), of.solution.split())
 
 
-def free_form(answer: str, of: Reference) -> float:
+def free_form(answer: str, of: Expected) -> float:
     """The mean F of ROUGE-1, ROUGE-2 and ROUGE-L over stems of a–z and 0–9."""
     return rouge(rouge_tokens(answer), rouge_tokens(of.solution))
 
 
-def mathematics(text: str, of: Reference) -> float:
+def mathematics(text: str, of: Expected) -> float:
     """R1-V: some expression of the *whole* completion equals the solution for math-verify, which it gives the two in this
     order; else the answer, in tags on one line or the whole, is the solution's text."""
     bodies = (first_answer(line) for line in text.split("\n"))
@@ -66,7 +66,7 @@ def mathematics(text: str, of: Reference) -> float:
     return float(compare(of.solution, text))
 
 
-def box(answer: str, of: Reference) -> float:
+def box(answer: str, of: Expected) -> float:
     """Intersection over union of the first box with the solution."""
     a, s = parse_box(answer, "compat"), parse_box(of.solution, "compat")
     return 0.0 if a is None or s is None else box_iou(a, s)

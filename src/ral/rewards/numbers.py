@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ral.rewards.claims import denies, last_claim, several, without_leads
+from ral.rewards.answer_phrases import denies, last_claim, several, without_leads
 from ral.rewards.text import clean
 from ral.rewards.units import MONEY, unit_of
 

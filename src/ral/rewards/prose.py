@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ral.rewards.claims import denies, last_claim, several, without_leads
+from ral.rewards.answer_phrases import denies, last_claim, several, without_leads
 from ral.rewards.numbers import parse_number, relative_error
 from ral.rewards.overlap import UNSPACED, pieces, rouge, tokens
 from ral.rewards.text import clean, plain, same_text

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from ral.data.record import ProblemType
+from ral.rewards.answer_phrases import without_leads
 from ral.rewards.boxes import box_iou, parse_box
 from ral.rewards.choice import parse_choice
-from ral.rewards.claims import without_leads
 from ral.rewards.mathematics import compare
 from ral.rewards.numbers import in_common_unit, relative_error
 from ral.rewards.overlap import pieces, word_accuracy
 from ral.rewards.prose import free_form, same_answer
-from ral.rewards.reference import Reference, Scorer
+from ral.rewards.scorer import Expected, Scorer
 from ral.rewards.text import same_text, typed
 
 
-def multiple_choice(answer: str, of: Reference) -> float:
+def multiple_choice(answer: str, of: Expected) -> float:
     """1 for the solution's letter or option. A solution that is neither ("yes", "red") is compared as text."""
     truth = parse_choice(of.solution, of.options)
     if truth is None:
@@ -22,7 +22,7 @@ def multiple_choice(answer: str, of: Reference) -> float:
     return float(parse_choice(answer, of.options) == truth)
 
 
-def numerical(answer: str, of: Reference) -> float:
+def numerical(answer: str, of: Expected) -> float:
     """1 for a number equal as far as two decimals show it; a relative bound keeps 0.001 and 0.002 apart."""
     if any(sign.isdigit() for sign in of.solution) and same_text(answer, of.solution):
         return 1.0  # "14:30" is no number, but itself
@@ -30,23 +30,23 @@ def numerical(answer: str, of: Reference) -> float:
     return float(pair is not None and abs(pair[0] - pair[1]) <= 0.005 and relative_error(*pair) <= 0.01)
 
 
-def regression(answer: str, of: Reference) -> float:
+def regression(answer: str, of: Expected) -> float:
     """1 − relative error, not below 0."""
     pair = in_common_unit(answer, of.solution, of.question)
     return 0.0 if pair is None else 1.0 - min(1.0, relative_error(*pair))
 
 
-def ocr(answer: str, of: Reference) -> float:
+def ocr(answer: str, of: Expected) -> float:
     """1 − word error rate; in scripts without spaces a character is a word."""
     return word_accuracy(pieces(typed(answer)), pieces(typed(of.solution)))
 
 
-def prose(answer: str, of: Reference) -> float:
+def prose(answer: str, of: Expected) -> float:
     """See `ral.rewards.prose.free_form`."""
     return free_form(answer, of.solution)
 
 
-def mathematics(answer: str, of: Reference) -> float:
+def mathematics(answer: str, of: Expected) -> float:
     """1 for an equal number, to a millionth, or an equal expression."""
     pair = None
     if not {"(", "[", "{,}"} & set(answer + of.solution):
@@ -67,7 +67,7 @@ def _formula(text: str) -> str | None:
     return f"${text}$" if text else None
 
 
-def box(answer: str, of: Reference) -> float:
+def box(answer: str, of: Expected) -> float:
     """Intersection over union with the solution."""
     a, s = parse_box(answer), parse_box(of.solution)
     return 0.0 if a is None or s is None else box_iou(a, s)

@@ -39,7 +39,7 @@ from ral.attention.prefix import Prefixes, Record, SharedPrefix
 from ral.attention.repeated import CachedRows
 from ral.errors import ConfigError
 from ral.families.family import joined
-from ral.models.ends import eos_token_ids as eos_token_ids  # its older address
+from ral.models.eos_tokens import eos_token_ids as eos_token_ids  # its older address
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
 DROP_SHARE = 0.25

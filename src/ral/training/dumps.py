@@ -26,7 +26,7 @@ from ral.files import atomic_write_text
 from ral.rewards.answers import Mode
 from ral.rollouts.group import TrainingGroup
 from ral.training import first_dumps
-from ral.training.codec import decode, encode
+from ral.training.record_codec import decode, encode
 
 MODEL = "model"
 

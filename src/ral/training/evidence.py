@@ -13,8 +13,8 @@ from torch import Tensor
 from ral.attention import Prompt
 from ral.data.boxes import box_masks
 from ral.data.record import Record
+from ral.data.shown_media import shown_media
 from ral.data.spans import answer_span, passage
-from ral.data.view import view
 from ral.errors import DataError
 from ral.rewards.answers import Mode, extract_answer
 
@@ -37,7 +37,7 @@ def evidence_tokens(
         for box in text.boxes:
             inside[text.tokens][int(box.x0) : int(box.x1)] = True
     elif record.boxes:
-        shows = view(record, processor, num_frames, fps)
+        shows = shown_media(record, processor, num_frames, fps)
         grids = [(h, w) for t, h, w in prompt.grids for _ in range(t)]
         masks = np.concatenate([mask.ravel() for mask in box_masks(grids, shows.boxes, shows.sizes)])
         inside[prompt.places] = torch.from_numpy(masks).to(inside.device)

@@ -16,7 +16,7 @@ from ral.evaluate.look_recorder import LookRecorder
 from ral.models.loading import load_model, load_processor, training_dtype
 from ral.models.lora import lora_config
 from ral.models.sharding import QUANTISED_SHARDS
-from ral.recipe import Recipe, Task
+from ral.recipe import BaseRecipe, Recipe
 from ral.runs.folder import prepare_run, refuse_occupied
 from ral.runs.interruption import Interrupted
 from ral.runs.names import FINAL
@@ -26,7 +26,7 @@ from ral.training.exact_resume import ExactResumeTrainer
 from ral.training.live_report import LiveReport
 from ral.training.trainer import RALTrainer
 
-AnyTask = TypeVar("AnyTask", bound=Task)
+AnyRecipe = TypeVar("AnyRecipe", bound=BaseRecipe)
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -38,8 +38,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
 
 
 def run(
-    task: AnyTask,
-    build: Callable[[AnyTask, list[Record], list[Record] | None], ExactResumeTrainer],
+    task: AnyRecipe,
+    build: Callable[[AnyRecipe, list[Record], list[Record] | None], ExactResumeTrainer],
     *,
     resume: bool,
     overwrite: bool,
@@ -107,7 +107,7 @@ def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record
     )
 
 
-def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
+def start_model(task: BaseRecipe) -> tuple[PreTrainedModel, Any]:
     """The model that a task starts from and its processor.
 
     Raises ConfigError: quantised weights without an adapter, or sharded.
@@ -120,7 +120,7 @@ def start_model(task: Task) -> tuple[PreTrainedModel, Any]:
     return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
 
 
-def datasets(task: Task) -> tuple[list[Record], list[Record] | None]:
+def datasets(task: BaseRecipe) -> tuple[list[Record], list[Record] | None]:
     """The records that a task trains on, and those held out."""
     held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **task.reading)
     return load_data(task.data, "train", **task.reading), held_out

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ral.attention import GroupOutput
 from ral.config import RALConfig
-from ral.data.reading import Reading
+from ral.data.record_errors import WatchedRecords
 from ral.models.loading import load_policy, load_processor
 from ral.models.sharding import prepare_frozen
 from ral.objective.needs import Needs
@@ -35,7 +35,7 @@ from ral.training.losses import (
     token_term,
 )
 from ral.training.nonfinite import gradient_norm
-from ral.training.policy import prepare_policy
+from ral.training.prepare_policy import prepare_policy
 from ral.training.sft import Examples, SFTSettings, WorkedExamplesTrainer
 from ral.training.targets import old_pass
 
@@ -108,7 +108,7 @@ def _of_examples(dump: ExamplesDump, model: PreTrainedModel | PeftModel, folder:
     trainer = _FineTuning(
         model,
         args,
-        data_collator=Examples(processor, Reading(()), args),
+        data_collator=Examples(processor, WatchedRecords(()), args),
         train_dataset=Dataset.from_dict({"number": [0]}),  # TRL looks at the first row; none is trained on
         processing_class=processor,
     )

@@ -22,16 +22,16 @@ from ral.attention.models import family, pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
 from ral.data.answer_boxes import as_asked
 from ral.data.prompt import encode_completion, encode_prompt
-from ral.data.reading import Reading
 from ral.data.record import Record
+from ral.data.record_errors import WatchedRecords
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
 from ral.models.adapters import put_adapter
-from ral.models.ends import keep_ends
+from ral.models.eos_tokens import write_eos_tokens
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.lora import lora_config
 from ral.models.sharding import gather_vision, zero_vision_loss
-from ral.recipe import Task
+from ral.recipe import BaseRecipe
 from ral.runs.folder import MetricsWriter
 from ral.training.dumps import ExamplesDump
 from ral.training.launch import run, start_model
@@ -92,7 +92,7 @@ def _default(item: Field[Any]) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTTask(Task):
+class SFTTask(BaseRecipe):
     """The task of `ral sft`."""
 
     args: SFTSettings
@@ -120,7 +120,7 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """As TRL's. Raises WorkerError, too: a process that reads the data (`dataloader_num_workers`) died."""
-        with self.data_collator.reading.watched():
+        with self.data_collator.records.watched():
             return super().train(*arguments, **named)
 
     def get_batch_samples(
@@ -166,7 +166,7 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     train = worked_examples(train, think=args.think)
     held_out = worked_examples(held_out, think=args.think) if held_out else []
     model, processor = start_model(task)
-    keep_ends(model, processor)
+    write_eos_tokens(model, processor)
     if args.freeze_vision:
         freeze_vision(model)
     adapter = lora_config(task, model, args.freeze_vision)
@@ -177,7 +177,7 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     return WorkedExamplesTrainer(
         policy,
         args,
-        data_collator=Examples(processor, Reading(records), args),
+        data_collator=Examples(processor, WatchedRecords(records), args),
         train_dataset=numbers.select(range(len(train))),
         eval_dataset=numbers.select(range(len(train), len(records))) if held_out else None,
         processing_class=processor,
@@ -206,7 +206,7 @@ class Examples:
     """Data collator: numbers of records → the batch they make. Media are decoded here, a batch at a time."""
 
     processor: Any
-    reading: Reading
+    records: WatchedRecords
     args: SFTSettings
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ class Examples:
         return batch
 
     def example(self, number: int) -> dict[str, Tensor]:
-        with self.reading.record(number) as record:
+        with self.records.record(number) as record:
             return self.encode(record)
 
     def encode(self, record: Record) -> dict[str, Tensor]:

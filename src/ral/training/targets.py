@@ -17,7 +17,7 @@ from torch import nn
 from ral.attention import GroupOutput
 from ral.attention.models import pretrained, resolve_layers
 from ral.config import RALConfig
-from ral.data.reading import naming
+from ral.data.record_errors import name_in_errors
 from ral.errors import ConfigError
 from ral.objective.needs import Needs
 from ral.objective.terms import Mean, importance
@@ -80,7 +80,7 @@ def of_evidence(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets
 
 
 def _evidence(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
-    with naming(group.record):
+    with name_in_errors(group.record):
         evidence = evidence_tokens(group.record, group.prompt, processor, args.num_frames, args.fps)
     answer = answer_tokens(group.texts, group.ids, processor, args.scorer, args.think)
     return Targets(evidence=evidence, answer=answer.to(args.device))

@@ -32,11 +32,11 @@ from ral.attention.models import pretrained
 from ral.config import RALConfig, replayed
 from ral.data.prompt import encode_prompt
 from ral.data.readers import as_records
-from ral.data.reading import naming
 from ral.data.record import Record
+from ral.data.record_errors import name_in_errors
 from ral.errors import UsageError
 from ral.models.adapters import leaves_start
-from ral.models.ends import eos_token_ids, keep_ends
+from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.loading import frozen_copy, load_processor
 from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
@@ -56,7 +56,7 @@ from ral.training.evidence import require_evidence
 from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
 from ral.training.nonfinite import NonFiniteGuardTrainer
-from ral.training.policy import prepare_policy
+from ral.training.prepare_policy import prepare_policy
 from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
 from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
@@ -105,7 +105,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         refuse_unknown_targets(needs)
         policy = prepare_policy(model, args, peft_config)
         processor = processing_class or load_processor(str(pretrained(policy).name_or_path))
-        keep_ends(pretrained(policy), processor)
+        write_eos_tokens(pretrained(policy), processor)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
         rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think, think_opened=False)
@@ -230,7 +230,7 @@ class RALTrainer(NonFiniteGuardTrainer):
 
     def prepare(self, record: Record) -> Prompt:
         """A record as a prompt on the device, with its vision features."""
-        with naming(record):
+        with name_in_errors(record):
             inputs = encode_prompt(self.processing_class, record, self.args.prompt)
             return prepare_prompt(self.model, inputs)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ral.data.record import Record
 from ral.evaluate import metrics
-from ral.evaluate.tasks.rows import Row
+from ral.evaluate.tasks.rows import TableRow
 from ral.evaluate.tasks.task import HubTable, Scored, Task, accuracy_by
 
 
@@ -22,7 +22,7 @@ def lettered(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, options, strict=False))
 
 
-def columns(row: Row, *names: str, **more: object) -> dict[str, object]:
+def columns(row: TableRow, *names: str, **more: object) -> dict[str, object]:
     """Those columns that the row has, for `Record.extra`."""
     return {name: row.values[name] for name in names if row.values.get(name) is not None} | more
 
@@ -32,7 +32,7 @@ def columns(row: Row, *names: str, **more: object) -> dict[str, object]:
 _INLINE_OPTION = re.compile(r"\(([A-Z])\)\s*(.*?)\s*(?=\([A-Z]\)|$)", re.DOTALL)
 
 
-def _vstar(row: Row) -> Record:
+def _vstar(row: TableRow) -> Record:
     text = row.text("text").removesuffix("Answer with the option's letter from the given choices directly.")
     question, mark, rest = text.partition("(A)")
     options = [option for _, option in _INLINE_OPTION.findall(mark + rest)]
@@ -53,7 +53,7 @@ def _vstar(row: Row) -> Record:
 # ------------------------------------------------------------------------------------------------- MMMU-Pro
 
 
-def _mmmu_pro(row: Row) -> Record:
+def _mmmu_pro(row: TableRow) -> Record:
     options = row.texts("options")
     if "question" in row.values:
         track, problem, shown = "standard", row.text("question"), lettered(options)
@@ -82,7 +82,7 @@ PERCEPTION = frozenset(
 )
 
 
-def _mme(row: Row) -> Record:
+def _mme(row: TableRow) -> Record:
     if row.text("answer").lower().rstrip(".") not in ("yes", "no"):
         raise row.fail("answer", "Yes or No")
     return Record(
@@ -123,7 +123,7 @@ def mme_score(items: Sequence[Scored]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------- ChartQA, VizWiz
 
 
-def _chartqa(row: Row) -> Record:
+def _chartqa(row: TableRow) -> Record:
     return Record(
         id=str(row.number),
         problem=row.text("question"),
@@ -134,7 +134,7 @@ def _chartqa(row: Row) -> Record:
     )
 
 
-def _vizwiz(row: Row) -> Record:
+def _vizwiz(row: TableRow) -> Record:
     answers = row.texts("answers")
     hint = "When the provided information is insufficient, respond with 'Unanswerable'."
     return Record(
@@ -150,7 +150,7 @@ def _vizwiz(row: Row) -> Record:
 # ------------------------------------------------------------------------------- MuirBench, BLINK, CV-Bench
 
 
-def _muirbench(row: Row) -> Record:
+def _muirbench(row: TableRow) -> Record:
     options = row.texts("options")
     return Record(
         id=row.text("idx"),
@@ -164,7 +164,7 @@ def _muirbench(row: Row) -> Record:
     )
 
 
-def _in_prompt(row: Row, images: tuple, *groups: str) -> Record:
+def _in_prompt(row: TableRow, images: tuple, *groups: str) -> Record:
     """BLINK and CV-Bench write their options into the column `prompt`."""
     options = row.texts("choices")
     return Record(
@@ -178,12 +178,12 @@ def _in_prompt(row: Row, images: tuple, *groups: str) -> Record:
     )
 
 
-def _blink(row: Row) -> Record:
+def _blink(row: TableRow) -> Record:
     names = [name for name in (f"image_{i}" for i in range(1, 9)) if row.values.get(name) is not None]
     return _in_prompt(row, tuple(row.image(name) for name in names), "sub_task")
 
 
-def _cv_bench(row: Row) -> Record:
+def _cv_bench(row: TableRow) -> Record:
     return _in_prompt(row, (row.image("image"),), "type", "task", "source")
 
 

@@ -17,7 +17,7 @@ from ral.errors import DataError
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row: its `values` by column, its `number` from 1, the `config` (sub-table) it is of, and where it stands.
 
     `media` is the folder that image and video paths are relative to; None if there is none. The accessors raise
@@ -112,7 +112,7 @@ class Row:
         return found.pop()
 
 
-def read_rows(source: str | Path, split: str, configs: Sequence[str], media: Path | None) -> Iterator[Row]:
+def read_rows(source: str | Path, split: str, configs: Sequence[str], media: Path | None) -> Iterator[TableRow]:
     """Rows of a benchmark, one sub-table of `configs` after the other ("" for the only one).
 
     `source` is a hub id, a local copy of its repository (a sub-table is then the folder or file of that name), or one
@@ -128,7 +128,7 @@ def read_rows(source: str | Path, split: str, configs: Sequence[str], media: Pat
             number += 1
             if isinstance(values, DataError):
                 raise values
-            yield Row(values, number, config or str(values.get("config", "")), origin, media)
+            yield TableRow(values, number, config or str(values.get("config", "")), origin, media)
 
 
 def _parts(source: str | Path, configs: Sequence[str]) -> Iterator[tuple[str, str | Path]]:

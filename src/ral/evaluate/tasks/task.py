@@ -11,7 +11,7 @@ from statistics import mean
 from ral.data.record import Record
 from ral.errors import DataError
 from ral.evaluate.metrics import Metric
-from ral.evaluate.tasks.rows import Row, read_rows
+from ral.evaluate.tasks.rows import TableRow, read_rows
 from ral.rewards.answers import Mode, extract_answer
 
 
@@ -48,7 +48,7 @@ class HubTable:
 
     hub_id: str
     split: str
-    convert: Callable[[Row], Record]
+    convert: Callable[[TableRow], Record]
     configs: tuple[str, ...] = ("",)
 
     def __call__(self, source: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:

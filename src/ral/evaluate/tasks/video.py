@@ -12,13 +12,13 @@ from statistics import mean
 from ral.data.record import Record
 from ral.evaluate import metrics
 from ral.evaluate.tasks.image import columns, lettered
-from ral.evaluate.tasks.rows import Row
+from ral.evaluate.tasks.rows import TableRow
 from ral.evaluate.tasks.task import HubTable, Scored, Task
 
 # ------------------------------------------------------------------------------------------- LongVideoBench
 
 
-def _longvideobench(row: Row) -> Record:
+def _longvideobench(row: TableRow) -> Record:
     options = [row.text(f"option{i}") for i in range(5) if row.values.get(f"option{i}") not in (None, "N/A")]
     path = row.text("video_path")
     return Record(
@@ -36,7 +36,7 @@ def _longvideobench(row: Row) -> Record:
 # -------------------------------------------------------------------------------------------------- NExT-QA
 
 
-def _nextqa(row: Row) -> Record:
+def _nextqa(row: TableRow) -> Record:
     video = row.text("video")
     return Record(
         id=f"{video}_{row.text('qid')}",
@@ -53,7 +53,7 @@ def _nextqa(row: Row) -> Record:
 # -------------------------------------------------------------------------------------- VideoMME, VideoMMMU
 
 
-def _videomme(row: Row) -> Record:
+def _videomme(row: TableRow) -> Record:
     options, video = row.texts("options"), row.text("videoID")
     return Record(
         id=row.text("question_id"),
@@ -74,7 +74,7 @@ _APPLY = (
 _IMAGE_AT_END = "The image for this question is at the end of the video."
 
 
-def _videommmu(row: Row) -> Record:
+def _videommmu(row: TableRow) -> Record:
     video, problem, track = row.text("id"), row.text("question"), row.config.lower()
     if track not in ("perception", "comprehension", "adaptation"):
         raise row.fail("config", f"a track of VideoMMMU, not {row.config!r}")
@@ -101,7 +101,7 @@ def _videommmu(row: Row) -> Record:
 # -------------------------------------------------------------------------------------------------- LVBench
 
 
-def _lvbench(row: Row) -> Record:
+def _lvbench(row: TableRow) -> Record:
     path = row.text("video_path")
     # Where the table has no options of its own, they are the lines after the question: "(A) ...".
     lines = row.text("question").split("\n")[1:]
@@ -146,7 +146,7 @@ MVBENCH_FOLDERS = {
 }
 
 
-def _mvbench(row: Row) -> Record:
+def _mvbench(row: TableRow) -> Record:
     options, video = row.texts("candidates"), row.text("video")
     folder = MVBENCH_FOLDERS.get(row.config)
     if folder is None:
@@ -180,7 +180,7 @@ _TEMPCOMPASS_HINTS = {
 }
 
 
-def _tempcompass(row: Row) -> Record:
+def _tempcompass(row: TableRow) -> Record:
     track, video, question = row.config, row.text("video_id"), row.text("question")
     if track not in _TEMPCOMPASS_HINTS:
         raise row.fail("config", f"one of {', '.join(_TEMPCOMPASS_HINTS)}, not {track!r}")

@@ -25,8 +25,8 @@ from ral.attention import Prompt
 from ral.attention.models import pretrained, special_visual_token_ids, visual_token_ids
 from ral.data.media import load_image, load_video
 from ral.data.prompt import build_messages
-from ral.data.reading import naming
 from ral.data.record import Record
+from ral.data.record_errors import name_in_errors
 from ral.errors import ConfigError, RalError
 from ral.models.sharding import full_state_dict
 from ral.rollouts.sampling import Completion, Sampling
@@ -146,7 +146,7 @@ class VLLMServer:
     ) -> list[Completion]:
         ids = prompt.input_ids.tolist()
         seed = None if generator is None else generator.initial_seed() % 2**63
-        with naming(record):
+        with name_in_errors(record):
             answer = self._request(
                 "POST",
                 "/inference/v1/generate",

@@ -13,8 +13,8 @@ from torch import nn
 
 from ral.attention import prepare_prompt
 from ral.data.record import Record
+from ral.data.shown_media import ShownMedia, shown_media
 from ral.data.spans import Passage, answer_span, passage
-from ral.data.view import View, view
 from ral.errors import DataError
 from ral.evaluate.answering import Answered, encode, look_at_answers
 from ral.evaluate.grounding import Grounding, grounding
@@ -49,9 +49,11 @@ def items_of(
     wanted = [item.record.grounded or item.record.id in shown for item in answered]
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
     looks = look_at_answers(model, processor, answered, answers, per_head="heads" in settings.probes)
-    views = [_view(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)]
-    probed = _probes(model, processor, answered, answers, looks, views, settings)
-    for item, one, look, shows in zip(answered, scored, looks, views, strict=True):
+    media = [
+        _shown_media(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)
+    ]
+    probed = _probes(model, processor, answered, answers, looks, media, settings)
+    for item, one, look, shows in zip(answered, scored, looks, media, strict=True):
         layers = _layers(item.record, look, shows)
         yield Item(
             step=step,
@@ -72,10 +74,10 @@ def items_of(
         )
 
 
-def _view(processor: Any, item: Answered, settings: EvalSettings) -> View | Passage:
+def _shown_media(processor: Any, item: Answered, settings: EvalSettings) -> ShownMedia | Passage:
     """What the maps of one item lie on: its document, or else its images and videos."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    return passage(tokenizer, item.prompt.input_ids, item.record) or view(
+    return passage(tokenizer, item.prompt.input_ids, item.record) or shown_media(
         item.record, processor, settings.num_frames, settings.fps
     )
 
@@ -86,14 +88,14 @@ def _probes(
     answered: Sequence[Answered],
     answers: Sequence[str | None],
     looks: Sequence[Look | None],
-    views: Sequence[View | Passage | None],
+    media: Sequence[ShownMedia | Passage | None],
     settings: EvalSettings,
 ) -> dict[str, Json]:
     """What the probes say of the items with boxes and an answer, by id."""
     wanted = parse_probes(settings.probes)
     chosen, items = [], []
-    for item, body, look, shows in zip(answered, answers, looks, views, strict=True):
-        if wanted and body and look and isinstance(shows, View) and shows.boxes:
+    for item, body, look, shows in zip(answered, answers, looks, media, strict=True):
+        if wanted and body and look and isinstance(shows, ShownMedia) and shows.boxes:
             span = answer_span(getattr(processor, "tokenizer", processor), item.completion.ids, body)
             assert span is not None  # there is a look at its first token
             chosen.append(item)
@@ -108,7 +110,7 @@ def _probes(
     return dict(zip((item.id for item in items), probe(model, items, neutral, wanted), strict=True))
 
 
-def _layers(record: Record, look: Look | None, shows: View | Passage | None) -> tuple[Grounding, ...] | None:
+def _layers(record: Record, look: Look | None, shows: ShownMedia | Passage | None) -> tuple[Grounding, ...] | None:
     """The grounding of every decoder layer; None without a look or boxes to hold it against."""
     if look is None or shows is None or not shows.boxes:
         return None
@@ -119,10 +121,10 @@ def _layers(record: Record, look: Look | None, shows: View | Passage | None) -> 
     return tuple(one for one in found if one is not None)
 
 
-def _shown(id: str, look: Look | None, shows: View | Passage | None, layer: int, output: Path | None) -> Json:
+def _shown(id: str, look: Look | None, shows: ShownMedia | Passage | None, layer: int, output: Path | None) -> Json:
     """The medium that is shown: the first with a box, else the first; and its map, boxes and file. A video is a sheet of the
     frames that have maps, at the seconds `times`."""
-    if not isinstance(shows, View) or not shows.pictures:
+    if not isinstance(shows, ShownMedia) or not shows.pictures:
         return {}
     medium = shows.medium_of(shows.boxes[0].medium if shows.boxes else 0)
     whole = sheet(shows, medium)

@@ -20,7 +20,7 @@ def eos_token_ids(model: Any, processor: Any = None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
-def keep_ends(model: Any, processor: Any) -> None:
+def write_eos_tokens(model: Any, processor: Any) -> None:
     """Write all of them into the generation config, which is saved with the model and read by every engine."""
     ends = eos_token_ids(model, processor)
     if ends:

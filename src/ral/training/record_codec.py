@@ -48,7 +48,9 @@ def encode(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         case _ if is_dataclass(value):
             kind = type(value).__name__
             if KINDS.get(kind) is not type(value):
-                raise TypeError(f"{path}: {kind} is no record that a dump holds; add it to ral.training.codec.KINDS")
+                raise TypeError(
+                    f"{path}: {kind} is no record that a dump holds; add it to ral.training.record_codec.KINDS"
+                )
             kept = [item.name for item in fields(value) if not (isinstance(value, Record) and item.name in MEDIA)]
             return {"$record": kind, "fields": {name: inside(getattr(value, name), name) for name in kept}}
         case _:

@@ -34,7 +34,7 @@ _OTHERWISE = (
 
 
 @contextmanager
-def naming(record: Record) -> Iterator[None]:
+def name_in_errors(record: Record) -> Iterator[None]:
     """An exception that is raised in it names the record, too, in a note of its traceback."""
     try:
         yield
@@ -43,7 +43,7 @@ def naming(record: Record) -> Iterator[None]:
         raise
 
 
-class Reading:
+class WatchedRecords:
     """The records of a data loader, and which of its processes is reading which.
 
     The notes lie in memory that all processes share, so that those of a process that is killed remain.
@@ -59,7 +59,7 @@ class Reading:
         """One record, for as long as it is read; whatever goes wrong in it names the record."""
         self._readers[number] = os.getpid()
         try:
-            with naming(self.records[number]):
+            with name_in_errors(self.records[number]):
                 yield self.records[number]
         finally:
             self._readers[number] = 0

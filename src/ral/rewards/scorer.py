@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Reference:
+class Expected:
     """The `solution` of a question, its `options`, and the `question` itself, read only for whether it asks in per cent."""
 
     solution: str
@@ -16,4 +16,4 @@ class Reference:
 
 
 #: How right an answer is, in [0, 1].
-Scorer = Callable[[str, Reference], float]
+Scorer = Callable[[str, Expected], float]

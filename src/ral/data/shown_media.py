@@ -14,7 +14,7 @@ from ral.families import family_of_processor
 
 
 @dataclass(frozen=True)
-class View:
+class ShownMedia:
     """The media of a record as the model was shown them.
 
     pictures: at original size, as boxes are in its pixels, one for each attention map: every image, then of every video the
@@ -37,7 +37,7 @@ class View:
         return next(numbers for numbers in self.media if picture in numbers)
 
 
-def view(record: Record, processor: Any, num_frames: int | None = None, fps: float | None = None) -> View:
+def shown_media(record: Record, processor: Any, num_frames: int | None = None, fps: float | None = None) -> ShownMedia:
     """The pictures of `record`, at the frames that the prompt has. Raises DataError as `load_image` and `load_video` do."""
     pictures = [load_image(image, record.origin) for image in record.images]
     boxes = [box for box in record.boxes if box.medium < len(pictures)]
@@ -52,4 +52,4 @@ def view(record: Record, processor: Any, num_frames: int | None = None, fps: flo
         pictures += [Image.fromarray(frame) for frame in video.frames[::patch]]
         times += video.times[::patch].tolist()
         media.append(range(first, len(pictures)))
-    return View(tuple(pictures), tuple(boxes), tuple(media), tuple(times))
+    return ShownMedia(tuple(pictures), tuple(boxes), tuple(media), tuple(times))

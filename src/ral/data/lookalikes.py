@@ -31,7 +31,7 @@ ONE_VIDEO = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """How a medium is recognised: `digest` of its bytes (or pixels), and `cells` [8 · 8 · 3] of its mean colours.
 
     `size` is (width, height) in pixels; `picture` gives the picture again (the middle frame of a video).
@@ -47,18 +47,18 @@ class LookIndex:
     """Finds among many looks one of the same picture."""
 
     def __init__(self) -> None:
-        self._looks: list[tuple[Look, str]] = []
+        self._looks: list[tuple[Appearance, str]] = []
         self._cells = np.empty((16, 192), dtype=np.uint8)  # a row for each look, and room for more
         self._by_digest: dict[str, int] = {}
 
-    def add(self, look: Look, owner: str) -> None:
+    def add(self, look: Appearance, owner: str) -> None:
         if len(self._looks) == len(self._cells):
             self._cells = np.concatenate([self._cells, np.empty_like(self._cells)])
         self._cells[len(self._looks)] = look.cells
         self._by_digest.setdefault(look.digest, len(self._looks))
         self._looks.append((look, owner))
 
-    def find(self, look: Look) -> tuple[Look, str] | None:
+    def find(self, look: Appearance) -> tuple[Appearance, str] | None:
         """The look, with its owner, of the same bytes, else the nearest of the same picture."""
         if (same := self._by_digest.get(look.digest)) is not None:
             return self._looks[same]
@@ -74,14 +74,14 @@ class LookIndex:
         return self._looks[nearest] if least <= 1 else None
 
 
-def image_look(source: Path | Image.Image, origin: str = "") -> Look:
+def image_look(source: Path | Image.Image, origin: str = "") -> Appearance:
     """Decode an image and say how it is recognised. Raises `DataError` if it cannot be decoded."""
     image = load_image(source, origin)
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return Look(digest, image.size, _cells(image), lambda: load_image(source, origin))
+    return Appearance(digest, image.size, _cells(image), lambda: load_image(source, origin))
 
 
-def video_look(path: Path, origin: str = "", *, num_frames: int | None = None, fps: float | None = None) -> Look:
+def video_look(path: Path, origin: str = "", *, num_frames: int | None = None, fps: float | None = None) -> Appearance:
     """Decode a video's frames as training would and say how it is recognised: by its bytes and its middle frame."""
 
     def middle() -> Image.Image:
@@ -94,7 +94,7 @@ def video_look(path: Path, origin: str = "", *, num_frames: int | None = None, f
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return Look(digest.hexdigest(), picture.size, _cells(picture), middle)
+    return Appearance(digest.hexdigest(), picture.size, _cells(picture), middle)
 
 
 def _cells(image: Image.Image) -> NDArray[np.uint8]:

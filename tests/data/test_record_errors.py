@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from ral.data.reading import Reading, WorkerError, naming
 from ral.data.record import Record
+from ral.data.record_errors import WatchedRecords, WorkerError, name_in_errors
 
 RECORDS = [Record(str(i), "?", "!", images=(Path(f"{i}.png"),), origin=f"d.jsonl: line {i + 1}") for i in range(8)]
 
@@ -44,12 +44,12 @@ def test_a_worker_that_dies_between_two_records_blames_none() -> None:
     time.sleep(0.5)  # until the next batch is ready, and the worker waits
     [worker] = multiprocessing.active_children()
     said = rf"process {worker.pid}\) was killed by SIGKILL between two records\. The kernel"
-    with pytest.raises(WorkerError, match=said), Reading(RECORDS).watched():
+    with pytest.raises(WorkerError, match=said), WatchedRecords(RECORDS).watched():
         killed(worker, batches)
 
 
 def test_every_record_that_a_dead_process_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, left = Reading(RECORDS), ExitStack()
+    reading, left = WatchedRecords(RECORDS), ExitStack()
     for number, process in ((2, 11), (3, 12), (5, 13)):
         monkeypatch.setattr("os.getpid", lambda process=process: process)
         left.enter_context(reading.record(number))
@@ -65,7 +65,7 @@ def test_every_record_that_a_dead_process_left_is_named(monkeypatch: pytest.Monk
 
 
 def test_what_is_read_to_its_end_or_fails_is_no_longer_being_read() -> None:
-    reading = Reading(RECORDS)
+    reading = WatchedRecords(RECORDS)
     with reading.record(1):
         pass
     with pytest.raises(OSError, match="full") as caught, reading.record(2):
@@ -77,6 +77,6 @@ def test_what_is_read_to_its_end_or_fails_is_no_longer_being_read() -> None:
 
 def test_other_errors_pass_as_they_are() -> None:
     error = RuntimeError("CUDA out of memory")
-    with pytest.raises(RuntimeError) as caught, Reading(RECORDS).watched(), naming(RECORDS[0]):
+    with pytest.raises(RuntimeError) as caught, WatchedRecords(RECORDS).watched(), name_in_errors(RECORDS[0]):
         raise error
     assert caught.value is error
