@@ -14,8 +14,8 @@ from PIL import Image
 
 from ral.data.box_fields import read_boxes
 from ral.data.dialogue import Dialogue, read_dialogue
-from ral.data.problem_type import guess_type
 from ral.data.media import image_from_bytes
+from ral.data.problem_type import guess_type
 from ral.data.record import Box, BoxScale, ProblemType, Record, Turn
 from ral.data.values import (
     bytes_of,
