@@ -149,16 +149,14 @@ def check_records(
         report.rows += 1
         report.findings.append(Finding("row", str(error), str(error)))
 
-    def look_at(record: Record) -> _Seen:
-        return _look_at(record, unscorable, processor, max_prompt_tokens, settings)
-
+    how = (unscorable, processor, max_prompt_tokens, settings)
     held_out = LookIndex()
     for seen in _in_order(evaluation, lambda r: _look_at(r, lambda _: "", None, None, settings), workers):
         for look in seen.looks:
             held_out.add(look, seen.record.origin)
     writer = CleanCopy(report.clean) if report.clean else None
     try:
-        for seen in _in_order(records(unreadable), look_at, workers):
+        for seen in _in_order(records(unreadable), lambda record: _look_at(record, *how), workers):
             report.rows += 1
             report.types[seen.record.problem_type] += 1
             report.images += len(seen.record.images)
