@@ -1,4 +1,4 @@
-"""The command line: thin commands over the package, each importing what it needs when it runs."""
+"""The command line: thin commands over the package. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 

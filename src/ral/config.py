@@ -1,4 +1,4 @@
-"""`RALConfig`: every setting of a run, flat, with impossible combinations refused before anything is loaded."""
+"""`RALConfig`: all settings of a run, flat. It refuses impossible combinations before anything is loaded."""
 
 from __future__ import annotations
 

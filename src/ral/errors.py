@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the command line shows them as one line, and anything else as a traceback.
+"""Errors that a user can fix. The command line prints them as one line, and any other exception as a traceback.
 
 Kinds that several rooms raise are here; a kind that one module raises stands beside it and derives from one of these.
 """

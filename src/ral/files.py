@@ -1,4 +1,4 @@
-"""Small file helpers that recipes and every writer of run artefacts share."""
+"""Small file helpers for recipes and for everything that writes run files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that have moved: `import ral.trainer` goes on working, and is `ral.training.trainer`.
+"""Old module names that still work: `import ral.trainer` gives `ral.training.trainer`.
 
 Nothing inside the package imports a module by an old name.
 """

@@ -1,4 +1,4 @@
-"""`ral quickstart`: trains GRPO beside RAL from the shipped start checkpoint and writes the page that compares them.
+"""`ral quickstart`: trains GRPO and RAL from the shipped start checkpoint and writes a page that compares them.
 
 Every arm is a recipe (`ral/testbed/recipes`), trained as `ral train` does and evaluated as `ral eval` does, in a process of its
 own with its share of the cores. All see the same prompts in the same order, draw their random numbers from the same seed and

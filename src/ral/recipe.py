@@ -1,4 +1,4 @@
-"""Recipes: a flat YAML file of about twenty lines, every key of which the command line can override.
+"""Recipes: flat YAML files of about twenty lines. The command line can override every key.
 
 The keys are those of a `BaseRecipe` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
 with the settings of `RALConfig`; other commands read tasks of their own with the same loader. A recipe is data only: YAML

@@ -1,4 +1,4 @@
-"""What travels through a model's `forward` to its attention layers, and back."""
+"""A carrier for objects that go through a model's `forward` to its attention layers and back."""
 
 from __future__ import annotations
 

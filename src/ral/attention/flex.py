@@ -1,4 +1,4 @@
-"""FlexAttention over a packed row: one call for all of its groups, in which a prompt's keys are read where they lie.
+"""FlexAttention over a packed row: one call for all groups, without copies of prompt keys.
 
 The second kernel of the packed group. SDPA makes a call for every block of completions, on a copy of the prompt's keys and
 values; here a mask says who sees whom, and tiles in which nobody sees anybody are skipped.

@@ -1,4 +1,4 @@
-"""Layers that carry a state from token to token: in a packed row it is forked behind the prompt, once for each completion.
+"""Recurrent layers in a packed row: the state after the prompt is forked once per completion.
 
 Such a layer (a gated delta rule, Mamba, a short convolution) reads and writes its state through transformers' cache. It is run
 twice for a group: on the prompt, and on the completions, padded on the right, from the state that the prompt left.

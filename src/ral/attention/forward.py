@@ -1,4 +1,4 @@
-"""`forward_group`: one forward pass of a prompt with all its completions, giving log-probabilities and policy rows."""
+"""`forward_group`: one forward pass over a prompt and all its completions gives log-probabilities and policy rows."""
 
 from __future__ import annotations
 

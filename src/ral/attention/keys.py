@@ -1,4 +1,4 @@
-"""Which earlier positions the attention policy ranges over."""
+"""Selects the earlier positions that the attention policy covers."""
 
 from __future__ import annotations
 

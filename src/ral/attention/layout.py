@@ -1,4 +1,4 @@
-"""Where everything stands in a packed row: `[prompt_1 | y_11 | … | y_1G | prompt_2 | y_21 | …]`.
+"""The layout of a packed row: `[prompt_1 | y_11 | … | y_1G | prompt_2 | y_21 | …]`.
 
 A group is one prompt with its G completions. Prompt tokens attend causally inside the prompt, completion tokens to the
 whole prompt and causally to their own completion; nothing crosses a group. There is no padding anywhere in the row.

@@ -1,4 +1,4 @@
-"""What the packed forward needs to know about a model, by public attributes only."""
+"""Reads what the packed forward needs to know about a model, from public attributes only."""
 
 from __future__ import annotations
 

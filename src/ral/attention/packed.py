@@ -1,4 +1,4 @@
-"""The registered attention: that of a packed row, handing on the query and key of the layers asked for.
+"""The registered attention function for packed rows. It captures query and key of the chosen layers.
 
 Registered under the name `ral_packed`. Called with `Prefixes` it is a rollout's decoding step; called with neither
 (prefilling, supervised training, evaluation by others) it *is* transformers' SDPA attention, mask included.

@@ -1,4 +1,4 @@
-"""Decoding behind prompts whose keys and values are held once, for all completions that continue them."""
+"""Decodes many completions from prompts whose keys and values are stored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way for models whose prompt cannot be shared: every completion in a row of its own, behind its own copy of the prompt.
+"""The repeated way, for models that cannot share a prompt: each completion follows its own copy of the prompt.
 
 Little has to be known of such a model. Its own masks and attention are used, and where policy rows are wanted, its own eager
 attention gives them for the completions' queries. The prompt is computed G times.

@@ -1,4 +1,4 @@
-"""Policy rows of completion tokens, recomputed from query and key in chunks, with a backward of their own.
+"""Policy rows of completion tokens, recomputed from query and key in chunks, with their own backward pass.
 
 Only the rows are kept: the `H × R × (P+R)` weights of the heads and everything between them and the rows exist one chunk at
 a time, in either direction. All of it is at least float32, under a caller's autocast, too.

@@ -1,4 +1,4 @@
-"""How far back the tokens of a decoder layer see."""
+"""How far back the tokens of a decoder layer attend."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Records and where they come from."""
+"""Records: reading them, and turning them into prompts."""

@@ -1,4 +1,4 @@
-"""Boxes as answers: in what a model writes them, and the solution in the same.
+"""Boxes as answers: the coordinates a model writes them in, and solutions converted to these.
 
 Data gives boxes in pixels of the original image. A model was taught to write them in pixels of the image as it is shown
 (Qwen2.5-VL), in thousandths of its sides (Qwen3-VL), or in the original's pixels. The prompt says which, and the solution is

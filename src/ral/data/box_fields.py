@@ -1,4 +1,4 @@
-"""Boxes of a row, in pixels of their media whatever scale they are written in. The scale is named, never guessed."""
+"""Reads the boxes of a row into pixels of their media. The scale is stated, never guessed."""
 
 from __future__ import annotations
 

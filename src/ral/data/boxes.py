@@ -1,4 +1,4 @@
-"""Boxes on grids of visual tokens: which tokens show what a box holds. Grids are (h, w), sizes (width, height) in pixels."""
+"""Boxes on grids of visual tokens: the tokens that show a box. Grids are (h, w), sizes (width, height) in pixels."""
 
 from __future__ import annotations
 

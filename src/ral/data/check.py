@@ -1,4 +1,4 @@
-"""`ral check`: what is wrong with a data set, before hours are spent on it.
+"""`ral check`: finds errors in a data set before hours are spent on it.
 
 Every row is read, every image and video decoded, every prompt built as training would build it, every solution read
 by the scorer that training will use; duplicates, and media shared with evaluation data, are found by their bytes and by

@@ -1,4 +1,4 @@
-"""Writes records, with their media, in the form of our own."""
+"""Writes records and their media in `ral`'s own format."""
 
 from __future__ import annotations
 

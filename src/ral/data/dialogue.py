@@ -1,4 +1,4 @@
-"""Dialogues as chat data writes them, in any of its dialects, with their media at marks."""
+"""Reads dialogues in every common chat format, with their media at marks."""
 
 from __future__ import annotations
 

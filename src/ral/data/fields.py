@@ -1,4 +1,4 @@
-"""The fields of one row, taken off it by kind; what nothing has taken goes to reward functions, unless it is a medium."""
+"""Takes the fields of a row by kind. Reward functions get the rest, except media."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one set of training data from another."""
+"""A fingerprint that tells sets of training data apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a media file is all there: container formats write down how long their parts are.
+"""Detects truncated media files: container formats state the lengths of their parts.
 
 What a decoder makes of a file that was cut off looks like a shorter video. A file that ends inside of a part tells it apart
 from one whose sound, edit list or header merely lasts longer than its picture.

@@ -1,4 +1,4 @@
-"""How a picture is recognised, so that copies are found and pictures that are merely alike are not taken for copies.
+"""Recognises copies of a picture, and keeps pictures apart that only look similar.
 
 White pages with different words, charts with different bars: at eight by eight pixels they are one. So the few pictures
 that are nearest there are compared as they are, in windows of four by four pixels.

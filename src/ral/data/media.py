@@ -1,4 +1,4 @@
-"""Images and videos from disk to pixels: bounded, oriented, timed, and never silently replaced."""
+"""Decodes images and videos to pixels: bounded, oriented, timed, and never replaced silently."""
 
 from __future__ import annotations
 

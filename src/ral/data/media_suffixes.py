@@ -1,4 +1,4 @@
-"""What files of media are called."""
+"""File name suffixes of media."""
 
 from __future__ import annotations
 

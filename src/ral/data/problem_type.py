@@ -1,4 +1,4 @@
-"""The problem type of a record that does not name it."""
+"""Guesses the problem type of a record that does not name it."""
 
 from __future__ import annotations
 

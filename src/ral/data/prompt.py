@@ -1,4 +1,4 @@
-"""From a record to the model's input: messages, then the processor's tensors for one prompt."""
+"""Turns a record into the model's input: messages, then the processor's tensors for one prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever holds data, read into `Record`s: files, folders, hub ids, data sets and rows in memory."""
+"""Reads data into `Record`s: files, folders, hub ids, data sets and rows in memory."""
 
 from __future__ import annotations
 

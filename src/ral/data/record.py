@@ -1,4 +1,4 @@
-"""The one record that every reader yields and every later stage consumes."""
+"""`Record`: every reader returns it, and every later stage takes it."""
 
 from __future__ import annotations
 

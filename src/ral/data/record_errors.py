@@ -1,4 +1,4 @@
-"""Who reads which record: what tells of a data-loading worker that died, and of a record that cannot be used."""
+"""Names the record in errors, also when the data-loading process that read it has died."""
 
 from __future__ import annotations
 

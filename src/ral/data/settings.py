@@ -1,4 +1,4 @@
-"""The settings that a prompt depends on, declared once.
+"""`PromptSettings`: the settings that a prompt depends on, declared once.
 
 Training, fine-tuning and evaluation inherit `PromptFields`, so that a recipe names them flat; whoever makes a prompt takes
 them whole, as `PromptSettings`. A new one is a field here, and is read where a prompt is made (`ral.data.prompt`).

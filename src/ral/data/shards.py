@@ -1,4 +1,4 @@
-"""Shards of a webdataset: tar archives whose neighbouring files `key.json`, `key.jpg`, `key.txt` … are one sample.
+"""Webdataset shards: tar archives in which adjacent files `key.json`, `key.jpg`, `key.txt` … form one sample.
 
 An archive is streamed, a sample at a time. JSON files hold fields, texts are fields called like their suffix, and images
 and videos are the sample's media: at the places where its JSON names them, else in the order of the archive.

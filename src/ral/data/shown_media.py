@@ -1,4 +1,4 @@
-"""The media of a record as a model is shown them: a picture for every grid of its visual tokens, with the boxes of each."""
+"""The media of a record as the model sees them: one picture for each grid of visual tokens, with its boxes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Rows from where data lies: JSON, JSON lines, CSV, TSV and parquet files, shards of a webdataset, folders of them, and
-hub ids; a row at a time.
+"""Reads rows from JSON, JSON lines, CSV, TSV and parquet files, webdataset shards, folders of these, and hub ids.
 
-A file is never read whole, so it may be larger than memory. A row that cannot be read is handed on as the
-`DataError` that says why, in its place: whether to stop or to count is the caller's choice.
+A file is never read whole, so it may be larger than memory. A row that cannot be read is yielded as the `DataError` that
+says why, in its place. The caller decides whether to stop or to count it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where words stand among tokens: a document and its evidence in a prompt, an answer in a completion."""
+"""Finds words among tokens: a document and its evidence in a prompt, an answer in a completion."""
 
 from __future__ import annotations
 

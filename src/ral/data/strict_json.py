@@ -1,4 +1,4 @@
-"""JSON in which nothing is lost: a key that stands twice is an error, not the last of the two values."""
+"""Strict JSON: a repeated key is an error."""
 
 from __future__ import annotations
 

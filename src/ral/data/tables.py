@@ -1,4 +1,4 @@
-"""Tables: rows of CSV, TSV and parquet files, a row at a time."""
+"""Reads CSV, TSV and parquet files row by row."""
 
 from __future__ import annotations
 

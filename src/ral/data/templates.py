@@ -1,4 +1,4 @@
-"""Chat templates: where a checkpoint keeps its own, what it makes of a conversation, and what it writes for the model."""
+"""Chat templates: finds a checkpoint's template, applies it, and tells which tokens it adds for the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values as tables hold them: lists written out as text, media as bytes, data URIs and base64."""
+"""Decodes values of table cells: lists written as text, media as bytes, data URIs and base64."""
 
 from __future__ import annotations
 

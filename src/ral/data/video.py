@@ -1,4 +1,4 @@
-"""Video files as frames in time: when each frame is shown, and the frames that are on screen at given times.
+"""Decodes video files: the time of each frame, and the frames on screen at given times.
 
 Times are read from the packets, not from headers: those count what an edit list hides, follow the sound where it lasts
 longer, and know one frame rate where there are several. Seconds count from the first frame that is shown.

@@ -1,1 +1,1 @@
-"""Benchmarks, their metrics, grounding of attention in boxes, and the statistics of comparing two models."""
+"""Evaluation: benchmarks, metrics, and grounding of attention in boxes."""

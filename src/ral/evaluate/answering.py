@@ -1,4 +1,4 @@
-"""A model's most likely answers to records, and where it looked when it gave them."""
+"""Generates a model's most likely answers to records, and records where it looked."""
 
 from __future__ import annotations
 

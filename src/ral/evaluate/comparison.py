@@ -1,4 +1,4 @@
-"""Two evaluations of one task, item by item: whether they can be compared at all, and what else differs between them."""
+"""Compares two evaluations of a task item by item: whether that is valid, and which settings differ."""
 
 from __future__ import annotations
 

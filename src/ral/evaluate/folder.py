@@ -1,4 +1,4 @@
-"""The folder of an evaluation: who may write into it, and what of an evaluation that was cut off it holds."""
+"""The folder of an evaluation: the right to write into it, and the items of an interrupted evaluation."""
 
 from __future__ import annotations
 

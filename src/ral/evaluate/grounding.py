@@ -1,4 +1,4 @@
-"""Does the attention rest on the evidence? Localisation metrics of one attention row over visual tokens.
+"""Localisation metrics: whether one attention row over visual tokens rests on the evidence.
 
 An attention *map* is a grid [h, w] of non-negative weights, one per visual token of an image or of a temporal patch of
 a video; an item with several images or patches has a list of them, ranked and normalised together. Boxes are in pixels

@@ -1,4 +1,4 @@
-"""An item: one record as a model answered it, its score, and where the model looked. A line of `items.jsonl`; needs no torch."""
+"""`Item`, a line of `items.jsonl`: one record with the model's answer, its score and its attention. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lmms-eval's requests as records: what its model plug-in (`lmms_model.py`) is made of, importable without lmms-eval.
+"""Turns lmms-eval's requests into records for the plug-in `lmms_model.py`. Works without lmms-eval.
 
 The package finds the plug-in by the entry point `ral` of the group `lmms_eval.models`; see docs/evaluation.md.
 """

@@ -1,4 +1,4 @@
-"""The model type `ral` of lmms-eval: a checkpoint trained here, asked as in training, scored by its answer's body."""
+"""lmms-eval's model type `ral`: asks a trained checkpoint as in training and returns the body of its answer."""
 
 from __future__ import annotations
 

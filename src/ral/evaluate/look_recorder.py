@@ -1,4 +1,4 @@
-"""Where a model looks while it learns: a few held-out records, answered again and again during training.
+"""Records where the model looks during training: it answers a few held-out records again and again.
 
 looks/items.jsonl   one object per record and look: an item as an evaluation has it, and the `step` it was taken behind
 looks/media/        the images

@@ -1,4 +1,4 @@
-"""Where does a model look when it decides on its answer? Attention maps of single rows, in every decoder layer.
+"""Attention maps of the row that predicts the answer, in every decoder layer.
 
 The row that counts is the one that *predicts* the first token of the answer: in `<think>…</think><answer>blue</answer>`
 that of `<answer>`'s last token, in a direct answer that of the prompt's last token. A mean over all rows of a completion

@@ -1,4 +1,4 @@
-"""How each benchmark turns an answer into a score.
+"""Metrics of the benchmarks: functions from an answer to a score.
 
 A `Metric` takes the body of an answer (as `ral.rewards.answers.extract_answer` gives it), the record and a mode, and returns a
 score in [0, 1], or None where the answer cannot be read: such items count as wrong and are shown as unparsed, never

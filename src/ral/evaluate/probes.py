@@ -1,4 +1,4 @@
-"""Is what a model looks at evidence? Probes beside the head mean of one layer, each asked for by name.
+"""Probes of whether the attended places are evidence, each requested by name.
 
 heads         the grounding metrics of every head of every layer ("localisation heads", arXiv 2503.06287)
 relative      of the map divided by the map for a neutral question about the same image (arXiv 2502.17422)

@@ -1,4 +1,4 @@
-"""Evaluates a model on a task: answers, scores and where it looked, item by item, into a folder that can be resumed.
+"""Evaluates a model on a task, item by item, into a folder that can be resumed.
 
 settings.json   what is evaluated how; a folder that says otherwise is not continued
 items.jsonl     one object per item, appended batch by batch; in the order of the task once complete

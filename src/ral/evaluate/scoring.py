@@ -1,4 +1,4 @@
-"""From answers to items: scores, where the model looked, what the probes say, and what of it can be shown."""
+"""Turns answers into items: scores, attention maps, probes, and pictures to show."""
 
 from __future__ import annotations
 

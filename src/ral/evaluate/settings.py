@@ -1,4 +1,4 @@
-"""How a model is asked and scored: as in the run it comes from, unless said otherwise."""
+"""Settings of an evaluation. The default is to ask as in the checkpoint's own run."""
 
 from __future__ import annotations
 

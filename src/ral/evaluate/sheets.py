@@ -1,4 +1,4 @@
-"""What attention maps lie on: the pictures of a record's media, and those of a video on one sheet."""
+"""Pictures under attention maps: images, and the frames of a video on one sheet."""
 
 from __future__ import annotations
 

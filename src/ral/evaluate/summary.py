@@ -1,4 +1,4 @@
-"""The figures of one evaluation."""
+"""Summary figures of one evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one family of models needs to be trained: a small file each, behind one base of defaults.
+"""Model families: one small file per family says what differs from the defaults.
 
 Nothing outside this room asks for the name of an architecture.
 """

@@ -1,4 +1,4 @@
-"""What has to be known about a kind of model. The defaults are what transformers' uniform interfaces say of most of them."""
+"""The base class `Family`. Its defaults use transformers' uniform interfaces and fit most models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 3, Gemma 4 and PaliGemma: image tokens, or all of a prompt, see each other whatever their order."""
+"""Gemma 3, Gemma 4 and PaliGemma: image tokens, or all prompt tokens, see each other in both directions."""
 
 from __future__ import annotations
 

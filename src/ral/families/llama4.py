@@ -1,4 +1,4 @@
-"""Llama 4: chunks, and queries that are scaled by their place in the row, which in a packed row is another one."""
+"""Llama 4: chunked attention, and queries scaled by their place in the row, which packing would change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vision models of which transformers says all there is to know."""
+"""Vision models for which transformers' interfaces are enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model's configuration, or its processor, to its family."""
+"""Finds the family of a model by its configuration or its processor."""
 
 from __future__ import annotations
 

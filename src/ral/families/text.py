@@ -1,4 +1,4 @@
-"""Text models of which transformers says all there is to know, and two that cannot share a prompt."""
+"""Text models for which transformers' interfaces are enough, and two that cannot share a prompt."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models from where they are kept to where they are trained: loading and sharding."""
+"""Models: loading, adapters and sharding."""

@@ -1,4 +1,4 @@
-"""Adapters (PEFT): put on a model, and what about them would make a run's reference or its saved weights wrong.
+"""Adapters (PEFT): adds and loads them, and refuses those that would falsify the reference or the saved weights.
 
 A run takes "the adapter switched off" for the model it started from, and what is saved for what was trained. Both hold only
 where the adapter leaves the base model's weights as they are, and where no adapted weight stands in a second place.

@@ -1,4 +1,4 @@
-"""The tokens that end an answer: the same in training, evaluation and on a server, and written into what is saved."""
+"""End-of-sequence tokens: the same in training, evaluation, on a server and in saved models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and processors by name, for training and for evaluation."""
+"""Loads models and processors by name, for training and for evaluation."""
 
 from __future__ import annotations
 

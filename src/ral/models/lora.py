@@ -1,4 +1,4 @@
-"""The adapter that a recipe trains, from its settings."""
+"""Builds a recipe's adapter from its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dropout and other noise, switched off: a ratio of 1 then means an unchanged policy."""
+"""Switches off dropout and other noise, so that a ratio of 1 means an unchanged policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sharded weights (FSDP2) ask of a loop whose processes do different work between two updates.
+"""Sharded weights (FSDP2) in a loop whose processes do different work between two updates.
 
 A sharded layer gathers its weights from all processes when it is called, so all have to call it at the same point. Rollouts
 are as many steps as their longest completion, and not every process has an image: whole weights are gathered before them.

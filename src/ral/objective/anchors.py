@@ -1,4 +1,4 @@
-"""Anchors: what a rollout's attention is pulled to when it succeeded and pushed from when it failed.
+"""Anchors: the target that attention is pulled to after a success and pushed away from after a failure.
 
 An anchor is one function of `AttentionState` that returns a `Term`. To add one, write the function and put it into
 `ANCHORS`; the trainer, the configuration and the command line know it by its name from then on. Where its target is of a new

@@ -1,4 +1,4 @@
-"""What a run has to hold and to compute beside the policy's own pass, derived once from its settings."""
+"""`Needs`: what a run must load and compute besides the policy's own pass, derived once from its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective: GRPO's token loss, the attention term and their distillation counterparts, as pure functions.
+"""The objective as pure functions: GRPO's token loss, the attention term, and distillation.
 
 Every function takes per-token tensors `[G, R]` of one group, and `weights [G, R]` that say how much each token counts. The
 weights of a whole optimiser step (all groups, accumulation steps and processes) come from one normalisation, so the losses of

@@ -1,4 +1,4 @@
-"""What a recipe will need: memory per GPU, and time, from the model's configuration alone."""
+"""The planner: memory per GPU and time of a recipe, from the model's configuration alone."""
 
 from ral.plan.duration import Machine
 from ral.plan.page import Plan, plan, render

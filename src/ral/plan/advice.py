@@ -1,4 +1,4 @@
-"""What to change first where a recipe does not fit: in the words of the recipe, with what each change saves."""
+"""Advice for a recipe that does not fit: changes to its settings, with the memory that each saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""About how long a step takes: the arithmetic of its passes over an assumed utilisation, and of its decoding steps.
+"""Estimates the time of a step: the arithmetic of its passes at an assumed utilisation, and its decoding steps.
 
 An estimate, not a measurement. What is not counted: communication between GPUs, decoding of images and videos, rewards.
 """

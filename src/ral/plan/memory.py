@@ -1,4 +1,4 @@
-"""Memory of one GPU, item by item and phase by phase of a step; every formula says what it counts.
+"""Memory of one GPU by item and phase of a step. Every formula states what it counts.
 
 Counted is what the passes of this package save for the backward, as `torch.autograd.graph.saved_tensors_hooks` shows it;
 `benchmarks/plan.py` holds the sums against measured peaks. Sizes are bytes.

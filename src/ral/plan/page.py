@@ -1,4 +1,4 @@
-"""`plan`: the whole answer for one recipe, as a record, as a table for a terminal, and as JSON."""
+"""`plan`: the complete answer for one recipe, as a record, a terminal table and JSON."""
 
 from __future__ import annotations
 

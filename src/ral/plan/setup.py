@@ -1,4 +1,4 @@
-"""From a recipe to the numbers that memory and time follow from."""
+"""Derives from a recipe the numbers that memory and time depend on."""
 
 from __future__ import annotations
 

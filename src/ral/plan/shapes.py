@@ -1,4 +1,4 @@
-"""The sizes of a model, from its configuration: it is built on the meta device, so no weight is read or allocated."""
+"""The sizes of a model from its configuration, built on the meta device: no weight is read or allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that shows a model learning where to look, and heat maps, from saved artefacts only; no model is loaded."""
+"""Reports and heat maps, made of saved files only; no model is loaded."""
 
 from ral.report.heatmap import render_heatmap_html, render_heatmap_png
 from ral.report.items import write_items

@@ -1,4 +1,4 @@
-"""Reads what one run or evaluation left on disk into typed values; every text that a page may show is made printable here.
+"""Reads the files of one run or evaluation into typed values, and makes every text safe to print.
 
 A report is often wanted for a run that is unfinished, was killed, or was never evaluated. What cannot be read becomes a
 notice that the page shows.

@@ -1,4 +1,4 @@
-"""Which charts a page shows, from what the runs logged and where they looked."""
+"""Chooses the charts of a page from the logged metrics and looks."""
 
 from __future__ import annotations
 

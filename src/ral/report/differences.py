@@ -1,4 +1,4 @@
-"""Paired differences between arms: which are looked at, and what may be concluded of each.
+"""Paired differences between arms: which pairs are compared, and the conclusion for each.
 
 Differences are over seeds where two arms have at least two seeds in common (paired Student's t), else over the items of one
 run each, by the statistics that `ral compare` uses. The p-values of all differences on a page are adjusted together (Holm), and

@@ -1,4 +1,4 @@
-"""The experiment that a page shows: the arms that its folders hold, what they are called, and how they are repeated.
+"""The experiment on a page: the arms in its folders, their names, and their seeds.
 
 Only a folder in which there is nothing to report is an error; what cannot be read becomes a notice that the page shows.
 """

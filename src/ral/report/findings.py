@@ -1,4 +1,4 @@
-"""What the numbers allow to be said beside the differences: the table, a sentence on attention, and the caveats."""
+"""Findings beside the differences: the table, a sentence on attention, and the caveats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The held-out images that the page shows: which ones, and what each arm said and looked at."""
+"""The held-out images on the page, with each arm's answer and attention."""
 
 from __future__ import annotations
 

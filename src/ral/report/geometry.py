@@ -1,4 +1,4 @@
-"""Line charts as geometry: the template draws them as SVG, so that they print and need no script."""
+"""Geometry of line charts. The template draws them as SVG, so they print and need no script."""
 
 from __future__ import annotations
 

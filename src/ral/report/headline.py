@@ -1,4 +1,4 @@
-"""The headline of the page: what was found and how sure it is."""
+"""The headline of the page: the result and its certainty."""
 
 from __future__ import annotations
 

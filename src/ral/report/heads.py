@@ -1,4 +1,4 @@
-"""The head sweep and the causal check, where an evaluation was asked for these probes."""
+"""The head sweep and the causal check, if an evaluation ran these probes."""
 
 from __future__ import annotations
 

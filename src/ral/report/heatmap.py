@@ -1,4 +1,4 @@
-"""Attention heat maps over an image: as a PNG, as a self-contained page, and as the tiles of a report."""
+"""Attention heat maps over an image: as a PNG, as a self-contained page, and as tiles of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of items to page through: `items.html`, which holds every item of one evaluation, and a report's failures."""
+"""Tables of items with pages: `items.html` with all items of one evaluation, and the failures of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slider through training: what the arms said of a few held-out items, and where they looked, step by step."""
+"""The slider over training steps: each arm's answers to a few held-out items, and where it looked."""
 
 from __future__ import annotations
 

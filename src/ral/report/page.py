@@ -1,4 +1,4 @@
-"""Puts the page together: what was read, what may be said of it, charts and gallery, into one file."""
+"""Assembles the page: data, findings, charts and gallery in one file."""
 
 from __future__ import annotations
 

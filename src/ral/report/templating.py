@@ -1,4 +1,4 @@
-"""Renders the templates: everything is escaped, and only the page's own script may run."""
+"""Renders the templates. Everything is escaped, and only the page's own script may run."""
 
 from __future__ import annotations
 

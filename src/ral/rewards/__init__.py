@@ -1,4 +1,4 @@
-"""What completions earn: reward functions, and the scoring of answers they rest on."""
+"""Rewards for completions, and the scorers that read and judge answers."""
 
 from ral.rewards.functions import RewardError, RewardFunction, build_rewards, of_record, score_group, well_formed
 

@@ -1,4 +1,4 @@
-"""The language of answering: what leads to an answer, what takes it back, and what says the opposite.
+"""Phrases around answers: those that introduce, withdraw or deny one.
 
 Texts are `clean` ones. Nothing here knows what is asked for.
 """

@@ -1,4 +1,4 @@
-"""What a completion answers, and how right that is: the one scorer of rewards and of evaluation.
+"""Extracts and scores the answer of a completion, for rewards and evaluation alike.
 
 Two modes, a module each: `compat` reproduces published rewards, quirks included; `strict` is what a careful person would
 call right. No text makes `judge` fail, leave [0, 1] or take longer than linear time (math: `mathematics.TIME_LIMIT`).

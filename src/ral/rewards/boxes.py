@@ -1,4 +1,4 @@
-"""Boxes as answers: read from text, and compared."""
+"""Reads boxes from answers and compares them."""
 
 from __future__ import annotations
 

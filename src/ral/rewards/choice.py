@@ -1,4 +1,4 @@
-"""Which option an answer chooses."""
+"""Reads which option an answer chooses."""
 
 from __future__ import annotations
 

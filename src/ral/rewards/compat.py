@@ -1,4 +1,4 @@
-"""`compat`: what published rewards pay, quirks included ("B." is not B, "1,000" is not 1000), so that results can be compared.
+"""`compat`: scores as published rewards do, with their quirks ("B." is not B, "1,000" is not 1000), for comparable results.
 
 Video-R1 for the kinds it has, R1-V for math, and the overlap that VLM-R1 pays for boxes. Where these pay what no person
 would, docs/evaluation.md names the difference.

@@ -1,4 +1,4 @@
-"""Where a completion says its answer. Both readings take one pass over the text.
+"""Finds the answer in a completion. Both modes read the text once.
 
 A completion of a thinking model answers in `<answer>…</answer>`; `strict` takes the last complete one that stands outside
 the thinking, `compat` the first one anywhere, as Video-R1 does. A completion without thinking is the answer itself.

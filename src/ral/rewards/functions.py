@@ -1,4 +1,4 @@
-"""Rewards for completions: registered by name, or a user's own function with TRL's signature.
+"""Reward functions: registered by name, or a user's own function with TRL's signature.
 
 A reward function is called as `fn(prompts=…, completions=…, **columns)`, all of them lists of equal length,
 and returns one float per completion, or None where it does not apply. Columns are `solution`, `problem_type`,

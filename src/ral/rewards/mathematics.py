@@ -1,4 +1,4 @@
-"""Equality of mathematical answers, decided by math-verify in a process of its own.
+"""Equality of mathematical answers, decided by math-verify in its own process.
 
 SymPy can hang or fill the memory on a short expression (`9^{9^{9^9}}`), inside C code that no signal or
 thread can stop. So the comparison runs in a child that is killed at the time limit and started again for the

@@ -1,4 +1,4 @@
-"""Which number an answer states, in digits or words, with its magnitude and unit."""
+"""Reads the number of an answer, in digits or words, with its magnitude and unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of one text is in another: ROUGE and the word error rate, over tokens of any script.
+"""Overlap of two texts: ROUGE and the word error rate, over tokens of any script.
 
 Longest common subsequences and edit distances come from RapidFuzz: they compare 64 tokens at a time, so that a completion of
 100,000 characters takes part of a second.

@@ -1,4 +1,4 @@
-"""Free-form answers: how much of the solution an answer says, and nothing for one that says otherwise."""
+"""Scores free-form answers by overlap with the solution, and gives nothing for a contradiction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer is held to, and the form of every scorer."""
+"""The type of all scorers, and `Expected`, which they compare an answer with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`strict`: what a careful person would call right."""
+"""`strict`: scores as a careful person would."""
 
 from __future__ import annotations
 

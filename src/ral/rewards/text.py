@@ -1,4 +1,4 @@
-"""Texts as a reader sees them: characters, invisible signs, LaTeX, markdown. Every function takes time linear in the text."""
+"""Normalises text as a reader sees it: characters, invisible characters, LaTeX, markdown. Every function takes linear time."""
 
 from __future__ import annotations
 

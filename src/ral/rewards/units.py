@@ -1,4 +1,4 @@
-"""Units of measurement by the ways they are written, each with what it measures and how much of its base unit it is."""
+"""Units of measurement: spellings, the measured quantity, and the factor to its base unit."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Groups of completions: sampled by the policy itself or by a server, and scored."""
+"""Rollouts: groups of completions, sampled by the policy itself or by a server."""

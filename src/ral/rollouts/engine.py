@@ -1,4 +1,4 @@
-"""Engines: who samples the completions. Training and the evaluation while training ask the same one."""
+"""Engines, which sample completions. Training, and evaluation during training, share one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed records between the stages: a prompt group from its rollouts to the objective.
+"""Typed records between the stages: a prompt group from rollout to objective.
 
     SampledGroup → ScoredGroup → TrainingGroup(scored, Targets, OldPass)
 

@@ -1,4 +1,4 @@
-"""Rollouts: G completions behind every prompt, sampled from the policy with transformers.
+"""Samples G completions for every prompt from the policy, with transformers.
 
 Each prompt is prefilled once, and its keys and values are held once for the G completions, too. Rows that have ended leave
 the batch, and the next prompts enter it.

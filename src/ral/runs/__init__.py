@@ -1,1 +1,1 @@
-"""The folder of a run: what it holds, checkpoints that can be trusted, an exact resume, interruption."""
+"""Run folders: their files, trustworthy checkpoints, exact resume, interruption."""

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: a manifest with the hash of every file, written last.
+"""Trustworthy checkpoints: a manifest, written last, holds the hash of every file.
 
 checkpoint-N/manifest.json    {"processes": …, "resumable": …, "files": {name: {"bytes": …, "sha256": …}}}
 

@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, what it says about its origin, and its metrics.
+"""The run folder: the right to write into it, the record of its origin, and its metrics.
 
 `ral.runs.names` says what lies in it. Beside that: checkpoint-N/ (`ral.runs.checkpoints`), and nonfinite-N/ and
 failed-reward-N/, what a guard stopped the run at.

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run is saved where it can be gone on from exactly, and ends."""
+"""SIGTERM and Ctrl-C: saves the run at a point where it can resume exactly, and ends it."""
 
 from __future__ import annotations
 

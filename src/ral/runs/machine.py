@@ -1,4 +1,4 @@
-"""What a process uses of its machine."""
+"""The resources of the machine that a process uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of what lies in a run folder: one place for who writes it and who reads it. Imports nothing.
+"""Names of all files in a run folder, for writers and readers alike. Imports nothing.
 
 RUN/                    what one training run leaves
   config.yaml           every setting, as resolved; `ral train` takes it as a recipe

@@ -1,4 +1,4 @@
-"""Keeps credentials out of what is written and shown: settings, messages, reports."""
+"""Removes credentials from everything that is written or shown: settings, messages, reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may change when a run goes on from a checkpoint, and what is refused, with the old and the new value."""
+"""Settings that may change when a run resumes. Other changes are refused with the old and the new value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is one model better than another? Intervals, paired tests and the sentence a paper would print.
+"""Statistics that compare models: intervals, paired tests, and the sentence that a paper would print.
 
 Items of one benchmark are paired: see `ral.statistics.paired`. Over training seeds, use the interquartile mean and the
 probability of improvement: see `ral.statistics.seeds`.

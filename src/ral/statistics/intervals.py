@@ -1,4 +1,4 @@
-"""Intervals of means and proportions over items, and over a few runs that differ in their seed."""
+"""Intervals of means and proportions, over items and over a few seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired tests: both models answered the same items, so every test works on differences per item.
+"""Paired tests for two models that answered the same items: every test uses differences per item.
 
 Items that share an image or video are not independent; they have one `cluster`.
 """

@@ -1,4 +1,4 @@
-"""Many training seeds on several tasks: the interquartile mean and the probability of improvement (arXiv 2108.13264)."""
+"""Many seeds on several tasks: the interquartile mean and the probability of improvement (arXiv 2108.13264)."""
 
 from __future__ import annotations
 

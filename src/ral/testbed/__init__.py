@@ -1,4 +1,4 @@
-"""The embedded default: a real, small vision-language model and tasks with known boxes, all inside the package."""
+"""The testbed: a real, small vision-language model and tasks with known boxes, all inside the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""easy-vqa (PyPI, third party): synthetic shapes, 13 answers, about three quarters of them yes or no."""
+"""easy-vqa (PyPI, third party): synthetic shapes, 13 answers; about three quarters are yes or no."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered episodes as videos: an agent in a small room picks things up; what, where and in which order is asked.
+"""Rendered episodes as videos: an agent picks things up. Questions ask what, where and in which order.
 
 The room, its rules and its pictures are MiniGrid's (PyPI `minigrid`, Farama). A pick-up takes two seconds of the video:
 at the start of each the agent stands before the thing, an eighth of a second later the thing is gone, and the rest of the

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of about a million parameters, and a Qwen2 of half that: real classes, small sizes, a small vocabulary."""
+"""A Qwen2.5-VL with about a million parameters, and a Qwen2 with half as many: real classes, small vocabulary."""
 
 from __future__ import annotations
 

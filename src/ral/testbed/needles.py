@@ -1,4 +1,4 @@
-"""The needle search: a text of many lines, one of which answers "what colour is inside the red ring?", and where it stands.
+"""The needle search: one of many lines of a text answers "what colour is inside the red ring?"; its place is known.
 
 The ring search in words: the same question and answers, before a text of any length in place of an image.
 """

@@ -1,4 +1,4 @@
-"""The ring search: coloured rings on a grid, "what colour is inside the red ring?", with the target's exact box."""
+"""The ring search: coloured rings on a grid, "what colour is inside the red ring?", with the exact box of the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The testbed's data sets in one registry: what draws their records, how many, with which seeds, for which purpose.
+"""The registry of the testbed's data sets: generators, sizes and seeds, by purpose.
 
 Recipes (`data: rings`), evaluations (`ral eval --tasks rings`), cold starts (`experiments.testbed.cold_start`) and the planner
 read it. A set that is put into `SETS` is known to all of them.

@@ -1,1 +1,1 @@
-"""The training loop, and what it does around each optimiser step."""
+"""The training loop, and everything around an optimiser step."""

@@ -1,4 +1,4 @@
-"""Measures the gradients of the token loss and the attention term, and keeps the second at a stated share of the first."""
+"""Measures the gradients of both losses, and keeps the attention term's at a chosen share of the token loss's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which prompts are trained on."""
+"""The order of prompts in training."""
 
 from __future__ import annotations
 

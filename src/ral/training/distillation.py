@@ -1,4 +1,4 @@
-"""On-policy distillation from a teacher: its token distributions (GKD) and its attention, on the student's own rollouts."""
+"""On-policy distillation: the teacher's token distributions (GKD) and attention, on the student's own rollouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guard leaves of the batch that a run stopped at: safetensors and JSON, from which `ral replay` runs it again.
+"""Dumps of the batch that stopped a run, as safetensors and JSON. `ral replay` runs them again.
 
 nonfinite-N/batch-R.safetensors    tensors of process R's micro-batches, by their place in the JSON file
 nonfinite-N/batch-R.json           the rest of them, the step and the settings; written last

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt show the evidence (boxes on images and videos, or spans of a document), and which give the answer."""
+"""Finds the tokens of a prompt that show the evidence (boxes or document spans), and the tokens of the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes transformers' Trainer lose nothing: checkpoints that are sealed and checked, and a resume that is exact.
+"""Sealed checkpoints and exact resume for transformers' Trainer.
 
 Saving and loading have no public seam in Trainer; the private methods that are overridden are all in this file, and
 `tests/training/test_exact_resume.py` tells when one of them changes its meaning.

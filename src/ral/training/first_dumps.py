@@ -1,4 +1,4 @@
-"""Reads dumps of the first format, in which a group was one row of tensors by name."""
+"""Reads dumps of the first format, which stored a group as tensors by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packed forward of prompt groups, as a run's settings ask for it."""
+"""The packed forward of prompt groups with a run's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings of a run that goes on: it learns nothing, or the wrong thing."""
+"""Warns of a run that learns nothing, or the wrong thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run that goes on."""
+"""Updates the report while a run goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of prompt groups, from the policy's packed forward: each is a `Term` of a loss and its metrics.
+"""The losses of prompt groups from the policy's packed forward. Each is a `Term`: a loss and its metrics.
 
 Targets and the old pass are stored in the group; the formulas are those of `ral.objective`.
 """

@@ -1,4 +1,4 @@
-"""The guard of every run: nothing that is not a number reaches the weights, and the batch is kept for `ral replay`."""
+"""Stops a run before a NaN or infinity reaches the weights, and keeps the batch for `ral replay`."""
 
 from __future__ import annotations
 

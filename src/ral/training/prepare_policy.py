@@ -1,4 +1,4 @@
-"""The policy as training starts from it."""
+"""Prepares the policy for training."""
 
 from __future__ import annotations
 

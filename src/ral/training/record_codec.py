@@ -1,4 +1,4 @@
-"""Typed records as JSON with their tensors beside it, and back. All fields of a record are kept, a new one as well."""
+"""Encodes typed records as JSON plus tensors, and decodes them. Every field is kept, new ones as well."""
 
 from __future__ import annotations
 

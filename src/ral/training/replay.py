@@ -1,4 +1,4 @@
-"""`ral replay DUMP`: runs the batch of a dump again, and says where it becomes non-finite."""
+"""`ral replay DUMP`: runs the batch of a dump again, and finds where it becomes non-finite."""
 
 from __future__ import annotations
 

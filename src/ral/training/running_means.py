@@ -1,4 +1,4 @@
-"""Running means of what is observed between two logged steps, over groups and processes."""
+"""Running means of metrics between two logged steps, over groups and processes."""
 
 from __future__ import annotations
 

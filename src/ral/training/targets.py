@@ -1,4 +1,4 @@
-"""What the losses compare the policy with: computed once for a rollout batch, before its first update.
+"""Computes what the losses compare the policy with, once per rollout batch before the first update.
 
 A target is a function of the run's models and one micro-batch of scored groups. To add one, write the function and put it into
 `TARGETS` under a name; an anchor that asks for that name (`Anchor(term, target=name)`) finds it in `AttentionState.target`.

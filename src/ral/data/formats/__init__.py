@@ -1,4 +1,4 @@
-"""Data formats of other packages, each read as it is into `Record`s.
+"""Data formats of other packages, read into `Record`s without changes to the data.
 
 The format of a row is told by its fields; the first that knows them reads the row:
 

@@ -1,4 +1,4 @@
-"""Formats that ask in messages: earlier turns are context, a last reply is the worked example."""
+"""Formats with messages: earlier turns are context, and the last reply is the worked example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats with the question and the answer in columns of their own."""
+"""Formats with the question and the answer in their own columns."""
 
 from __future__ import annotations
 

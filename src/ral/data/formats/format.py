@@ -1,4 +1,4 @@
-"""What a format is."""
+"""The type `Format`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks `ral` evaluates on, by name; a task that is put into `BENCHMARKS` is found like the others."""
+"""The evaluation tasks by name. A task that is added to `BENCHMARKS` is found like the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own data as a task: any file that training reads, scored as training scores it."""
+"""The user's own data as a task: any file that training reads, scored as in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark's table, from the hub or from a local copy of it, with fields taken out by kind."""
+"""Rows of a benchmark's table, from the hub or a local copy, with typed access to their fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task by its name, with its data bound to it: where they lie, and how many items."""
+"""Finds a task by name and binds its data: the location, and the number of items."""
 
 from __future__ import annotations
 

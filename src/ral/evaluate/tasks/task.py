@@ -1,4 +1,4 @@
-"""What a task is: records, a score for each completion, and one number per heading for all of them."""
+"""`Task`: records, a score for each completion, and one number per group."""
 
 from __future__ import annotations
 

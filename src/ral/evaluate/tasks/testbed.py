@@ -1,4 +1,4 @@
-"""The testbed's tasks, which need no download: one for every set of `ral.testbed.sets`, on records that nothing trains on."""
+"""The testbed's tasks, one for each set of `ral.testbed.sets`, on held-out records; they need no download."""
 
 from __future__ import annotations
 

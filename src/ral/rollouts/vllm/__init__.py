@@ -1,4 +1,4 @@
-"""Rollouts from a vLLM server, which lives in an environment, and usually on GPUs, of its own.
+"""Rollouts from a vLLM server, which has its own Python environment and usually its own GPUs.
 
 The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their media beside them,
 completions come back as token ids with the log-probabilities they were drawn at. New weights are written to a folder that

@@ -1,4 +1,4 @@
-"""LoRA adapters, sent to a server merged into their base model's weights."""
+"""Merges LoRA adapters into the base weights that are sent to a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client: a running vLLM server as a sampler of completions."""
+"""The client of a running vLLM server, which samples completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos as a server is sent them: the frames without loss, at a rate that puts them where they stand for the policy."""
+"""Videos for a server: lossless frames, at a rate that gives the policy's positions."""
 
 from __future__ import annotations
 
