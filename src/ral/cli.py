@@ -18,7 +18,9 @@ from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
 
 if TYPE_CHECKING:
+    from ral.data.record import Record
     from ral.evaluate.answering import Glance
+    from ral.rewards.answers import Mode
 
 
 class _Commands(TyperGroup):
@@ -233,18 +235,14 @@ def check(
 
     from ral.data.check import check_records
     from ral.data.readers import read_records
-    from ral.data.record import BoxScale
     from ral.data.settings import PromptSettings
     from ral.recipe import parse_settings
-    from ral.rewards.answers import Mode, unscorable
+    from ral.rewards.answers import Mode
 
     if max_prompt_tokens is not None and model is None:
         raise UsageError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
-    reading: dict[str, Any] = {
-        "root": data_root, "allow_outside": allow_outside, "columns": columns and _mapping(columns, "--columns"),
-        "box_scale": box_scale and _choice(BoxScale, box_scale, "--box-scale"),
-    }  # fmt: skip
+    reading = {"root": data_root, "allow_outside": allow_outside, **_naming(columns, box_scale)}
     prompt = PromptSettings(**parse_settings(PromptSettings, context.args))
     processor = None
     if model is not None:
@@ -257,9 +255,7 @@ def check(
         bar = progress.add_task("rows", total=None)
         result = check_records(
             lambda on_error: read_records(data, split=split, on_error=on_error, **reading),
-            unscorable=lambda record: next(
-                filter(None, (unscorable(s, record.problem_type, record.options, mode) for s in record.solutions)), ""
-            ),
+            unscorable=lambda record: _unscorable(record, mode),
             evaluation=read_records(eval_data, split="test", **reading) if eval_data else (),
             processor=processor,
             max_prompt_tokens=max_prompt_tokens,
@@ -269,6 +265,24 @@ def check(
         )  # fmt: skip
     typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
+
+
+def _naming(columns: str | None, box_scale: str | None) -> dict[str, Any]:
+    """What the data calls its columns and what its boxes count, as `read_records` takes them."""
+    from ral.data.record import BoxScale
+
+    return {
+        "columns": None if columns is None else _mapping(columns, "--columns"),
+        "box_scale": None if box_scale is None else _choice(BoxScale, box_scale, "--box-scale"),
+    }
+
+
+def _unscorable(record: Record, mode: Mode) -> str:
+    """Why no answer to one of the record's solutions could ever be right, or ""."""
+    from ral.rewards.answers import unscorable
+
+    reasons = (unscorable(one, record.problem_type, record.options, mode) for one in record.solutions)
+    return next(filter(None, reasons), "")
 
 
 def _mapping(value: str, option: str) -> dict[str, Any]:
