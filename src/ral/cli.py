@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Shows what the user can mend as one line: a RalError, or a path that the system refuses. All else is a mistake of ours."""
+    """Prints errors that the user can fix as one line: a RalError, or a path that the system refuses. Others are bugs."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -39,9 +39,9 @@ class _Commands(TyperGroup):
 
 
 class _TakesSettings(TyperCommand):
-    """A command that takes the fields of a dataclass as `--field value`, beside its own options and in any order.
+    """A command that accepts the fields of a dataclass as `--field value`, mixed with its own options in any order.
 
-    What is read of them stands in `context.args`, for `ral.recipe.parse_settings`.
+    `context.args` holds these words for `ral.recipe.parse_settings`.
     """
 
     #: The dataclass, as `module:name`: a module may be slow to import. What fields are that are not given.
@@ -115,7 +115,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run t
 
 @app.command(context_settings=_TAKES_OVERRIDES)
 def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
-    """Fine-tune on worked examples, the stage before `ral train`. Every key can be given as --key VALUE and wins."""
+    """Fine-tune on worked examples, the stage before `ral train`. --key VALUE overrides any key of the recipe."""
     from ral.recipe import load_recipe, read_given
 
     read_given(recipe, context.args)  # refuses at once what can be; the rest is slow to import
@@ -130,7 +130,7 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
 
 @app.command(context_settings=_TAKES_OVERRIDES)
 def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
-    """Train what a recipe says, and write the run's report. Every key can be given as --key VALUE and wins."""
+    """Train by a recipe and write the run's report. --key VALUE overrides any key of the recipe."""
     from ral.recipe import load_recipe
 
     loaded = load_recipe(recipe, context.args)
@@ -166,9 +166,9 @@ def plan(
     layer_ms: Annotated[float, typer.Option(help="Least milliseconds of a layer in a decoding step.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a recipe of `ral train` will need: memory per GPU, what to change if it does not fit, and about how long.
+    """Estimate what a recipe of `ral train` needs: memory per GPU, changes if it does not fit, and time.
 
-    From the model's configuration alone. Every key of the recipe can be given as --key VALUE. Exit code 1: does not fit.
+    Reads the model's configuration only. --key VALUE overrides any key of the recipe. Exit code 1: it does not fit.
     """
     from ral.recipe import read_given
 
@@ -197,7 +197,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Folder to write the model to.")],
 ) -> None:
-    """Merge an adapter into its base model, and write the whole model for use without this package."""
+    """Merge an adapter into its base model and write the whole model, for use without this package."""
     from ral.models.loading import export
 
     export(run, output)
@@ -230,7 +230,7 @@ def check(
     examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
     clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
 ) -> None:
-    """Say what is in a data set and what is wrong with it. Exit code 1 when training would fail."""
+    """List the content of a data set and its errors. Exit code 1 if training would fail."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from ral.data.check import check_records
@@ -319,7 +319,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
 ) -> None:
-    """Evaluate a model on tasks: answers, their scores, and where it looked. Goes on where it was cut off."""
+    """Evaluate a model on tasks: answers, scores, and where it looked. Continues an interrupted evaluation."""
     from rich.progress import Progress
 
     from ral.evaluate.answering import load_for_answering
@@ -362,7 +362,7 @@ def look(
         Path | None, typer.Option(help="The video, in place of an image: one map a temporal patch.")
     ] = None,
 ) -> None:
-    """Draw where a model looks when it decides on its answer to a question about an image or a video."""
+    """Draw where a model looks when it answers a question about an image or a video."""
     from ral.evaluate.answering import glance, load_for_answering
     from ral.evaluate.settings import EvalSettings
     from ral.recipe import parse_settings
@@ -414,7 +414,7 @@ def compare(
     run_a: Annotated[Path, typer.Argument(help="A run folder with evaluations.", show_default=False)],
     run_b: Annotated[Path, typer.Argument(help="The run to compare with it.", show_default=False)],
 ) -> None:
-    """Compare the evaluations of two runs, item by item, on the tasks that both have."""
+    """Compare the evaluations of two runs, item by item, on their common tasks."""
     from ral.evaluate.comparison import compare_runs
 
     for sentence in compare_runs(run_a, run_b):
@@ -432,7 +432,7 @@ def replay(
         typer.Option(help="The function to call again, as a recipe names it.", show_default="none is called"),
     ] = None,
 ) -> None:
-    """Run the batch again that stopped a run, and show where it becomes non-finite."""
+    """Run again the batch that stopped a run, and show where it becomes non-finite."""
     from tempfile import TemporaryDirectory
 
     from ral.training.replay import replay
@@ -452,7 +452,7 @@ def report(
         Path | None, typer.Option(help="File to write.", show_default="report.html in the folder, of several here")
     ] = None,
 ) -> None:
-    """Write one page on runs, without network: report.html, or items.html of an evaluation. Seeds of one setting are an arm."""
+    """Write one page on runs: report.html, or items.html for an evaluation. Runs that differ only in the seed form an arm."""
     from ral.report import write_items, write_report
 
     if len(runs) == 1 and (runs[0] / ITEMS).is_file():

@@ -42,7 +42,7 @@ CHOICES: dict[str, Collection[str]] = {
 
 
 def refuse_credentials(args: TrainingArguments) -> None:
-    """Raise ConfigError for a credential among the settings, which every checkpoint holds a copy of."""
+    """Raise ConfigError if a setting holds a credential, because every checkpoint stores a copy of the settings."""
     if args.hub_token:
         raise ConfigError(
             "hub_token is a credential and would be copied into every checkpoint; leave it out, and log in with "
@@ -58,32 +58,32 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 @dataclass
 class RALConfig(PromptFields, TrainingArguments):
-    """Settings of Reinforced Attention Learning, beside those of prompts and all of `transformers.TrainingArguments`.
+    """Settings of Reinforced Attention Learning, together with `PromptSettings` and `transformers.TrainingArguments`.
 
-    `per_device_train_batch_size` counts completions, as in TRL: a multiple of `num_generations`. Where the paper's value is
-    known it is the default.
+    `per_device_train_batch_size` counts completions, as in TRL, and is a multiple of `num_generations`. Defaults are the
+    paper's values, if these are known.
     """
 
     # --- the attention term -------------------------------------------------------------------------------------
     attention_coef: float = setting(1.0, "λ, the weight of the attention term (paper: 0.5, 1 or 5); 0 is plain GRPO.")
     attention_anchor: str = setting(
-        "old", "What attention is pulled to: old (the paper's), ref, group, credit, evidence, explore or teacher."
+        "old", "Target of attention: old (the paper's), ref, group, credit, evidence, explore or teacher."
     )
-    attention_query: Query = setting("token", "Whose attention: the completion token (paper) or its predictor.")
-    attention_keys: Keys = setting("all", "Which earlier positions: all (paper), prompt or visual.")
+    attention_query: Query = setting("token", "Attention rows: of the completion token (paper) or of its predictor.")
+    attention_keys: Keys = setting("all", "Earlier positions that rows cover: all (paper), prompt or visual.")
     attention_layers: list[int] = field(
-        default_factory=lambda: [-1], metadata={"help": "Decoder layers that are trained (paper: the last)."}
+        default_factory=lambda: [-1], metadata={"help": "Decoder layers whose attention is trained (paper: the last)."}
     )
     attention_advantage: AttentionAdvantage = setting(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
-    attention_skip: int = setting(0, "Leading prompt tokens left out of the distribution, as attention sinks.")
+    attention_skip: int = setting(0, "Number of leading prompt tokens that rows leave out, as attention sinks.")
     attention_share: float | None = setting(
-        None, "Scale λ so that the attention gradient's norm is this share of the token gradient's, as last measured."
+        None, "Scale λ so that the attention gradient's norm is this share of the token gradient's norm."
     )
     explore_sigma: float = setting(0.5, "Standard deviation of the look bias of the explore anchor, in logits.")
     explore_ratio: TokenRatio = setting(
-        "policy", "Old log-probabilities of the token ratio: the policy's without the bias, or the biased ones (exact)."
+        "policy", "Old log-probabilities of the token ratio: policy (without the bias) or behaviour (with it; exact)."
     )
 
     # --- on-policy distillation (needs a teacher) -------------------------------------------------------------------
@@ -107,14 +107,14 @@ class RALConfig(PromptFields, TrainingArguments):
     )
 
     # --- rollouts -------------------------------------------------------------------------------------------------
-    temperature: float = setting(0.9, "Sampling temperature; log-probabilities are taken at it, too.")
+    temperature: float = setting(0.9, "Temperature of sampling and of log-probabilities.")
     top_p: float = setting(1.0, "Nucleus sampling mass.")
     top_k: int = setting(0, "Sample from the k most likely tokens; 0: from all.")
     max_completion_length: int = setting(1024, "Longest completion in tokens; longer ones are cut and counted.")
     rollout_rows: int | None = setting(
         None, "Completions sampled at once; None: what a quarter of the device's memory holds. It changes none of them."
     )
-    rollout_engine: str = setting("transformers", "Who samples: the policy itself (transformers) or a server (vllm).")
+    rollout_engine: str = setting("transformers", "Sampler: the policy itself (transformers) or a server (vllm).")
     vllm_url: str = setting("http://127.0.0.1:8000", "Address of the vLLM server.")
     vllm_weights: str | None = setting(
         None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
@@ -133,7 +133,7 @@ class RALConfig(PromptFields, TrainingArguments):
     )
 
     attention_kernel: Kernel = setting(
-        "sdpa", "What computes the attention of a packed row: sdpa, or FlexAttention (flex, on GPUs)."
+        "sdpa", "Attention kernel for packed rows: sdpa, or flex (FlexAttention, on GPUs)."
     )
 
     # --- measuring ------------------------------------------------------------------------------------------------

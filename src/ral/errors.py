@@ -1,6 +1,7 @@
 """Errors that a user can fix. The command line prints them as one line, and any other exception as a traceback.
 
-Kinds that several rooms raise are here; a kind that one module raises stands beside it and derives from one of these.
+This module holds the kinds that several rooms raise. If only one module raises a kind, that module defines it and derives it from one
+of these.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 
 class RalError(Exception):
-    """The base of all of them. The message says what was expected and what to do."""
+    """The base class of these errors. The message says what was expected and what to do."""
 
 
 class ConfigError(RalError, ValueError):
@@ -26,11 +27,11 @@ class UsageError(RalError, ValueError):
 
 
 class RunError(RalError, ValueError):
-    """A folder that does not hold the run, checkpoint or dump that is asked of it, or holds one that is in the way."""
+    """A folder without the expected run, checkpoint or dump, or with one that is in the way."""
 
 
 class WorkerError(RalError, RuntimeError):
-    """A process that helps has died or does not start; the message says which and what to do."""
+    """A helper process died or does not start; the message names it and says what to do."""
 
 
 class MissingPackageError(RalError, ImportError):
@@ -41,7 +42,7 @@ class MissingPackageError(RalError, ImportError):
 def refused_by(library: str, what: object) -> Iterator[None]:
     """Raises ConfigError in place of what `library` raises, anywhere in it, about `what` the user gave.
 
-    Only calls of that library belong in it: a mistake of ours would look like the user's.
+    Put only calls of that library into it; otherwise a bug in `ral` would look like the user's mistake.
     """
     try:
         yield

@@ -22,9 +22,9 @@ _PART = ".part"
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; a reader or a crash half-way sees the old file or the new one, never a part.
+    """Write `content` to `path` atomically: readers, also after a crash, see the old file or the new one, never a part.
 
-    Missing parent folders are made. Raises OSError as the file system does, with the temporary file removed.
+    Creates missing parent folders. Raises OSError as the file system does, and removes the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what atomic writes into `folder` left there because their process was killed."""
+    """Remove the temporary files that killed processes left in `folder`."""
     for path in folder.glob(f".*{_PART}"):
         path.unlink()
 
@@ -56,7 +56,7 @@ def atomic_write_text(path: Path, content: str) -> None:
 def json_line(row: Mapping[str, Any]) -> str:
     """One line of a JSONL file, newline included.
 
-    NaN and infinities become null: they are no JSON, and browsers refuse the whole file for one of them.
+    NaN and infinities become null: JSON does not have them, and browsers would refuse the whole file.
 
     >>> json_line({"step": 1, "loss": float("nan")})
     '{"step": 1, "loss": null}\\n'
@@ -67,7 +67,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file, in order.
 
-    A last line without its newline is a write that was cut off and is left out. Raises DataError with file
+    A last line without a newline comes from an interrupted write and is skipped. Raises DataError with file
     and line for any other line that is not a JSON object, and FileNotFoundError.
     """
     with open(path, encoding="utf-8") as stream:
@@ -92,7 +92,7 @@ for _tag in ("timestamp", "value"):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML 1.2 text: `no` is a word, `1e-5` a number, and no key stands twice.
+    """Parse a YAML 1.2 text: `no` is a word, `1e-5` is a number, and keys may not repeat.
 
     Raises DataError, in one line, for anything else, and for a reference (`*name`): references to references can stand for
     more values than any machine holds.

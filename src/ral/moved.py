@@ -41,7 +41,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds a moved module, or one inside of a moved package, by its old name; both names hold the same module object."""
+    """Finds moved modules, and modules inside moved packages, by their old names. Both names give the same module object."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +56,7 @@ class MovedModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It ran under its own name, and keeps it: the import system has just written the old one into it."""
+        """Restore the module's own spec, which the import system has just overwritten. The module itself has run already."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state
 

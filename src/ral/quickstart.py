@@ -1,8 +1,7 @@
 """`ral quickstart`: trains GRPO and RAL from the shipped start checkpoint and writes a page that compares them.
 
-Every arm is a recipe (`ral/testbed/recipes`), trained as `ral train` does and evaluated as `ral eval` does, in a process of its
-own with its share of the cores. All see the same prompts in the same order, draw their random numbers from the same seed and
-make the same number of updates.
+Every arm is a recipe (`ral/testbed/recipes`). It is trained as by `ral train` and evaluated as by `ral eval`, in its own process
+with its share of the cores. All arms get the same prompts in the same order, use the same seed and make the same number of updates.
 """
 
 from __future__ import annotations

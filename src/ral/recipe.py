@@ -1,11 +1,11 @@
 """Recipes: flat YAML files of about twenty lines. The command line can override every key.
 
-The keys are those of a `BaseRecipe` (what to train, on what) and of its settings (how). `Recipe` is the task of `ral train`,
-with the settings of `RALConfig`; other commands read tasks of their own with the same loader. A recipe is data only: YAML
-is read with a safe loader, and nothing in it is imported or evaluated. Settings that come as words of a command line alone,
-as those of `ral eval`, are read by the same rules (`parse_settings`).
+The keys are the fields of a `BaseRecipe` (model and data) and of its settings `args`. `Recipe` belongs to `ral train`
+and has the settings of `RALConfig`. Other commands define their own recipes and use the same loader. A recipe is data only: a
+safe loader reads the YAML, and nothing in it is imported or evaluated. `parse_settings` reads settings from a command line alone,
+as for `ral eval`, by the same rules.
 
-What is slow to import is imported after the file is found good.
+Slow imports come after the file is found to be valid.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecipe:
-    """What a recipe trains, and on what; `args` says how, with every setting resolved and checked."""
+    """Model and data of a recipe. `args` holds all settings, resolved and checked."""
 
     model: str = field(
         metadata={"help": "Checkpoint folder or hub id of the model to train; `start` is the embedded one."}
@@ -95,7 +95,7 @@ class BaseRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(BaseRecipe):
-    """The task of `ral train`: reinforcement, and distillation from a teacher."""
+    """The recipe of `ral train`: reinforcement, and distillation from a teacher."""
 
     teacher: str | None = field(
         default=None, metadata={"help": "Checkpoint folder or hub id of the model to distil from."}
@@ -151,7 +151,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Base
 
 
 def read_given(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of a recipe and those of the command line, before their keys and types are looked at; imports nothing slow.
+    """Read the values of a recipe and of the command line without a check of keys and types. Imports nothing slow.
 
     Raises DataError for a file that cannot be read, invalid YAML, a key given twice and words that are no overrides, and
     ConfigError for a setting that was removed.

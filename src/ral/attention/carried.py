@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 class Carried(Generic[T]):
-    """An argument of `forward` that no wrapper looks into: the layers get `value` itself, and what they fill in is kept.
+    """An opaque argument of `forward`. Layers get `value` itself, not a copy, so the caller sees what they write into it.
 
-    FSDP2 builds every dataclass, dict, list and tuple among a layer's arguments anew: to cast tensors (a mixed-precision
-    policy), and to see gradients pass. A layer would then fill in a copy. DDP and DeepSpeed move such arguments to a device.
-    All of them hand on objects of any other kind. So this class must not become a dataclass.
+    FSDP2 rebuilds every dataclass, dict, list and tuple among a layer's arguments, to cast tensors (mixed precision) and to
+    observe gradients. A layer would then write into a copy. DDP and DeepSpeed move such arguments to a device. All of them pass
+    on other objects unchanged. So this class must not become a dataclass.
     """
 
     __slots__ = ("value",)

@@ -1,7 +1,7 @@
 """FlexAttention over a packed row: one call for all groups, without copies of prompt keys.
 
-The second kernel of the packed group. SDPA makes a call for every block of completions, on a copy of the prompt's keys and
-values; here a mask says who sees whom, and tiles in which nobody sees anybody are skipped.
+This is the second kernel for packed rows. SDPA needs one call per block of completions, on a copy of the prompt's keys and
+values. FlexAttention uses a mask over the whole row and skips its empty tiles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KernelError(ConfigError):
 
 @dataclass(frozen=True)
 class FlexRow:
-    """What FlexAttention is told about one packed row, the same for all of its layers.
+    """The mask and the biases of one packed row, shared by all layers.
 
     Attributes:
         layout: of the row. seen: which keys each query sees. bias: adds the look biases to the scores; None without any.
@@ -127,7 +127,7 @@ def _bias(layout: PackedLayout, own: Tensor) -> ScoreMod | None:
 
 
 def _on(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled on accelerators. On CPU as it is: plain mathematics on the whole matrix of scores, slow and exact."""
+    """FlexAttention for a device: compiled on accelerators; on CPU uncompiled, which is exact but slow."""
     return function if device.type == "cpu" else _compiled(function)
 
 

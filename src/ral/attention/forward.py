@@ -37,7 +37,7 @@ LOGIT_CHUNK_ELEMENTS = 2**26
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt ready for packing: everything about it that does not change between passes.
+    """One prompt ready for packing: all its values that do not change between passes.
 
     Attributes:
         input_ids: `[P]`. position_ids: `[3, P]` (M-RoPE) or `[P]`.
@@ -45,7 +45,7 @@ class Prompt:
         places: `[N]` where the N visual tokens stand, in the order of `grids`.
         features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
         inputs: the processor's dict.
-        together: `[P]` numbers of the sets of tokens that see each other (-1: none), or None.
+        together: `[P]` set number of tokens that see each other in both directions (-1: none), or None.
     """
 
     input_ids: Tensor
@@ -73,13 +73,13 @@ class GroupOutput:
 
     Attributes:
         logps: `[G, R]` log-probability of each completion token (0 on padding), at the given temperature.
-        entropy: `[G, R]` entropy of the distribution it was drawn from, detached (nats).
+        entropy: `[G, R]` entropy of the token distribution, detached (nats).
         mask: `[G, R]` bool, true on real tokens.
         layers: layer → policy rows p^t `[G, R, P+R]`.
-        own: layer → `[G, R]` what each token gives to itself, detached: the rows are what is left without it, to sum to 1.
+        own: layer → `[G, R]` attention of each token to itself, detached; rows exclude it and are renormalised.
         visual: `[P]` bool.
         extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
-        heads: layer → attention of every head `[H, G, R, P+R]`, where it was asked for.
+        heads: layer → attention of every head `[H, G, R, P+R]`, if requested.
     """
 
     logps: Tensor
@@ -93,7 +93,7 @@ class GroupOutput:
 
     @property
     def attention(self) -> Tensor:
-        """Policy rows of the (last named) captured layer: `[G, R, P+R]`."""
+        """Policy rows `[G, R, P+R]` of the last captured layer in `layers`."""
         return next(reversed(self.layers.values()))
 
     @torch.no_grad()
@@ -289,7 +289,7 @@ def forward_group(
     kernel: Kernel = "sdpa",
     repeated: bool | None = None,
 ) -> GroupOutput:
-    """Log-probabilities and attention-policy rows of G completions behind one prompt, in one packed forward pass.
+    """Compute log-probabilities and policy rows of G completions of one prompt, in one packed forward pass.
 
     Args:
         prompt_inputs: the processor's dict for ONE prompt. completions: G 1-D LongTensors.
@@ -342,7 +342,7 @@ def _pack_positions(prompts: Sequence[Prompt], groups: Sequence[GroupLayout]) ->
 
 
 class _LogProbHead:
-    """Computes log-probabilities inside the model's forward, where the output embedding's input is at hand.
+    """Computes log-probabilities inside the model's forward pass, from the input of the output embedding.
 
     A forward pre-hook on the output embedding takes the hidden states, applies the head to them in chunks that are
     recomputed in the backward pass, and leaves an empty tensor for the model's own call. So `model(...)` is called as a

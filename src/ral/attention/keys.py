@@ -14,7 +14,7 @@ Keys = Literal["all", "prompt", "visual"]
 
 
 def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, skip: int = 0) -> Tensor:
-    """Policy rows restricted to a set of keys and renormalised over it.
+    """Restrict policy rows to a set of keys and renormalise them.
 
     Args:
         rows: `[G, R, P+R]` policy rows; visual: `[P]` bool, true on the prompt's visual tokens.
@@ -39,7 +39,7 @@ def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, sk
 
 
 def visual_share(rows: Tensor, own: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
-    """Mean over completion tokens of the attention mass on visual tokens, before the token itself is left out (scalar).
+    """Mean attention mass on visual tokens (scalar), over completion tokens; rows include the token itself here.
 
     Args:
         rows: `[G, R, P+R]` policy rows; own: `[G, R]` what each token gives to itself; mask: `[G, R]`; visual: `[P]` bool.

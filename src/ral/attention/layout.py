@@ -1,7 +1,7 @@
 """The layout of a packed row: `[prompt_1 | y_11 | … | y_1G | prompt_2 | y_21 | …]`.
 
-A group is one prompt with its G completions. Prompt tokens attend causally inside the prompt, completion tokens to the
-whole prompt and causally to their own completion; nothing crosses a group. There is no padding anywhere in the row.
+A group is one prompt with its G completions. Prompt tokens attend causally inside the prompt. Completion tokens attend to the
+whole prompt and causally to their own completion. Tokens of different groups do not see each other. The row has no padding.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Captured = tuple[Tensor, Tensor, float, Sight]
 
 @dataclass(frozen=True, eq=False)
 class PackedPass:
-    """One forward pass of a packed row: what its attention layers need to know, and what they hand back.
+    """One forward pass of a packed row: inputs of its attention layers, and the values they capture.
 
     Attributes:
         layout: of the row. attend: computes the row's attention, see `KERNELS`.

@@ -19,7 +19,7 @@ ROOM = 64
 
 @dataclass
 class OwnCache:
-    """What the completions hold in one layer: keys and values `[N, H_kv, room, D]`, `length` tokens of which are filled."""
+    """Keys and values `[N, H_kv, room, D]` of the completions in one layer; the first `length` tokens are filled."""
 
     keys: Tensor
     values: Tensor

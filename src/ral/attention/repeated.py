@@ -1,7 +1,7 @@
 """The repeated way, for models that cannot share a prompt: each completion follows its own copy of the prompt.
 
-Little has to be known of such a model. Its own masks and attention are used, and where policy rows are wanted, its own eager
-attention gives them for the completions' queries. The prompt is computed G times.
+This way needs little knowledge of a model. It uses the model's own masks and attention. The model's own eager attention gives the
+policy rows of completion queries, if they are needed. The prompt is computed G times.
 """
 
 from __future__ import annotations

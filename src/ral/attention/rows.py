@@ -1,7 +1,7 @@
 """Policy rows of completion tokens, recomputed from query and key in chunks, with their own backward pass.
 
-Only the rows are kept: the `H × R × (P+R)` weights of the heads and everything between them and the rows exist one chunk at
-a time, in either direction. All of it is at least float32, under a caller's autocast, too.
+Only the rows are stored. The `H × R × (P+R)` weights of the heads, and all other intermediate values, exist for one chunk at a
+time, in the forward and the backward pass. Everything is at least float32, also under a caller's autocast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def attention_rows(
     bias: Tensor | None = None,
     sight: Sight = EVERYTHING,
 ) -> tuple[Tensor, Tensor]:
-    """Policy rows of the completion tokens of one group, of their attention's mean over heads α (see `policy_rows`).
+    """Compute the policy rows of one group's completion tokens from their head-averaged attention α (see `policy_rows`).
 
     Args:
         q: `[H, G, R, D]` post-RoPE queries, one per completion token.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sight:
-    """All of what is before a token; or `window` tokens of it, itself included; or what is in its `chunk` of so many tokens."""
+    """The tokens that a token attends to: all before it, the last `window` (itself included), or those in its `chunk`."""
 
     window: int | None = None
     chunk: int | None = None

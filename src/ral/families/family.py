@@ -26,7 +26,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class VisualToken:
-    """What one visual token stands for: pixels of a frame, frames of a video, and the numbers the processor makes of them."""
+    """The input of one visual token: pixels of a frame, frames of a video, and numbers of the processor's output."""
 
     pixels: int
     frames: int

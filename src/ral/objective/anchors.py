@@ -1,8 +1,8 @@
 """Anchors: the target that attention is pulled to after a success and pushed away from after a failure.
 
-An anchor is one function of `AttentionState` that returns a `Term`. To add one, write the function and put it into
-`ANCHORS`; the trainer, the configuration and the command line know it by its name from then on. Where its target is of a new
-kind, a function of that name in `ral.training.targets.TARGETS` computes it.
+An anchor is a function that takes an `AttentionState` and returns a `Term`. To add one, write the function and put it into
+`ANCHORS` under a name. Trainer, configuration and command line then know this name. If the anchor needs a new kind of target, add a
+function that computes it to `ral.training.targets.TARGETS`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class AttentionState:
     Attributes:
         rows: `[G, R, K]` the policy's current rows, with gradient.
         old: `[G, R, K]` its rows when the rollouts were made.
-        target: `[G, R, K]` rows of the reference, the teacher or the biased rollout, if the anchor asked for them.
+        target: `[G, R, K]` the target rows that the anchor asked for, such as the reference's or the teacher's.
         advantages: `[G]`. weights: `[G, R]`, see `ral.objective.terms.token_weights`.
         shared_keys: how many leading keys are the same position in every completion (the prompt's).
-        evidence: `[shared_keys]` bool, which of them show the evidence; None where it is not known or was not asked for.
-        answer: `[G, R]` bool, the tokens that give the answer, if evidence was asked for.
+        evidence: `[shared_keys]` bool, true on keys that show the evidence; None if unknown or not requested.
+        answer: `[G, R]` bool, the tokens that give the answer, if evidence was requested.
     """
 
     rows: Tensor
@@ -43,7 +43,7 @@ class AttentionState:
 
 @dataclass(frozen=True)
 class Anchor:
-    """An anchor and what it asks of a run (`ral.objective.needs.Needs`).
+    """An anchor and its requirements (`ral.objective.needs.Needs`).
 
     Attributes:
         term: the loss of one group and layer.
@@ -69,7 +69,7 @@ class Anchor:
 
 
 def old(state: AttentionState) -> Term:
-    """The paper's: A · JSD(p_θ ‖ p_old). Second order in the update: exactly zero while p_θ = p_old."""
+    """The paper's anchor: A · JSD(p_θ ‖ p_old). Second order in the update: exactly zero while p_θ = p_old."""
     return attention_loss(state.rows, state.old, state.advantages, state.weights)
 
 
@@ -96,11 +96,11 @@ def group(state: AttentionState) -> Term:
 
 
 def credit(state: AttentionState) -> Term:
-    """JSD(p_θ ‖ p_old · exp Â / Z) on the prompt's keys: every row is pulled to what the whole group's rewards say of each key.
+    """JSD(p_θ ‖ p_old · exp Â / Z) on the prompt's keys: the whole group's rewards give every key a value.
 
-    Â(k) = Σ_g A_g p_g(k) / Σ_g p_g(k) is what looking at key k was worth, with p_g where rollout g looked (see `group`). The
-    target is the best policy near the old one, argmax_q E_q[Â] − KL(q ‖ p_old), and the pull to it the policy gradient of
-    E_p[Â]. First order wherever rollouts of different reward look at different places.
+    Â(k) = Σ_g A_g p_g(k) / Σ_g p_g(k) is the value of a look at key k; p_g is the mean row of rollout g (see `group`). The
+    target is the best policy near the old one, argmax_q E_q[Â] − KL(q ‖ p_old). The gradient towards it is the policy gradient
+    of E_p[Â]. First order wherever rollouts with different rewards look at different places.
     """
     looked = _where_it_looked(state.old[..., : state.shared_keys], state.weights > 0)
     total = looked.sum(dim=0)
@@ -110,12 +110,12 @@ def credit(state: AttentionState) -> Term:
 
 
 def evidence(state: AttentionState) -> Term:
-    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) in the answer's rows: looking at the evidence to answer is rewarded as such.
+    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) in the answer's rows: rewards attention on the evidence directly.
 
-    As `credit`, with a worth of looks that is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected reward of
-    a look is the mass on the evidence, and its gradient exact, so no rollout has to be compared with another. First order
-    while some of the attention is elsewhere; nothing for a group whose evidence is not known, which `without_evidence` counts.
-    Only the answer's rows, because others have other things to look at: which, nobody has marked.
+    As `credit`, but the value of a look is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected value of a
+    row is its mass on the evidence. The gradient is exact, so rollouts need not be compared with each other. First order while some
+    of the attention is elsewhere. A group without known evidence contributes nothing, and `without_evidence` counts it. Only the
+    answer's rows are trained, because other rows may need to look at places that the data does not mark.
     """
     if state.evidence is None:
         return Term(0.0 * state.rows.sum(), {"attention/without_evidence": Mean.of(1.0)})

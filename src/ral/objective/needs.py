@@ -9,7 +9,7 @@ from ral.objective.anchors import ANCHORS
 
 
 class ObjectiveSettings(Protocol):
-    """The settings of a run (`RALConfig`) that its needs follow from."""
+    """The settings of a run (`RALConfig`) that determine its needs."""
 
     @property
     def attention_coef(self) -> float: ...
@@ -27,7 +27,7 @@ class ObjectiveSettings(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What the losses of a run need. The trainer, the planner and the configuration ask this record, and no setting.
+    """Requirements of a run's losses. Trainer, planner and configuration read this record instead of single settings.
 
     Attributes:
         anchor_target: name of the target that attention is trained to; None: the old rows, or nothing.

@@ -1,8 +1,8 @@
 """The objective as pure functions: GRPO's token loss, the attention term, and distillation.
 
-Every function takes per-token tensors `[G, R]` of one group, and `weights [G, R]` that say how much each token counts. The
-weights of a whole optimiser step (all groups, accumulation steps and processes) come from one normalisation, so the losses of
-groups simply add up: L = Σ_groups Σ_tokens w · ℓ.
+Every function takes per-token tensors `[G, R]` of one group, and the `weights [G, R]` of its tokens. One normalisation gives the
+weights of a whole optimiser step (all groups, accumulation steps and processes). So the losses of groups simply add up:
+L = Σ_groups Σ_tokens w · ℓ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_LOG_RATIO = 20.0
 
 
 class Mean(NamedTuple):
-    """A metric on the way: `total / weight` once all groups and processes are added up."""
+    """A weighted sum of a metric; its value is `total / weight` after the sum over groups and processes."""
 
     total: Tensor
     weight: Tensor
@@ -43,7 +43,7 @@ class Mean(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A loss (scalar) and the metrics seen while computing it."""
+    """A loss (scalar) and its metrics."""
 
     loss: Tensor
     metrics: dict[str, Mean]
@@ -66,7 +66,7 @@ def group_advantages(rewards: Tensor, scale: ScaleRewards = "group", epsilon: fl
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What one optimiser step holds over all groups, accumulation steps and processes."""
+    """Numbers of completions and tokens in one optimiser step, over all groups, accumulation steps and processes."""
 
     completions: int
     tokens: int
@@ -159,7 +159,7 @@ def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Te
 
 
 def cancelled_share(signal: Tensor, completions: Sequence[Tensor], sees_itself: bool) -> Mean:
-    """How much of a signal on attention rows is lost because rollouts of one group share their context.
+    """Share of the signal on attention rows that cancels because rollouts of a group share their context.
 
     Rows whose context is the same are the same function of the policy, so only the sum of what pulls at them counts:
     1 − Σ_c ‖Σ_{g ∈ c} s_g‖ / Σ_g ‖s_g‖ over the classes c of equal contexts. As Σ_g A_g = 0 it is 1 where all completions agree.
