@@ -1,0 +1,373 @@
+"""What the tests of a room notice: single-place mutants of its modules, `python -m experiments.mutation --room objective --n 40`.
+
+Mutants come from mutmut's operators and a few of ours (`experiments/mutants.py`). The sample is the same for a seed, and a
+larger `--n` only adds to it: each mutant has a key that stays while its lines stay, and the keys are ordered by hash. For each
+the tests of the room run until the first one fails, those of the mutated module first; `--wide` goes on with the tests of the
+rooms that stand on it. Figures go to `experiments/results/mutation/ROOM.jsonl` after each mutant, and a further call goes on
+from there; `--survivors` runs those again that survived so far.
+
+What is tested is the last commit, unpacked into a folder of its own: processes that tests start import the mutant, too. One
+parent imports what the tests need of other packages and forks a child for each mutant, so a mutant does not wait for these.
+
+`--table` only writes docs/mutation.md again. Needs a POSIX system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.mutants import Mutant, mutants
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results" / "mutation"
+REASONS = RESULTS / "reasons.json"
+PAGE = ROOT / "docs" / "mutation.md"
+
+#: Room → rooms whose tests stand on it, which `--wide` adds.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "attention": ("families", "rollouts", "training"),
+    "objective": ("training",),
+    "rollouts": ("attention", "training"),
+    "training": ("models", "runs"),
+    "rewards": ("evaluate", "training"),
+    "data": ("rewards", "evaluate", "families"),
+    "runs": ("training", "report"),
+    "evaluate": ("report",),
+}
+#: Modules that a mutant has to import anew.
+OWN = {"ral", "tests", "experiments", "benchmarks", "docs"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One mutant and what became of it: killed, timeout (killed by the clock) or survived. `by` is the test that failed."""
+
+    key: str
+    file: str
+    line: int
+    kind: str
+    before: str
+    after: str
+    outcome: str
+    by: str | None
+    wide: bool
+    seconds: float
+    commit: str
+    seed: int
+    machine: str
+
+
+# ------------------------------------------------------------------------------------------------ a tree to run
+
+
+class Tree:
+    """The commit's files in a folder, in which one module at a time is replaced by a mutant."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.folder = folder
+        self.commit = _git(repository, "rev-parse", "--short", "HEAD").decode().strip()
+        with tarfile.open(fileobj=io.BytesIO(_git(repository, "archive", "HEAD"))) as archive:
+            archive.extractall(folder, filter="data")
+
+    def tests(self, room: str, file: str | None = None, *, wide: bool = False) -> list[str]:
+        """The room's test files, those of the module `file` first, and the tests of the rooms on top of it last."""
+        rooms = [room, *(ROOMS[room] if wide else ())]
+        found = [sorted((self.folder / "tests" / r).rglob("test_*.py")) for r in rooms]
+        names = {f"test_{Path(file).stem}.py", f"test_{Path(file).parent.name}.py"} if file else set()
+        found[0].sort(key=lambda path: path.name not in names)
+        return [path.relative_to(self.folder).as_posix() for paths in found for path in paths]
+
+    @contextlib.contextmanager
+    def changed(self, file: str, source: str) -> Any:
+        """`file` holds `source`, and no bytecode of what it was; children write none."""
+        path = self.folder / file
+        original = path.read_text(encoding="utf-8")
+        for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+            stale.unlink()
+        path.write_text(source, encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.write_text(original, encoding="utf-8")
+
+
+def _git(repository: Path, *command: str) -> bytes:
+    return subprocess.run(["git", "-C", str(repository), *command], check=True, capture_output=True).stdout
+
+
+# ---------------------------------------------------------------------------------------------- tests in a child
+
+
+class _Watch:
+    """In the child: says which test failed first and what the longest one took, and gives each test its time."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.failed, self.longest = limit, None, 0.0
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self.limit)  # the signal ends the process, whatever it hangs in
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.longest = max(self.longest, report.duration)
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a child said: the test that failed first, None if none did; `timeout` where one took too long."""
+
+    failed: str | None
+    timeout: bool
+    longest: float
+    modules: tuple[str, ...]
+
+
+def run_tests(tree: Tree, tests: Sequence[str], limit: float, *, write_bytecode: bool = False) -> Tested:
+    """Runs `tests` in a forked child until one fails; each test and each import of its file has `limit` seconds."""
+    answer, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(answer)
+        try:
+            _in_child(tree, tests, limit, write, write_bytecode)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(answer, encoding="utf-8") as reader:
+        said = reader.readline()
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)  # what the tests started and left
+    if not said:  # ended from outside: by its alarm, or by a signal such as a segmentation fault
+        alarm = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+        return Tested(None if alarm else "the process died", alarm, 0.0, ())
+    return Tested(timeout=False, **json.loads(said))
+
+
+def _in_child(tree: Tree, tests: Sequence[str], limit: float, answer: int, write_bytecode: bool) -> None:
+    os.setsid()
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    os.chdir(tree.folder)
+    for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
+        del sys.modules[name]
+    ours = [str(tree.folder / "src"), str(tree.folder)]
+    sys.path[:] = ours + [entry for entry in sys.path if entry and not Path(entry).resolve().is_relative_to(ROOT)]
+    sys.path_importer_cache.clear()
+    os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+    sys.dont_write_bytecode = not write_bytecode
+    if not write_bytecode:
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    watch = _Watch(limit)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "--rootdir", "."]
+    code = pytest.main([*options, *tests], plugins=[watch])
+    failed = watch.failed or (f"pytest ended with {int(code)}" if code else None)
+    modules = [name for name in list(sys.modules) if name.split(".")[0] not in OWN]
+    said = {"failed": failed, "longest": watch.longest, "modules": modules}
+    os.write(answer, (json.dumps(said) + "\n").encode())
+    os._exit(0)
+
+
+def warm_up(tree: Tree, tests: Sequence[str]) -> float:
+    """Imports here what the tests import of other packages; returns the seconds that a test may take.
+
+    Raises RuntimeError where the tests fail without a mutation.
+    """
+    found = run_tests(tree, tests, 900, write_bytecode=True)
+    if found.failed or found.timeout:
+        raise RuntimeError(
+            f"without a mutation, this fails at {tree.commit}: {found.failed or 'a test takes too long'}"
+        )
+    for name in found.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    return 20 + 4 * found.longest
+
+
+# ------------------------------------------------------------------------------------------------- the sample
+
+
+def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]:
+    """`n` mutants of the room's modules, each with its file, in an order that `seed` and their keys decide."""
+    found = []
+    for path in sorted((tree.folder / "src" / "ral" / room).rglob("*.py")):
+        file = path.relative_to(tree.folder).as_posix()
+        found += [(file, mutant) for mutant in mutants(path.read_text(encoding="utf-8"), file)]
+    return sorted(found, key=lambda each: hashlib.sha256(f"{seed}/{each[1].key}".encode()).digest())[:n]
+
+
+def run_room(tree: Tree, room: str, seed: int, n: int, *, wide: bool, survivors: bool, results: Path) -> None:
+    """Runs the mutants of the sample that have no result yet, or those that survived."""
+    from ral.runs.folder import machine_class  # here, so that no parent has it in memory that only writes a table
+
+    file_of_results = results / f"{room}.jsonl"
+    done = {row.key: row for row in read(file_of_results)}
+    todo = [
+        (file, mutant)
+        for file, mutant in sample(tree, room, seed, n)
+        if mutant.key not in done or (survivors and done[mutant.key].outcome == "survived")
+    ]
+    limit = warm_up(tree, tree.tests(room, wide=wide)) if todo else 0.0
+    for count, (file, mutant) in enumerate(todo, 1):
+        began = time.monotonic()
+        try:
+            compile(mutant.source, file, "exec")
+        except SyntaxError:
+            continue  # no program, so no mutant
+        with tree.changed(file, mutant.source):
+            found = run_tests(tree, tree.tests(room, file, wide=wide), limit)
+        outcome = "timeout" if found.timeout else "killed" if found.failed else "survived"
+        seconds = round(time.monotonic() - began, 1)
+        done[mutant.key] = Result(
+            mutant.key, file, mutant.line, mutant.kind, mutant.before, mutant.after, outcome, found.failed, wide,
+            seconds, tree.commit, seed, machine_class(),
+        )  # fmt: skip
+        write(file_of_results, done.values())
+        print(
+            f"{count}/{len(todo)} {outcome} {file}:{mutant.line} {mutant.before[:60]!r} → {mutant.after[:60]!r}",
+            flush=True,
+        )
+
+
+def read(file: Path) -> list[Result]:
+    """The results of a file, none where there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [Result(**json.loads(line)) for line in lines]
+
+
+def write(file: Path, results: Iterable[Result]) -> None:
+    """The results, a line each; a kill leaves the file of before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in results), encoding="utf-8")
+    part.replace(file)
+
+
+# --------------------------------------------------------------------------------------------------- the page
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one room: mutants run, found by a test, and survivors that are the same program in other words."""
+
+    run: int
+    killed: int
+    equivalent: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.killed / max(1, self.run - self.equivalent)
+
+
+def score(results: Sequence[Result], reasons: dict[str, dict[str, str]]) -> Score:
+    """Equivalent survivors, which no test can find, count neither way."""
+    survived = [row for row in results if row.outcome == "survived"]
+    equivalent = sum(reasons.get(row.key, {}).get("kind") == "equivalent" for row in survived)
+    return Score(len(results), len(results) - len(survived), equivalent)
+
+
+def page(results: dict[str, list[Result]], reasons: dict[str, dict[str, str]]) -> str:
+    """docs/mutation.md: the score of each room, then each survivor with its reason."""
+    lines = [
+        HEAD,
+        "| room | mutants run | found | equivalent | score | modules at | machine |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    scores = {room: score(rows, reasons) for room, rows in results.items() if rows}
+    for room, found in scores.items():
+        commits = ", ".join(dict.fromkeys(row.commit for row in results[room]))
+        machines = ", ".join(dict.fromkeys(row.machine for row in results[room]))
+        counts = f"{found.run} | {found.killed} | {found.equivalent} | {found.percent:.1f} %"
+        lines.append(f"| `{room}` | {counts} | {commits} | {machines} |")
+    whole = score([row for rows in results.values() for row in rows], reasons)
+    lines.append(f"| all | {whole.run} | {whole.killed} | {whole.equivalent} | {whole.percent:.1f} % | | |")
+    if missing := [room for room in ROOMS if room not in scores]:
+        lines.append(f"\nNot run yet: {', '.join(f'`{room}`' for room in missing)}.")
+    lines += ["", "## Survivors", "", "| place | change | kind | reason |", "|---|---|---|---|"]
+    for row in (row for rows in results.values() for row in rows if row.outcome == "survived"):
+        why = reasons.get(row.key, {"kind": "open", "reason": "not looked at yet"})
+        change = f"{_code(row.before)} → {_code(row.after)}"
+        lines.append(
+            f"| `{row.file.removeprefix('src/ral/')}:{row.line}` | {change} | {why['kind']} | {why['reason']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Code in a cell of a table, shortened."""
+    short = text if len(text) <= 90 else f"{text[:89]}…"
+    return "`` " + short.replace("|", "\\|").replace("`` ", "` ") + " ``"
+
+
+HEAD = """# What the tests notice
+
+A mutant is a module with a change in one place: an operator, a comparison, a number, a condition, an argument, an assignment, a
+statement that goes. A test suite should fail for each. This page is written by `python -m experiments.mutation`; its operators
+are mutmut's and a few of ours ([`experiments/mutants.py`](https://github.com/boxed/mutmut) says what is left alone: strings,
+annotations, decorators, the words of errors).
+
+- Each room's mutants are a **sample** of all that its modules have: the first ones in an order that a seed decides. The score is an
+  estimate with that sample's spread: with 40 mutants a score of 95 % has a 95 % interval of about 83 to 99 %.
+- A mutant is *found* when a test of its own room fails, or hangs. With `--wide` also the tests of the rooms that stand on it count.
+- A survivor is *equivalent* where the change is the same program in other words, as its reason says; it counts neither way.
+- Results stand in `experiments/results/mutation/ROOM.jsonl` with commit, seed and machine. A mutant keeps its result as long as its
+  own place stays as it is: a score is of the commits beside it.
+
+`python -m experiments.mutation --room objective --n 40 --seed 0` runs one room and goes on where it was cut off;
+`--survivors --wide` gives survivors a second chance.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--room", choices=ROOMS, nargs="*", default=[], help="rooms to run")
+    parser.add_argument("--n", type=int, default=40, help="mutants of each room's sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--wide", action="store_true", help="also the tests of the rooms on top of it")
+    parser.add_argument("--survivors", action="store_true", help="also the mutants that survived so far")
+    parser.add_argument("--table", action="store_true", help="only write the page")
+    args = parser.parse_args()
+    for room in () if args.table else args.room:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Tree(ROOT, Path(folder))
+            run_room(tree, room, args.seed, args.n, wide=args.wide, survivors=args.survivors, results=RESULTS)
+    PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
+
+
+def all_results() -> dict[str, list[Result]]:
+    return {room: read(RESULTS / f"{room}.jsonl") for room in ROOMS}
+
+
+def read_reasons() -> dict[str, dict[str, str]]:
+    """Key of a survivor → its kind (`equivalent`, `accepted`) and the reason."""
+    found: dict[str, dict[str, str]] = json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {}
+    return found
+
+
+if __name__ == "__main__":
+    main()
