@@ -196,16 +196,17 @@ def _in_child(tree: Tree, tests: Sequence[str], limit: float, answer: int, write
 def warm_up(tree: Tree, tests: Sequence[str]) -> float:
     """Imports here what the tests import of other packages; returns the seconds that a test may take.
 
-    Raises RuntimeError where the tests fail without a mutation.
+    Raises RuntimeError where the tests fail without a mutation, in a child like those of the mutants.
     """
-    found = run_tests(tree, tests, 900, write_bytecode=True)
-    if found.failed or found.timeout:
-        raise RuntimeError(
-            f"without a mutation, this fails at {tree.commit}: {found.failed or 'a test takes too long'}"
-        )
-    for name in found.modules:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+    for options, limit in ((["--collect-only"], 600), ([], 300)):
+        found = run_tests(tree, [*options, *tests], limit, write_bytecode=True)
+        if found.failed or found.timeout:
+            raise RuntimeError(
+                f"without a mutation, {found.failed or 'a test that takes too long'} fails at {tree.commit}"
+            )
+        for name in found.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
     return 20 + 4 * found.longest
 
 
