@@ -21,6 +21,7 @@ import importlib
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "runs": ("training", "report"),
     "evaluate": ("report",),
 }
+#: Tests of many processes, which only `--wide` runs.
+SLOW = {"test_distributed.py", "test_kills.py", "test_sharded.py"}
 #: Modules that a mutant has to import anew.
 OWN = {"ral", "tests", "experiments", "benchmarks", "docs"}
 
@@ -91,6 +94,7 @@ class Tree:
         """The room's test files, those of the module `file` first, and the tests of the rooms on top of it last."""
         rooms = [room, *(ROOMS[room] if wide else ())]
         found = [sorted((self.folder / "tests" / r).rglob("test_*.py")) for r in rooms]
+        found[0] = [path for path in found[0] if wide or path.name not in SLOW]
         names = {f"test_{Path(file).stem}.py", f"test_{Path(file).parent.name}.py"} if file else set()
         found[0].sort(key=lambda path: path.name not in names)
         return [path.relative_to(self.folder).as_posix() for paths in found for path in paths]
@@ -136,6 +140,14 @@ class _Watch:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Seconds for one test, or the import of its file, and for all of them: a test may take the first one's alarm for itself."""
+
+    test: float
+    whole: float
+
+
+@dataclass(frozen=True)
 class Tested:
     """What a child said: the test that failed first, None if none did; `timeout` where one took too long."""
 
@@ -145,24 +157,27 @@ class Tested:
     modules: tuple[str, ...]
 
 
-def run_tests(tree: Tree, tests: Sequence[str], limit: float, *, write_bytecode: bool = False) -> Tested:
-    """Runs `tests` in a forked child until one fails; each test and each import of its file has `limit` seconds."""
+def run_tests(tree: Tree, tests: Sequence[str], limits: Limits, *, write_bytecode: bool = False) -> Tested:
+    """Runs `tests` in a forked child until one fails."""
     answer, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(answer)
         try:
-            _in_child(tree, tests, limit, write, write_bytecode)
+            _in_child(tree, tests, limits.test, write, write_bytecode)
         finally:
             os._exit(1)
     os.close(write)
     with os.fdopen(answer, encoding="utf-8") as reader:
+        in_time = select.select([reader], [], [], limits.whole)[0]
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
         said = reader.readline()
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # what the tests started and left
     if not said:  # ended from outside: by its alarm, or by a signal such as a segmentation fault
-        alarm = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+        alarm = not in_time or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM)
         return Tested(None if alarm else "the process died", alarm, 0.0, ())
     return Tested(timeout=False, **json.loads(said))
 
@@ -176,6 +191,7 @@ def _in_child(tree: Tree, tests: Sequence[str], limit: float, answer: int, write
     os.chdir(tree.folder)
     for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
         del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__.split(".")[0] not in OWN]
     ours = [str(tree.folder / "src"), str(tree.folder)]
     sys.path[:] = ours + [entry for entry in sys.path if entry and not Path(entry).resolve().is_relative_to(ROOT)]
     sys.path_importer_cache.clear()
@@ -193,13 +209,15 @@ def _in_child(tree: Tree, tests: Sequence[str], limit: float, answer: int, write
     os._exit(0)
 
 
-def warm_up(tree: Tree, tests: Sequence[str]) -> float:
-    """Imports here what the tests import of other packages; returns the seconds that a test may take.
+def warm_up(tree: Tree, tests: Sequence[str]) -> Limits:
+    """Imports here what the tests import of other packages; returns the time that a mutant gets.
 
     Raises RuntimeError where the tests fail without a mutation, in a child like those of the mutants.
     """
-    for options, limit in ((["--collect-only"], 600), ([], 300)):
-        found = run_tests(tree, [*options, *tests], limit, write_bytecode=True)
+    began = 0.0
+    for options in (["--collect-only"], []):
+        began = time.monotonic()
+        found = run_tests(tree, [*options, *tests], Limits(600, 3600), write_bytecode=True)
         if found.failed or found.timeout:
             raise RuntimeError(
                 f"without a mutation, {found.failed or 'a test that takes too long'} fails at {tree.commit}"
@@ -207,7 +225,7 @@ def warm_up(tree: Tree, tests: Sequence[str]) -> float:
         for name in found.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    return 20 + 4 * found.longest
+    return Limits(20 + 4 * found.longest, 60 + 3 * (time.monotonic() - began))
 
 
 # ------------------------------------------------------------------------------------------------- the sample
@@ -233,7 +251,7 @@ def run_room(tree: Tree, room: str, seed: int, n: int, *, wide: bool, survivors:
         for file, mutant in sample(tree, room, seed, n)
         if mutant.key not in done or (survivors and done[mutant.key].outcome == "survived")
     ]
-    limit = warm_up(tree, tree.tests(room, wide=wide)) if todo else 0.0
+    limits = warm_up(tree, tree.tests(room, wide=wide)) if todo else Limits(0, 0)
     for count, (file, mutant) in enumerate(todo, 1):
         began = time.monotonic()
         try:
@@ -241,7 +259,7 @@ def run_room(tree: Tree, room: str, seed: int, n: int, *, wide: bool, survivors:
         except SyntaxError:
             continue  # no program, so no mutant
         with tree.changed(file, mutant.source):
-            found = run_tests(tree, tree.tests(room, file, wide=wide), limit)
+            found = run_tests(tree, tree.tests(room, file, wide=wide), limits)
         outcome = "timeout" if found.timeout else "killed" if found.failed else "survived"
         seconds = round(time.monotonic() - began, 1)
         done[mutant.key] = Result(
@@ -351,13 +369,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--wide", action="store_true", help="also the tests of the rooms on top of it")
     parser.add_argument("--survivors", action="store_true", help="also the mutants that survived so far")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only write the page")
     args = parser.parse_args()
     for room in () if args.table else args.room:
         with tempfile.TemporaryDirectory() as folder:
             tree = Tree(ROOT, Path(folder))
-            run_room(tree, room, args.seed, args.n, wide=args.wide, survivors=args.survivors, results=RESULTS)
-    PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
+            run_room(tree, room, args.seed, args.n, wide=args.wide, survivors=args.survivors, results=args.results)
+    if args.results == RESULTS:
+        PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
 
 
 def all_results() -> dict[str, list[Result]]:
