@@ -34,8 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from experiments.mutants import Mutant, mutants
+from ral.runs.folder import machine_class
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "mutation"
@@ -240,18 +242,31 @@ def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]
     return sorted(found, key=lambda each: hashlib.sha256(f"{seed}/{each[1].key}".encode()).digest())[:n]
 
 
-def run_room(tree: Tree, room: str, seed: int, n: int, *, wide: bool, survivors: bool, results: Path) -> None:
-    """Runs the mutants of the sample that have no result yet, or those that survived."""
-    from ral.runs.folder import machine_class  # here, so that no parent has it in memory that only writes a table
+@dataclass(frozen=True)
+class Plan:
+    """What of a room is run: `n` mutants of the sample of `seed`, without those that have a result; `survivors` get another.
 
+    `wide` is said at `Tree.tests`. `left_out` are tests that are not run, as they fail without a mutation, too.
+    """
+
+    n: int
+    seed: int = 0
+    wide: bool = False
+    survivors: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+def run_room(tree: Tree, room: str, plan: Plan, results: Path, machine: str) -> None:
+    """Runs the room's mutants; results go to its file in the folder `results` after each."""
     file_of_results = results / f"{room}.jsonl"
     done = {row.key: row for row in read(file_of_results)}
     todo = [
         (file, mutant)
-        for file, mutant in sample(tree, room, seed, n)
-        if mutant.key not in done or (survivors and done[mutant.key].outcome == "survived")
+        for file, mutant in sample(tree, room, plan.seed, plan.n)
+        if mutant.key not in done or (plan.survivors and done[mutant.key].outcome == "survived")
     ]
-    limits = warm_up(tree, tree.tests(room, wide=wide)) if todo else Limits(0, 0)
+    left_out = [f"--deselect={test}" for test in plan.left_out]
+    limits = warm_up(tree, [*left_out, *tree.tests(room, wide=plan.wide)]) if todo else Limits(0, 0)
     for count, (file, mutant) in enumerate(todo, 1):
         began = time.monotonic()
         try:
@@ -259,18 +274,16 @@ def run_room(tree: Tree, room: str, seed: int, n: int, *, wide: bool, survivors:
         except SyntaxError:
             continue  # no program, so no mutant
         with tree.changed(file, mutant.source):
-            found = run_tests(tree, tree.tests(room, file, wide=wide), limits)
+            found = run_tests(tree, [*left_out, *tree.tests(room, file, wide=plan.wide)], limits)
         outcome = "timeout" if found.timeout else "killed" if found.failed else "survived"
         seconds = round(time.monotonic() - began, 1)
         done[mutant.key] = Result(
-            mutant.key, file, mutant.line, mutant.kind, mutant.before, mutant.after, outcome, found.failed, wide,
-            seconds, tree.commit, seed, machine_class(),
+            mutant.key, file, mutant.line, mutant.kind, mutant.before, mutant.after, outcome, found.failed, plan.wide,
+            seconds, tree.commit, plan.seed, machine,
         )  # fmt: skip
         write(file_of_results, done.values())
-        print(
-            f"{count}/{len(todo)} {outcome} {file}:{mutant.line} {mutant.before[:60]!r} → {mutant.after[:60]!r}",
-            flush=True,
-        )
+        change = f"{mutant.before[:60]!r} → {mutant.after[:60]!r}"
+        print(f"{count}/{len(todo)} {outcome} {file}:{mutant.line} {change}", flush=True)
 
 
 def read(file: Path) -> list[Result]:
@@ -300,7 +313,15 @@ class Score:
 
     @property
     def percent(self) -> float:
-        return 100 * self.killed / max(1, self.run - self.equivalent)
+        return 100 * self.killed / self.judged
+
+    @property
+    def judged(self) -> int:
+        return max(1, self.run - self.equivalent)
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in binomtest(self.killed, self.judged).proportion_ci(method="wilson"))
+        return f"{self.run} | {self.killed} | {self.equivalent} | {self.percent:.1f} % [{low:.0f}, {high:.0f}]"
 
 
 def score(results: Sequence[Result], reasons: dict[str, dict[str, str]]) -> Score:
@@ -321,10 +342,9 @@ def page(results: dict[str, list[Result]], reasons: dict[str, dict[str, str]]) -
     for room, found in scores.items():
         commits = ", ".join(dict.fromkeys(row.commit for row in results[room]))
         machines = ", ".join(dict.fromkeys(row.machine for row in results[room]))
-        counts = f"{found.run} | {found.killed} | {found.equivalent} | {found.percent:.1f} %"
-        lines.append(f"| `{room}` | {counts} | {commits} | {machines} |")
+        lines.append(f"| `{room}` | {found} | {commits} | {machines} |")
     whole = score([row for rows in results.values() for row in rows], reasons)
-    lines.append(f"| all | {whole.run} | {whole.killed} | {whole.equivalent} | {whole.percent:.1f} % | | |")
+    lines.append(f"| all | {whole} | | |")
     if missing := [room for room in ROOMS if room not in scores]:
         lines.append(f"\nNot run yet: {', '.join(f'`{room}`' for room in missing)}.")
     lines += ["", "## Survivors", "", "| place | change | kind | reason |", "|---|---|---|---|"]
@@ -346,19 +366,20 @@ def _code(text: str) -> str:
 HEAD = """# What the tests notice
 
 A mutant is a module with a change in one place: an operator, a comparison, a number, a condition, an argument, an assignment, a
-statement that goes. A test suite should fail for each. This page is written by `python -m experiments.mutation`; its operators
-are mutmut's and a few of ours ([`experiments/mutants.py`](https://github.com/boxed/mutmut) says what is left alone: strings,
-annotations, decorators, the words of errors).
+slice, a statement that goes. The tests should fail for each. `python -m experiments.mutation` writes this page. The operators are
+those of [mutmut](https://github.com/boxed/mutmut) and a few of ours; `experiments/mutants.py` says what they leave alone: strings,
+annotations, decorators, the words of errors.
 
-- Each room's mutants are a **sample** of all that its modules have: the first ones in an order that a seed decides. The score is an
-  estimate with that sample's spread: with 40 mutants a score of 95 % has a 95 % interval of about 83 to 99 %.
-- A mutant is *found* when a test of its own room fails, or hangs. With `--wide` also the tests of the rooms that stand on it count.
-- A survivor is *equivalent* where the change is the same program in other words, as its reason says; it counts neither way.
-- Results stand in `experiments/results/mutation/ROOM.jsonl` with commit, seed and machine. A mutant keeps its result as long as its
-  own place stays as it is: a score is of the commits beside it.
+- The mutants of a room are a **sample** of all that its modules have, drawn by a seed. A score is an estimate: its interval is
+  Wilson's, at 95 %.
+- A mutant is *found* when a test of its own room fails, hangs or dies. Tests of many processes are left out, and those of other rooms;
+  with `--wide` they run as well.
+- A survivor is *equivalent* where the change is the same program in other words, as its reason says. It counts neither way.
+- `experiments/results/mutation/ROOM.jsonl` holds every mutant with commit, seed and machine. A mutant keeps its result for as long
+  as its own place stays as it is: a score is of the commits beside it.
 
-`python -m experiments.mutation --room objective --n 40 --seed 0` runs one room and goes on where it was cut off;
-`--survivors --wide` gives survivors a second chance.
+`python -m experiments.mutation --room objective --n 40 --seed 0` runs one room, and goes on where it was cut off; `--survivors` runs
+again what survived, behind new tests.
 """
 
 
@@ -369,13 +390,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--wide", action="store_true", help="also the tests of the rooms on top of it")
     parser.add_argument("--survivors", action="store_true", help="also the mutants that survived so far")
+    parser.add_argument("--left-out", nargs="*", default=[], metavar="TEST", help="tests that fail anyway")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only write the page")
     args = parser.parse_args()
     for room in () if args.table else args.room:
         with tempfile.TemporaryDirectory() as folder:
             tree = Tree(ROOT, Path(folder))
-            run_room(tree, room, args.seed, args.n, wide=args.wide, survivors=args.survivors, results=args.results)
+            plan = Plan(args.n, args.seed, args.wide, args.survivors, tuple(args.left_out))
+            run_room(tree, room, plan, args.results, machine_class())
     if args.results == RESULTS:
         PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
 

@@ -15,6 +15,8 @@ from experiments.mutants import mutants
 from experiments.mutation import (
     PAGE,
     ROOMS,
+    Limits,
+    Plan,
     Result,
     Tree,
     all_results,
@@ -133,14 +135,16 @@ def test_mutants_are_killed_here_and_in_other_processes_and_by_the_clock(tree: T
     assert run_tests(tree, tests, Limits(30, 60)).failed is None
 
 
-def test_a_sample_grows_and_a_run_goes_on_where_it_was(tree: Tree, tmp_path: Path) -> None:
+def test_a_sample_grows_and_a_run_goes_on_where_it_was(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutation, "warm_up", lambda tree, tests: Limits(4, 30))
     few, more = (sample(tree, "objective", 0, n) for n in (3, 6))
     assert [mutant.key for _, mutant in few] == [mutant.key for _, mutant in more[:3]]
     assert [m.key for _, m in sample(tree, "objective", 1, 6)] != [m.key for _, m in more]
-    options = {"wide": False, "survivors": False, "results": tmp_path}
-    mutation.run_room(tree, "objective", 0, 2, **options)
+    mutation.run_room(tree, "objective", Plan(2), tmp_path, "a machine")
     first = read(tmp_path / "objective.jsonl")
-    mutation.run_room(tree, "objective", 0, 3, **options)
+    mutation.run_room(tree, "objective", Plan(3), tmp_path, "a machine")
     assert len(first) == 2
     assert read(tmp_path / "objective.jsonl")[:2] == first
     assert len(read(tmp_path / "objective.jsonl")) == 3
@@ -150,6 +154,7 @@ def test_tests_that_fail_anyway_judge_no_mutant(tree: Tree) -> None:
     (tree.folder / "tests/objective/test_a.py").write_text("def test_a():\n    assert False\n")
     with pytest.raises(RuntimeError, match=r"without a mutation, tests/objective/test_a\.py::test_a fails"):
         mutation.warm_up(tree, tree.tests("objective"))
+    assert mutation.warm_up(tree, ["--deselect=tests/objective/test_a.py::test_a", *tree.tests("objective")]).whole > 60
 
 
 def result(key: str, outcome: str) -> Result:
@@ -163,7 +168,7 @@ def test_equivalent_survivors_count_neither_way() -> None:
     assert (found.run, found.killed, found.equivalent) == (4, 2, 1)
     assert found.percent == pytest.approx(100 * 2 / 3)
     shown = page({"objective": rows, "runs": []}, reasons)
-    assert "| `objective` | 4 | 2 | 1 | 66.7 % | abc | a machine |" in shown
+    assert "| `objective` | 4 | 2 | 1 | 66.7 % [21, 94] | abc | a machine |" in shown
     assert "| `a.py:1` | `` 1 \\| 2 `` → `` 2 `` | equivalent | as before |" in shown
     assert "Not run yet:" in shown
     assert "not looked at yet" in page({"objective": [replace(rows[2], key="new")]}, reasons)
