@@ -78,7 +78,9 @@ def trl(case: Case) -> Trainer:
     )
     rows = [
         {
-            "prompt": [{"role": "user", "content": build_messages(record, setting.think)[0]["content"][-1]["text"]}],
+            "prompt": [
+                {"role": "user", "content": build_messages(record, think=setting.think)[0]["content"][-1]["text"]}
+            ],
             "images": list(record.images),
         }
         for record in case.records

@@ -122,6 +122,31 @@ def test_check_counts_tokens_as_training_would(tmp_path: Path) -> None:
     assert (short.exit_code, "more than 5" in short.stdout) == (1, True)
 
 
+def test_check_shows_the_prompts_as_the_model_gets_them(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    data = tmp_path / "data.jsonl"
+    rows = [{"problem": f"ring {n}", "solution": "red", "image": "a.png"} for n in (1, 2, 3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "ask.txt").write_text("Look.\n{problem} is what?")
+    words = [
+        "check",
+        str(data),
+        "--prompt-template",
+        str(tmp_path / "ask.txt"),
+        "--system-prompt",
+        "be brief",
+        "--show",
+        "2",
+    ]
+    found = runner.invoke(app, [*words, "--model", "start", "--min-pixels", "4096", "--max-pixels", "4096"])
+    assert found.exit_code == 0, found.output
+    user = "<|im_start|>user\n<|vision_start|><|image_pad|>×64<|vision_end|>Look.\nring {} is what?<|im_end|>\n"
+    shown = [f"<|im_start|>system\nbe brief<|im_end|>\n{user.format(n)}<|im_start|>assistant\n" for n in (1, 2, 3)]
+    assert [text in found.stdout for text in shown] == [True, True, False]
+    alone = runner.invoke(app, words)
+    assert (alone.exit_code, "--show needs --model" in alone.stderr) == (2, True)
+
+
 def test_check_uses_the_model_s_own_budget(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"problem": "red " * 5000, "solution": "red"}) + "\n")

@@ -16,6 +16,7 @@ from ral.errors import ConfigError, DataError
 from ral.evaluate.settings import EvalSettings
 from ral.files import read_yaml
 from ral.recipe import Recipe, _typed, load_recipe, parse_settings, split_settings
+from ral.runs.redaction import without_credentials
 
 BASE = "model: start\ndata: rings\nuse_cpu: true\n"
 
@@ -50,6 +51,25 @@ def test_values_take_the_type_of_their_field(tmp_path: Path) -> None:
     assert recipe.args.lr_scheduler_kwargs == {"num_cycles": 2}
     assert recipe.peft == {"r": 8, "lora_alpha": 10.0, "target_modules": ["q_proj", "k_proj"]}
     assert (recipe.model, recipe.data, recipe.eval_data) == ("start", "rings", None)
+
+
+def test_a_template_s_file_is_looked_for_beside_the_recipe_and_kept_as_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wordings").mkdir()
+    (tmp_path / "wordings" / "ask.txt").write_text("Look: {problem}\n")
+    recipe = load(tmp_path, "prompt_template: wordings/ask.txt\nsystem_prompt: Be brief.\n")
+    assert recipe.args.prompt_template == "Look: {problem}"
+    again = load_recipe(write(tmp_path, yaml.safe_dump(without_credentials(recipe.settings()))))
+    assert again.args.prompt == recipe.args.prompt
+    asked = EvalSettings.of_config(recipe.settings())
+    assert (asked.prompt_template, asked.system_prompt) == ("Look: {problem}", "Be brief.")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.txt").write_text("{problem}?")
+    monkeypatch.chdir(tmp_path / "here")
+    assert load(tmp_path, "", "--prompt-template", "mine.txt").args.prompt_template == "{problem}?"
+    with pytest.raises(DataError, match=r"mine.yaml: prompt_template='no.txt' holds no \{problem\}"):
+        load(tmp_path, "prompt_template: no.txt\n")
 
 
 def test_the_keys_of_an_adapter_take_their_types(tmp_path: Path) -> None:

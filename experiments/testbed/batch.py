@@ -25,7 +25,7 @@ def encode_turns(processor: Any, turns: list[Turn], padding_side: Literal["left"
     """
     prompts = [
         processor.apply_chat_template(
-            build_messages(turn.record, turn.think, "plain"), tokenize=False, add_generation_prompt=True
+            build_messages(turn.record, think=turn.think, template="plain"), tokenize=False, add_generation_prompt=True
         )
         for turn in turns
     ]

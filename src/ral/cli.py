@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
@@ -228,19 +230,19 @@ def check(
         int | None, typer.Option(help="Longest prompt to accept; needs --model.", show_default="what the model takes")
     ] = None,
     examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
+    show: Annotated[int, typer.Option(help="Prompts to print, exactly as the model gets them; needs --model.")] = 0,
     clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
 ) -> None:
     """List the content of a data set and its errors. Exit code 1 if training would fail."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from ral.data.check import check_records
     from ral.data.readers import read_records
     from ral.data.settings import PromptSettings
     from ral.recipe import parse_settings
     from ral.rewards.answers import Mode
 
-    if max_prompt_tokens is not None and model is None:
-        raise UsageError("--max-prompt-tokens needs --model, whose processor counts the tokens.")
+    if model is None and (max_prompt_tokens is not None or show):
+        needs = "--max-prompt-tokens" if max_prompt_tokens is not None else "--show"
+        raise UsageError(f"{needs} needs --model, whose processor makes the prompts' tokens.")
     mode: Mode = _choice(Mode, scorer, "--scorer")
     reading = {"root": data_root, "allow_outside": allow_outside, **_naming(columns, box_scale)}
     prompt = PromptSettings(**parse_settings(PromptSettings, context.args))
@@ -250,18 +252,14 @@ def check(
 
         processor = load_processor(_model_path(model))
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
-    shown = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
-    with Progress(*shown, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("rows", total=None)
+    read = partial(read_records, **reading)
+    with _counted("rows") as progress:
         result = check_records(
-            lambda on_error: read_records(data, split=split, on_error=on_error, **reading),
-            unscorable=lambda record: _unscorable(record, mode),
-            evaluation=read_records(eval_data, split="test", **reading) if eval_data else (),
-            processor=processor,
-            max_prompt_tokens=max_prompt_tokens,
-            prompt=prompt,
-            clean=clean,
-            progress=lambda rows: progress.update(bar, completed=rows),
+            lambda on_error: read(data, split=split, on_error=on_error),
+            unscorable=partial(_unscorable, mode=mode),
+            evaluation=read(eval_data, split="test") if eval_data else (),
+            processor=processor, max_prompt_tokens=max_prompt_tokens, prompt=prompt, show=show, clean=clean,
+            progress=progress,
         )  # fmt: skip
     typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
@@ -293,6 +291,17 @@ def _mapping(value: str, option: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{option} {value!r} is no mapping; write it as '{{problem: caption, images: picture}}'.")
     return found
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of things done, which is shown on stderr while it grows."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn(f"{{task.completed:,}} {what}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done: progress.update(bar, completed=done)
 
 
 def _choice(kind: Any, value: str, option: str) -> Any:

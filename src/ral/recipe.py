@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -34,6 +35,7 @@ from typing import (
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ral.data.record import BoxScale
+from ral.data.wording import read_template
 from ral.errors import DataError
 from ral.files import parse_yaml, read_yaml
 from ral.runs.resume import without_removed
@@ -138,16 +140,27 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Base
     hints = get_type_hints(kind, localns={"TrainingArguments": TrainingArguments, "RALConfig": RALConfig})
     settings: type[TrainingArguments] = hints.pop("args")
     known = {**_settable(settings), **hints}
-    values = {**_typed(given, known, f"{path}"), **_typed(override, known, "command line")}
+    values = _typed(given, known, f"{path}")
+    if template := values.get("prompt_template"):
+        with _naming(path):
+            values["prompt_template"] = read_template(template, path.parent)
+    values |= _typed(override, known, "command line")
     for key in ("model", "data"):
         if not values.get(key):
             raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
     values |= {key: _typed(values[key], types, f"{path}: {key}") for key, types in _nested().items() if values.get(key)}
-    try:
+    with _naming(path):
         args = settings(**{key: value for key, value in values.items() if key not in hints})
+    return kind(args=args, **{key: value for key, value in values.items() if key in hints})
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the recipe whose settings are refused."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}") from error
-    return kind(args=args, **{key: value for key, value in values.items() if key in hints})
 
 
 def read_given(path: Path | str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:

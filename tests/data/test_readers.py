@@ -76,7 +76,7 @@ def test_easyr1_parquet_with_bytes_and_json_with_paths(media: Path) -> None:
     )
     record = only(media / "easyr1.json")
     assert record.videos == (media / "clip.mp4",)  # an empty `images` column hides nothing
-    assert [part["type"] for part in build_messages(record, True)[0]["content"]] == ["video", "text"]
+    assert [part["type"] for part in build_messages(record)[0]["content"]] == ["video", "text"]
 
 
 def test_vlm_r1_lines(media: Path) -> None:

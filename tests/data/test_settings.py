@@ -19,6 +19,7 @@ from ral.training.sft import SFTSettings
 
 VALUES = {
     "think": False, "template": "plain", "min_pixels": 784, "max_pixels": 3136, "video_pixels": 9408, "num_frames": 3, "fps": 2.5,
+    "prompt_template": None, "system_prompt": "Be brief.",
 }  # fmt: skip
 
 
@@ -43,10 +44,24 @@ def test_they_are_never_changed() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"template": "papper"}, r"template='papper' is not known; choose one of paper, plain"),
+        ({"template": "papper"}, r"template='papper' is not known; choose one of paper, plain, raw"),
         ({"num_frames": 0}, r"num_frames must be positive, got 0"),
         ({"fps": -1.0}, r"fps must be positive, got -1.0"),
         ({"max_pixels": 0}, r"max_pixels must be positive"),
+        ({"template": "raw", "prompt_template": "{problem}"}, r"template='raw' and prompt_template exclude each other"),
+        (
+            {"prompt_template": "Q: {problem} {image}"},
+            r"\{image\} is not known; there are \{problem\}, \{options\}, \{hint\}",
+        ),
+        ({"prompt_template": "{problem:>9}"}, r"\{problem:>9\} is not known"),
+        ({"prompt_template": "{problem} in \\boxed{}"}, r"\{\} is not known.*twice"),
+        ({"prompt_template": "{problem} {"}, r"prompt_template: .*twice"),
+        ({"prompt_template": "{hint}"}, r"expected \{problem\} once.*0 times"),
+        ({"prompt_template": "{problem} or {problem}"}, r"2 times"),
+        ({"prompt_template": "<image>{problem}"}, r"prompt_template holds <image>"),
+        ({"system_prompt": "See <video>"}, r"system_prompt holds <video>"),
+        ({"prompt_template": "answer in short"}, r"holds no \{problem\}, and there is no file of this name"),
+        ({"prompt_template": "many words " * 400}, r"holds no \{problem\}"),
         ({"min_pixels": 900, "max_pixels": 800}, r"min_pixels=900 is above max_pixels=800"),
     ],
 )

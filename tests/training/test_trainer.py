@@ -141,8 +141,11 @@ def test_a_run_writes_its_metrics_and_samples(tmp_path: Path, anchor: str) -> No
 
     samples = lines(tmp_path / "samples.jsonl")
     assert [row["step"] for row in samples] == [1] * G, "one group, of the only rollout batch"
+    assert ["prompt" in row for row in samples] == [g == 0 for g in range(G)], "once a group"
+    said = samples[0]["prompt"].replace("<|vision_start|><|image_pad|>×64<|vision_end|> ", "")
+    assert said == f"<|im_start|>user\n{samples[0]['question']} think<|im_end|>\n<|im_start|>assistant\n"
     for row in samples:
-        assert row.keys() == SAMPLE
+        assert row.keys() - {"prompt"} == SAMPLE
         assert row["rewards"].keys() == {"accuracy", "format"}
         assert row["completion"].startswith("<think>"), "tags are text, not control tokens"
         assert "<|im_end|>" not in row["completion"]

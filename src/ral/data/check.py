@@ -12,15 +12,18 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from ral.data.boxes import box_coverage
 from ral.data.clean_copy import CleanCopy
 from ral.data.lookalikes import ONE_VIDEO, Appearance, LookIndex, image_look, video_look
-from ral.data.prompt import build_messages, encode_prompt
+from ral.data.prompt import build_messages, decode_prompt, encode_prompt
 from ral.data.record import Record
 from ral.data.settings import PromptSettings
 from ral.errors import DataError
@@ -61,7 +64,7 @@ class Finding:
 @dataclass
 class CheckReport:
     """What `check_records` found. `types` counts the rows of each problem type and `bad` those among them with an error;
-    `tokens` holds the prompt lengths, where a processor was given."""
+    `tokens` holds the prompt lengths, where a processor was given, and `shown` the first prompts, as their text."""
 
     rows: int = 0
     types: Counter[str] = field(default_factory=Counter)
@@ -70,6 +73,7 @@ class CheckReport:
     videos: int = 0
     tokens: list[int] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    shown: list[tuple[str, str]] = field(default_factory=list)
     clean: Path | None = None
     kept: int = 0
 
@@ -98,6 +102,8 @@ class CheckReport:
                 lines += ["", f"{'ERROR' if kind in ERRORS else 'warning'}: {title}: {len(found):,}"]
                 lines += [f"  {_printable(finding.message)}" for finding in found[:examples]]
                 lines += [f"  … and {len(found) - examples:,} more"] * (len(found) > examples)
+        for origin, prompt in self.shown:
+            lines += ["", f"prompt of {_printable(origin)}:", *map(_printable, prompt.split("\n"))]
         lines.append("")
         if self.clean:
             lines.append(f"{self.kept:,} clean rows written to {self.clean}")
@@ -107,13 +113,28 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
+class _Asking:
+    """How the training to come asks and scores; see `check_records`."""
+
+    prompt: PromptSettings
+    unscorable: Callable[[Record], str] = lambda record: ""
+    processor: Any = None
+    max_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class _Seen:
-    """What one record showed when it was looked at."""
+    """What one record showed when it was looked at; `ids` are the tokens of its prompt, [P]."""
 
     record: Record
     looks: list[Appearance]
-    tokens: int | None
+    ids: Tensor | None
     findings: list[Finding]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it may be trained on; of duplicates the first."""
+        return not any(finding.is_error or finding.kind in ("duplicate", "leak") for finding in self.findings)
 
 
 def check_records(
@@ -124,6 +145,7 @@ def check_records(
     processor: Any = None,
     max_prompt_tokens: int | None = None,
     prompt: PromptSettings | None = None,
+    show: int = 0,
     clean: str | Path | None = None,
     workers: int = 4,
     progress: Callable[[int], None] = lambda rows: None,
@@ -138,43 +160,53 @@ def check_records(
         processor: of the model, to build prompts as training does and to count their tokens.
         max_prompt_tokens: the longest prompt the model and run allow.
         prompt: how prompts are made, as in the training to come; by default `PromptSettings()`.
+        show: prompts to keep as text, from the first on; only a processor can make them.
         clean: a folder to write the good rows to, each once, with their media, as `data.jsonl`.
         progress: called with the number of rows done.
     """
-    settings = prompt or PromptSettings()
+    asking = _Asking(prompt or PromptSettings(), unscorable, processor, max_prompt_tokens)
     report = CheckReport(clean=Path(clean) if clean is not None else None)
-    earlier = _Earlier()
-
-    def unreadable(error: DataError) -> None:
-        report.rows += 1
-        report.findings.append(Finding("row", str(error), str(error)))
-
-    how = (unscorable, processor, max_prompt_tokens, settings)
     held_out = LookIndex()
-    for seen in _in_order(evaluation, lambda r: _look_at(r, lambda _: "", None, None, settings), workers):
+    for seen in _in_order(evaluation, partial(_look_at, asking=_Asking(asking.prompt)), workers):
         for look in seen.looks:
             held_out.add(look, seen.record.origin)
-    writer = CleanCopy(report.clean) if report.clean else None
-    try:
-        for seen in _in_order(records(unreadable), lambda record: _look_at(record, *how), workers):
-            report.rows += 1
-            report.types[seen.record.problem_type] += 1
-            report.images += len(seen.record.images)
-            report.videos += len(seen.record.videos)
-            report.tokens += [seen.tokens] if seen.tokens is not None else []
-            findings = [*seen.findings, *earlier.compare(seen), *_leaks(seen, held_out)]
-            report.findings += findings
-            report.bad[seen.record.problem_type] += any(finding.is_error for finding in findings)
-            if writer and not any(f.is_error or f.kind in ("duplicate", "leak") for f in findings):
-                writer.write(seen.record, [look.digest for look in seen.looks])
-                report.kept += 1
-            progress(report.rows)
-    except DataError as error:  # the source as a whole
-        report.findings.append(Finding("row", str(error), str(error)))
-    finally:
-        if writer:
-            writer.close()
+    with closing(CleanCopy(report.clean)) if report.clean else nullcontext() as writer:
+        try:
+            rows = records(partial(_add_unreadable, report))
+            for seen in _compared(_in_order(rows, partial(_look_at, asking=asking), workers), held_out):
+                _add(report, seen)
+                if seen.ids is not None and len(report.shown) < show:
+                    report.shown.append((seen.record.origin, decode_prompt(processor, seen.ids)))
+                if writer and seen.is_good:
+                    writer.write(seen.record, [look.digest for look in seen.looks])
+                    report.kept += 1
+                progress(report.rows)
+        except DataError as error:  # the source as a whole
+            report.findings.append(Finding("row", str(error), str(error)))
     return report
+
+
+def _add_unreadable(report: CheckReport, error: DataError) -> None:
+    report.rows += 1
+    report.findings.append(Finding("row", str(error), str(error)))
+
+
+def _add(report: CheckReport, seen: _Seen) -> None:
+    kind = seen.record.problem_type
+    report.rows += 1
+    report.types[kind] += 1
+    report.bad[kind] += any(finding.is_error for finding in seen.findings)
+    report.images += len(seen.record.images)
+    report.videos += len(seen.record.videos)
+    report.tokens += [] if seen.ids is None else [len(seen.ids)]
+    report.findings += seen.findings
+
+
+def _compared(rows: Iterable[_Seen], held_out: LookIndex) -> Iterator[_Seen]:
+    """The rows with what is found in them when they are compared with those before, and with the evaluation's."""
+    earlier = _Earlier()
+    for seen in rows:
+        yield replace(seen, findings=[*seen.findings, *earlier.compare(seen), *_leaks(seen, held_out)])
 
 
 def _in_order(records: Iterable[Record], look_at: Callable[[Record], _Seen], workers: int) -> Iterator[_Seen]:
@@ -189,16 +221,10 @@ def _in_order(records: Iterable[Record], look_at: Callable[[Record], _Seen], wor
             yield under_way.popleft().result()
 
 
-def _look_at(
-    record: Record,
-    unscorable: Callable[[Record], str],
-    processor: Any,
-    max_prompt_tokens: int | None,
-    settings: PromptSettings,
-) -> _Seen:
+def _look_at(record: Record, asking: _Asking) -> _Seen:
     findings: list[Finding] = []
     looks: list[Appearance] = []
-    tokens = None
+    ids, settings = None, asking.prompt
 
     def found(kind: Kind, message: str) -> None:
         prefix = f"{record.origin}: "
@@ -222,20 +248,22 @@ def _look_at(
                 found("box", str(error))
     if strange := [c for c in record.problem + record.solution if _is_strange(c)]:
         found("text", f"contains the control character {strange[0]!r}; remove it if it is not meant")
-    if reason := unscorable(record):
+    if reason := asking.unscorable(record):
         found("solution", f"{reason}; correct the solution or its problem type")
     if not any(finding.kind == "media" for finding in findings):
         try:
-            if processor is None:
-                build_messages(record, settings.think)
+            if asking.processor is None:
+                build_messages(record, settings)
             else:
                 with ONE_VIDEO if record.videos else nullcontext():
-                    tokens = encode_prompt(processor, record, settings)["input_ids"].shape[-1]
+                    ids = encode_prompt(asking.processor, record, settings)["input_ids"][0]
         except DataError as error:
             found("prompt", str(error))
-        if tokens is not None and max_prompt_tokens is not None and tokens > max_prompt_tokens:
-            found("tokens", f"{tokens:,} tokens, more than {max_prompt_tokens:,}; lower max_pixels or num_frames")
-    return _Seen(record, looks, tokens, findings)
+        if ids is not None and asking.max_prompt_tokens is not None and len(ids) > asking.max_prompt_tokens:
+            found(
+                "tokens", f"{len(ids):,} tokens, more than {asking.max_prompt_tokens:,}; lower max_pixels or num_frames"
+            )
+    return _Seen(record, looks, ids, findings)
 
 
 def _is_strange(character: str) -> bool:

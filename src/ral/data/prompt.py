@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +16,37 @@ from transformers.video_utils import VideoMetadata
 
 from ral.data.answer_boxes import box_hint
 from ral.data.media import Video, load_image, load_video
-from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
-from ral.data.settings import PromptSettings, Template
+from ral.data.record import IMAGE_MARK, VIDEO_MARK, Record
+from ral.data.settings import PromptSettings
 from ral.data.templates import adds_special_tokens, opens_think, render, turn_end
-from ral.errors import DataError
+from ral.data.wording import MARK, question
+from ral.errors import ConfigError, DataError
 from ral.families import family_of_processor
-
-_HINT: dict[ProblemType, str] = {
-    "multiple choice": "a single option letter (for example A)",
-    "numerical": "a number (for example 42 or 3.14)",
-    "OCR": "the transcribed text",
-    "free-form": "a short text",
-    "regression": "a number (for example 42 or 3.14)",
-    "math": "a number or a formula in LaTeX",
-    "box": "a box [x0, y0, x1, y1]",
-}
-_CARE = "Think the question through first, look as closely as you need, and check your reasoning. "
-_THINK = _CARE + "Write your thinking between <think> and </think>, then the answer between <answer> and </answer>. "
-_THINK_ON = _CARE + "End your thinking with </think>, then write the answer between <answer> and </answer>. "
-_BODY = "Inside the <answer> tags give only {hint}."
-_DIRECT = "Answer directly, without explanation and without tags. Give only {hint}."
-_MARK = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
 
 
 def build_messages(
-    record: Record, think: bool, template: Template = "paper", *, hint: str | None = None, think_opened: bool = False
+    record: Record,
+    settings: PromptSettings | None = None,
+    *,
+    hint: str | None = None,
+    think_opened: bool = False,
+    **named: Any,
 ) -> list[dict[str, Any]]:
-    """The record's system turn and history, if it has them, then the question with its options and the instruction.
+    """The system turn, if there is one, the record's history, then the question as it is asked (`wording.question`).
 
     The content of every turn is a list of `{"type": "text", "text": str}`, `{"type": "image", "image": PIL.Image | Path}`
     and `{"type": "video", "video": Path}`. Media stand at their marks, which count from the first turn on; where a kind has
-    more media than marks, its first ones open the first turn of the user. `paper` asks for
-    `<think>…</think><answer>…</answer>`, or (`think=False`, RAL-zero) for the bare answer; `plain` ends in the one word
-    "think" or "answer", for the small testbed model. `hint` is the form of the answer, in words, where it is not that of the
-    problem type; `think_opened` says that the prompt will end in `<think>`.
+    more media than marks, its first ones open the first turn of the user. The record's own system turn is said where it has
+    one, else `system_prompt`. `settings` and `named` are those of `encode_prompt`, `hint` and `think_opened` of
+    `wording.question`.
 
     Raises `DataError` when there are more marks than media.
     """
-    question = record.problem
-    if record.options:
-        question += "\nOptions:\n" + "\n".join(record.options)
-    if template == "plain":
-        question += " think" if think else " answer"
-    else:
-        wording = (_THINK_ON if think_opened else _THINK) + _BODY if think else _DIRECT
-        question += "\n\n" + wording.format(hint=hint or _HINT[record.problem_type])
-    turns = [*((turn.role, turn.content) for turn in record.history), ("user", question)]
+    settings = replace(settings or PromptSettings(), **named)
+    turns = [
+        *((turn.role, turn.content) for turn in record.history),
+        ("user", question(record, settings, hint, think_opened)),
+    ]
     images: list[dict[str, Any]] = [{"type": "image", "image": image} for image in record.images]
     videos: list[dict[str, Any]] = [{"type": "video", "video": video} for video in record.videos]
     lead: list[dict[str, Any]] = []
@@ -76,13 +62,15 @@ def build_messages(
     queues = {IMAGE_MARK: iter(images), VIDEO_MARK: iter(videos)}
     messages = []
     for role, content in turns:
-        pieces = [piece for piece in _MARK.split(content) if piece]
+        pieces = [piece for piece in MARK.split(content) if piece]
         parts = [next(queues[piece]) if piece in queues else {"type": "text", "text": piece} for piece in pieces]
         if role == "user":
             parts, lead = lead + parts, []
         messages.append({"role": role, "content": parts})
-    system = [] if record.system is None else [{"type": "text", "text": record.system}]
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    system = settings.system_prompt if record.system is None else record.system
+    if system is None:
+        return messages
+    return [{"role": "system", "content": [{"type": "text", "text": system}]}, *messages]
 
 
 def encode_prompt(
@@ -105,13 +93,13 @@ def encode_prompt(
     settings = replace(settings or PromptSettings(), **named)
     tokenizer = getattr(processor, "tokenizer", processor)
     said = [record.system or "", *(turn.content for turn in record.history), record.problem, *record.options]
-    _refuse_special_tokens(tokenizer, record, [_MARK.sub("", text) for text in said])
+    _refuse_special_tokens(tokenizer, record, [MARK.sub("", text) for text in said])
+    _refuse_special_tokens_of(tokenizer, settings)
     if tokenizer is processor and (record.images or record.videos):
         raise DataError(f"{record.origin}: has images or videos, but the model reads text only")
     messages = build_messages(
         record,
-        settings.think,
-        settings.template,
+        settings,
         hint=box_hint(record, processor) if record.problem_type == "box" else None,
         think_opened=opens_think(processor, settings.think),
     )
@@ -160,6 +148,21 @@ def _media(processor: Any, record: Record, messages: list[dict[str, Any]], setti
     return media
 
 
+def decode_prompt(processor: Any, ids: Tensor) -> str:
+    """The tokens `[P]` of a prompt as text, control tokens included; one that repeats is written once, with its number:
+    `<|image_pad|>×196`."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    for token in sorted(_special_tokens(tokenizer)):
+        if 2 * token in text:
+            text = re.sub(f"(?:{re.escape(token)}){{2,}}", partial(_numbered, token), text)
+    return text
+
+
+def _numbered(token: str, run: re.Match[str]) -> str:
+    return f"{token}×{len(run[0]) // len(token)}"
+
+
 def encode_completion(processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any) -> Tensor:
     """The tokens `[R]` that a worked example teaches behind its prompt, the end of the turn included.
 
@@ -195,12 +198,26 @@ def _metadata(video: Video) -> VideoMetadata:
 
 
 def _refuse_special_tokens(tokenizer: Any, record: Record, texts: Iterable[str]) -> None:
-    """A text that spells a control token would open a turn, or a medium that is not there."""
-    special = set(tokenizer.all_special_tokens)
-    special.update(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    for text in texts:
-        if found := next((token for token in special if token and token in text), None):
-            raise DataError(
-                f"{record.origin}: the text contains {found!r}, a control token of the model; "
-                "remove it or write it differently"
+    if found := _control_token(tokenizer, texts):
+        raise DataError(
+            f"{record.origin}: the text contains {found!r}, a control token of the model; remove it or write it differently"
+        )
+
+
+def _refuse_special_tokens_of(tokenizer: Any, settings: PromptSettings) -> None:
+    for name in ("system_prompt", "prompt_template"):
+        if found := _control_token(tokenizer, [getattr(settings, name) or ""]):
+            raise ConfigError(
+                f"{name} contains {found!r}, a control token of the model, whose chat template writes the turns; leave it out"
             )
+
+
+def _control_token(tokenizer: Any, texts: Iterable[str]) -> str | None:
+    """One that a text spells: it would open a turn, or a medium that is not there."""
+    special = _special_tokens(tokenizer)
+    return next((token for text in texts for token in special if token in text), None)
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {*tokenizer.all_special_tokens, *added} - {""}

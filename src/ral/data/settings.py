@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from ral.data.wording import Template, read_template, refuse_marks
 from ral.errors import ConfigError
-
-Template = Literal["paper", "plain"]
 
 
 def setting(default: Any, text: str) -> Any:
@@ -25,7 +24,15 @@ class PromptFields:
     """What a prompt depends on beside its record; to be inherited by settings that hold more."""
 
     think: bool = setting(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
-    template: Template = setting("paper", "Prompt wording: paper (instructions) or plain (a one-word marker, testbed).")
+    template: Template = setting(
+        "paper",
+        "Prompt wording: paper (instructions), plain (a one-word marker, testbed) or raw (the data's text alone).",
+    )
+    prompt_template: str | None = setting(
+        None,
+        "A wording of your own, or the path of its text file: {problem} once, {options} and {hint} (the answer's form) if you like.",
+    )
+    system_prompt: str | None = setting(None, "The system turn of records that have none of their own.")
     min_pixels: int | None = setting(
         None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
     )
@@ -47,10 +54,21 @@ class PromptFields:
         return min((bound for bound in bounds if bound), default=None)
 
     def check_prompt(self) -> None:
-        """Raise ConfigError for an unknown template, and for sizes or frames below 1."""
+        """Put the text of `prompt_template` in the place of its file's name.
+
+        Raises ConfigError for an unknown template or two, for texts that cannot be used, and for sizes or frames below 1.
+        """
         if self.template not in get_args(Template):
             known = ", ".join(get_args(Template))
             raise ConfigError(f"template={self.template!r} is not known; choose one of {known}")
+        if self.prompt_template is not None:
+            if self.template != "paper":
+                raise ConfigError(
+                    f"template={self.template!r} and prompt_template exclude each other; leave one of them out"
+                )
+            object.__setattr__(self, "prompt_template", read_template(self.prompt_template))
+        if self.system_prompt is not None:
+            refuse_marks(self.system_prompt, "system_prompt")
         for name in ("min_pixels", "max_pixels", "video_pixels", "num_frames", "fps"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, got {value}; leave it out for the default")

@@ -78,12 +78,13 @@ class ScoredGroup(SampledGroup):
     weights: Tensor
     scorer_failures: int = 0
 
-    def samples(self, step: int) -> Iterator[dict[str, Any]]:
-        """One row of `samples.jsonl` per completion."""
+    def samples(self, step: int, prompt: str) -> Iterator[dict[str, Any]]:
+        """One row of `samples.jsonl` per completion; the first holds the text of the `prompt`."""
         for g, text in enumerate(self.texts):
             yield {
                 "step": step,
                 "id": self.record.id,
+                **({} if g else {"prompt": prompt}),
                 "question": self.record.question,
                 "solution": self.record.solution,
                 "completion": text,

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from ral.attention import GroupOutput, Prompt, prepare_prompt
 from ral.attention.models import pretrained
 from ral.config import RALConfig, replayed
-from ral.data.prompt import encode_prompt
+from ral.data.prompt import decode_prompt, encode_prompt
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.data.record_errors import name_in_errors
@@ -194,7 +194,10 @@ class RALTrainer(NonFiniteGuardTrainer):
         ]
         if self.is_world_process_zero():
             shown = [group for micro_batch in scored for group in micro_batch][: self.args.samples_per_step]
-            rows = (row for group in shown for row in group.samples(self._step + 1))
+            texts = (decode_prompt(self.processing_class, group.prompt.input_ids) for group in shown)
+            rows = (
+                row for group, text in zip(shown, texts, strict=True) for row in group.samples(self._step + 1, text)
+            )
             append_jsonl(Path(str(self.args.output_dir)) / SAMPLES, rows)
         sources = self._sources()
         return [

@@ -182,7 +182,7 @@ class VLLMServer:
         """Images and videos in the order of their places in the prompt, without loss."""
         rates = video_rates(self.config, record, prompt)
         media = []
-        for part in (part for message in build_messages(record, think=False) for part in message["content"]):
+        for part in (part for message in build_messages(record) for part in message["content"]):
             if part["type"] == "image":
                 image = load_image(part["image"], record.origin)
                 media.append({"type": "image_url", "url": _data_url("image/png", _png(image))})
