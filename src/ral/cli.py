@@ -252,12 +252,11 @@ def check(
 
         processor = load_processor(_model_path(model))
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
-    read = partial(read_records, **reading)
     with _counted("rows") as progress:
         result = check_records(
-            lambda on_error: read(data, split=split, on_error=on_error),
+            lambda on_error: read_records(data, split=split, on_error=on_error, **reading),
             unscorable=partial(_unscorable, mode=mode),
-            evaluation=read(eval_data, split="test") if eval_data else (),
+            evaluation=read_records(eval_data, split="test", **reading) if eval_data else (),
             processor=processor, max_prompt_tokens=max_prompt_tokens, prompt=prompt, show=show, clean=clean,
             progress=progress,
         )  # fmt: skip
