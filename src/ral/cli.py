@@ -97,7 +97,7 @@ def ral(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback 
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(help="Of the order of prompts and of every rollout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of prompts and of all rollouts.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of every arm.", show_default="tuned")] = None,
     held_out: Annotated[int, typer.Option(help="Images to evaluate on.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
@@ -111,7 +111,7 @@ def quickstart(
 #: Words that no option takes are overrides of the recipe.
 _TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Recipe = Annotated[Path, typer.Argument(help="A recipe: a flat YAML file.", show_default=False)]
-_Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last complete checkpoint.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's last good checkpoint.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")]
 
 
@@ -148,13 +148,14 @@ def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, over
 def plan(
     context: typer.Context,
     recipe: _Recipe,
-    gpus: Annotated[int, typer.Option(help="GPUs in all.")] = 1,
-    gpu_memory: Annotated[float, typer.Option(help="GiB of one GPU.")] = 80,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="Memory of one GPU in GiB.")] = 80,
     prompt_tokens: Annotated[
         int | None, typer.Option(help="Tokens of the longest prompt.", show_default="as pixels and frames allow")
     ] = None,
     completion_tokens: Annotated[
-        int | None, typer.Option(help="Of the average completion, for the time.", show_default="max_completion_length")
+        int | None,
+        typer.Option(help="Tokens of the average completion, for the time.", show_default="max_completion_length"),
     ] = None,
     examples: Annotated[
         int | None, typer.Option(help="Records to train on.", show_default="of max_steps or the data")
@@ -162,10 +163,10 @@ def plan(
     sharding: Annotated[
         str | None, typer.Option(help="ddp, fsdp2, zero2 or zero3.", show_default="as in the recipe")
     ] = None,
-    tflops: Annotated[float, typer.Option(help="Peak of one GPU in matrix products.")] = 989,
-    bandwidth: Annotated[float, typer.Option(help="Of one GPU's memory, in TB/s.")] = 3.35,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that passes reach.")] = 0.4,
-    layer_ms: Annotated[float, typer.Option(help="Least milliseconds of a layer in a decoding step.")] = 1.0,
+    tflops: Annotated[float, typer.Option(help="Peak of one GPU in matrix products, in TFLOP/s.")] = 989,
+    bandwidth: Annotated[float, typer.Option(help="Memory bandwidth of one GPU, in TB/s.")] = 3.35,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that forward and backward passes reach.")] = 0.4,
+    layer_ms: Annotated[float, typer.Option(help="Minimal time of a layer in a decoding step, in milliseconds.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what a recipe of `ral train` needs: memory per GPU, changes if it does not fit, and time.
@@ -221,9 +222,11 @@ def check(
     box_scale: Annotated[
         str | None, typer.Option(help="What boxes count: pixels, unit or thousand.", show_default="as the format says")
     ] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Data whose media must not be trained on.")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Evaluation data; its media must not be in the training data.")
+    ] = None,
     scorer: Annotated[
-        str, typer.Option("--scorer", "--mode", help="Reading of solutions, as in training: strict or compat.")
+        str, typer.Option("--scorer", "--mode", help="Scorer that reads solutions, as in training: strict or compat.")
     ] = "strict",
     model: Annotated[str | None, typer.Option(help="Count prompt tokens with this model's processor.")] = None,
     max_prompt_tokens: Annotated[
@@ -321,7 +324,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder to write to, one sub-folder per task.", show_default="RUN/eval")
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help="Items per task.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of items.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of items.")] = 0,
     data: Annotated[str | None, typer.Option(help="A benchmark's table on this machine.", show_default="hub")] = None,
     media: Annotated[Path | None, typer.Option(help="Folder of images and videos outside the table.")] = None,
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
@@ -363,11 +366,11 @@ def look(
     model: Annotated[
         str, typer.Argument(help="A model folder, a run folder, a hub id, or `start`.", show_default=False)
     ],
-    question: Annotated[str, typer.Option(help="The question; <image> or <video> in it says where the medium stands.")],
+    question: Annotated[str, typer.Option(help="The question; <image> or <video> marks the place of the medium.")],
     output: Annotated[Path, typer.Option(help="A .png file, or an .html page with a slider.")],
     image: Annotated[Path | None, typer.Option(help="The image.")] = None,
     video: Annotated[
-        Path | None, typer.Option(help="The video, in place of an image: one map a temporal patch.")
+        Path | None, typer.Option(help="The video, in place of an image; each temporal patch gets a map.")
     ] = None,
 ) -> None:
     """Draw where a model looks when it answers a question about an image or a video."""
@@ -432,9 +435,9 @@ def compare(
 @app.command()
 def replay(
     dump: Annotated[
-        Path, typer.Argument(help="nonfinite-N or failed-reward-N of a run, as a guard left it.", show_default=False)
+        Path, typer.Argument(help="Dump of a stopped run: its nonfinite-N or failed-reward-N.", show_default=False)
     ],
-    process: Annotated[int, typer.Option(help="Whose batch, of several processes.")] = 0,
+    process: Annotated[int, typer.Option(help="Process whose batch is run.")] = 0,
     reward: Annotated[
         str | None,
         typer.Option(help="The function to call again, as a recipe names it.", show_default="none is called"),

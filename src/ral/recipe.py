@@ -68,15 +68,13 @@ class BaseRecipe:
     )
     columns: dict[str, Any] | None = field(
         default=None,
-        metadata={
-            "help": "Our name → the data's, for columns called otherwise: `{problem: caption, images: picture}`."
-        },
+        metadata={"help": "Maps `ral`'s column names to those of the data: `{problem: caption, images: picture}`."},
     )
     box_scale: BoxScale | None = field(
-        default=None, metadata={"help": "What boxes count: `pixels`, or shares up to 1 (`unit`) or 1000 (`thousand`)."}
+        default=None, metadata={"help": "Scale of boxes: `pixels`, `unit` (0 to 1) or `thousand` (0 to 1000)."}
     )
     peft: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Settings of `peft.LoraConfig`; all weights are trained without it."}
+        default=None, metadata={"help": "Settings of `peft.LoraConfig`; without it, all weights are trained."}
     )
     quantization: dict[str, Any] | None = field(
         default=None, metadata={"help": "Settings of `BitsAndBytesConfig`, such as `load_in_4bit`; needs `peft`."}
@@ -107,9 +105,9 @@ class Recipe(BaseRecipe):
     )
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One weight per reward function."})
     look_steps: int = field(
-        default=0, metadata={"help": "Every n steps, where the model looks is kept for the report; 0: never."}
+        default=0, metadata={"help": "Record where the model looks every n steps, for the report; 0: never."}
     )
-    look_items: int = field(default=6, metadata={"help": "Records of `eval_data` that it is looked at with."})
+    look_items: int = field(default=6, metadata={"help": "Number of records of `eval_data` for these looks."})
     args: RALConfig
 
 

@@ -1,4 +1,4 @@
-"""Looks along training, on the shipped start checkpoint."""
+"""Looks during training, on the shipped start checkpoint."""
 
 from __future__ import annotations
 

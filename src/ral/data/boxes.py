@@ -37,8 +37,8 @@ def box_coverage(grid: tuple[int, int], size: Size, box: Box) -> NDArray[np.floa
 def box_mask(grid: tuple[int, int], size: Size, boxes: Iterable[Box]) -> NDArray[np.bool_]:
     """Tokens [h, w] that belong to any of `boxes`.
 
-    A token belongs to a box that covers at least half of its cell. A box that covers half of no cell owns the cells it
-    covers most, so that small evidence is never lost and no box is empty.
+    A token belongs to a box if the box covers at least half of the token's cell. If a box covers half of no cell, it owns the
+    cells that it covers most. So small evidence is never lost, and no box is empty.
     """
     mask = np.zeros(grid, dtype=bool)
     for box in boxes:

@@ -51,8 +51,8 @@ class Video:
 def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
     """The image as RGB, turned as its EXIF tag says, on white where it is transparent.
 
-    Grey values of 16 bits (12 where a TIFF says so) fill 0..65535 (0..4095), floating-point ones [0, 1]: others have no
-    scale that is known, and are refused.
+    16-bit grey values range over 0..65535 (12-bit values of a TIFF over 0..4095), floating-point values over [0, 1]. Other
+    formats have no known scale and are refused.
 
     Raises `DataError`, naming `origin` and the file, for anything that is missing, broken, or too large.
     """

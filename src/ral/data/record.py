@@ -53,14 +53,13 @@ class Turn:
 class Record:
     """One question about zero or more images or videos, with its checkable answer.
 
-    `problem` is the question as a person would read it; `<image>` / `<video>` marks in it say where the media
-    stand (media without a mark come first). `system` is the text of the system turn and `history` the turns before
-    `problem`; marks count from the first turn on, through to `problem`. `solution` is the bare answer, without
-    `<answer>` tags, and `other_solutions` are further answers that are as right. `boxes`
-    are the places that hold the evidence, where they are known; `document` is the part of `problem` that is a text to be
-    read, and `evidence` the places in `problem` that hold its evidence. `trace` is a worked example of the thinking
-    (without tags), for supervised cold starts. `origin` names file and row for error messages. `extra` holds
-    every further column of the source and is handed to reward functions by keyword.
+    `problem` is the question in plain text. `<image>` / `<video>` marks in it give the places of the media; media without a
+    mark come first. `system` is the text of the system turn, and `history` holds the turns before `problem`; marks count
+    from the first turn on, through to `problem`. `solution` is the bare answer, without `<answer>` tags, and
+    `other_solutions` are equally valid answers. `boxes` are the places that show the evidence, if known. `document` is the
+    part of `problem` that is a text to read, and `evidence` gives the places in `problem` that hold the evidence. `trace` is
+    a worked example of the thinking (without tags), for supervised cold starts. `origin` names file and row for error
+    messages. `extra` holds all other columns of the source; reward functions get them by keyword.
     """
 
     id: str
@@ -93,16 +92,16 @@ class Record:
 
     @property
     def grounded(self) -> bool:
-        """Whether it says where its evidence is."""
+        """Whether the record says where its evidence is."""
         return bool(self.boxes or self.evidence)
 
     @property
     def place(self) -> str:
-        """Which record it is, for messages."""
+        """The record's id and origin, for messages."""
         return f"record {self.id} ({self.origin or 'in memory'})"
 
     def columns(self) -> dict[str, Any]:
-        """What reward functions get by keyword beside prompts and completions."""
+        """The columns that reward functions get by keyword, besides prompts and completions."""
         answers = {"solution": self.solution, "solutions": self.solutions}
         own = {"problem_type": self.problem_type, "options": self.options, "boxes": self.boxes, "id": self.id}
         return {**self.extra, **answers, **own}

@@ -35,7 +35,7 @@ _OTHERWISE = (
 
 @contextmanager
 def name_in_errors(record: Record) -> Iterator[None]:
-    """An exception that is raised in it names the record, too, in a note of its traceback."""
+    """Add a note that names the record to any exception raised inside."""
     try:
         yield
     except Exception as error:
@@ -44,9 +44,9 @@ def name_in_errors(record: Record) -> Iterator[None]:
 
 
 class WatchedRecords:
-    """The records of a data loader, and which of its processes is reading which.
+    """The records of a data loader. It notes which process is reading which record.
 
-    The notes lie in memory that all processes share, so that those of a process that is killed remain.
+    The notes are in shared memory, so the notes of a killed process remain.
     """
 
     def __init__(self, records: Sequence[Record]):
@@ -56,7 +56,7 @@ class WatchedRecords:
 
     @contextmanager
     def record(self, number: int) -> Iterator[Record]:
-        """One record, for as long as it is read; whatever goes wrong in it names the record."""
+        """Yield one record and note its reader; errors raised inside name the record."""
         self._readers[number] = os.getpid()
         try:
             with name_in_errors(self.records[number]):
@@ -66,7 +66,7 @@ class WatchedRecords:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Raises WorkerError in place of what torch raises, anywhere in it, when one of its workers has died."""
+        """Raise WorkerError instead of torch's error if a worker has died inside."""
         try:
             yield
         except Exception as error:

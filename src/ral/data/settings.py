@@ -1,7 +1,7 @@
 """`PromptSettings`: the settings that a prompt depends on, declared once.
 
-Training, fine-tuning and evaluation inherit `PromptFields`, so that a recipe names them flat; whoever makes a prompt takes
-them whole, as `PromptSettings`. A new one is a field here, and is read where a prompt is made (`ral.data.prompt`).
+The settings of training, fine-tuning and evaluation inherit `PromptFields`, so a recipe names them flat. Code that makes a prompt
+takes a `PromptSettings`. To add a setting, add a field here and read it in `ral.data.prompt`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def setting(default: Any, text: str) -> Any:
 
 @dataclass
 class PromptFields:
-    """What a prompt depends on beside its record; to be inherited by settings that hold more."""
+    """The settings that a prompt depends on, as a base class of larger settings."""
 
     think: bool = setting(True, "Ask for <think>…</think><answer>…</answer>; False is RAL-zero, a direct answer.")
     template: Template = setting(
@@ -49,7 +49,7 @@ class PromptFields:
         return PromptSettings(**{item.name: getattr(self, item.name) for item in fields(PromptFields)})
 
     def frame_pixels(self, frames: int) -> int | None:
-        """The bound on one frame of a video with so many of them; None where neither it nor the whole is bounded."""
+        """Largest number of pixels of one frame of a video with `frames` frames; None without any bound."""
         bounds = (self.max_pixels, self.video_pixels and self.video_pixels // frames)
         return min((bound for bound in bounds if bound), default=None)
 
@@ -78,7 +78,7 @@ class PromptFields:
 
 @dataclass
 class PromptSettings(PromptFields):
-    """`PromptFields` as a record that is never changed. (`frozen=True` could not inherit fields that settings change.)
+    """`PromptFields` as an immutable record. (`frozen=True` cannot inherit from mutable settings.)
 
     Raises ConfigError as `check_prompt` does.
     """

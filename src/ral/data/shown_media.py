@@ -17,9 +17,9 @@ from ral.families import family_of_processor
 class ShownMedia:
     """The media of a record as the model was shown them.
 
-    pictures: at original size, as boxes are in its pixels, one for each attention map: every image, then of every video the
-    first frame of each temporal patch. boxes: `medium` numbers the pictures. media: the numbers of each medium's pictures.
-    times: seconds of each picture in its video, None for an image.
+    pictures: one for each attention map, in the original size, because boxes count its pixels: every image, then the first
+    frame of each temporal patch of every video. boxes: `medium` is the number of a picture. media: the numbers of each medium's
+    pictures. times: seconds of each picture in its video, None for an image.
     """
 
     pictures: tuple[Image.Image, ...]

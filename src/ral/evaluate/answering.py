@@ -33,7 +33,7 @@ from ral.rollouts.sampling import Completion, Sampling, sample
 
 @dataclass(frozen=True)
 class Answered:
-    """A record as it was asked, the prompt it became and what the model wrote: `completion` as tokens, `text` the whole turn
+    """A record, its prompt, and the model's answer: `completion` as tokens, and `text`, the whole turn
     without its end."""
 
     record: Record

@@ -28,7 +28,7 @@ from ral.runs.names import ITEMS, LOOKS
 
 
 class LookRecorder(TrainerCallback):
-    """Takes a look at every one of `records` before the first update, behind every `every`-th, and behind the last.
+    """Takes a look at each of `records` before the first update, after every `every`-th update, and after the last.
 
     A look is the most likely answer, its score, and the attention map of the row that predicts it, asked as in training.
     It draws no random number: training goes on as it would without. Of several processes all look, as sharded weights are

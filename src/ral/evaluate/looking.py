@@ -1,8 +1,8 @@
 """Attention maps of the row that predicts the answer, in every decoder layer.
 
-The row that counts is the one that *predicts* the first token of the answer: in `<think>…</think><answer>blue</answer>`
-that of `<answer>`'s last token, in a direct answer that of the prompt's last token. A mean over all rows of a completion
-would mostly show how the format is kept.
+This is the row that *predicts* the first token of the answer. In `<think>…</think><answer>blue</answer>` it is the row of
+`<answer>`'s last token. In a direct answer it is the row of the prompt's last token. A mean over all rows of a completion would
+mostly show how the model writes the format.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Metrics of the benchmarks: functions from an answer to a score.
 
 A `Metric` takes the body of an answer (as `ral.rewards.answers.extract_answer` gives it), the record and a mode, and returns a
-score in [0, 1], or None where the answer cannot be read: such items count as wrong and are shown as unparsed, never
-guessed.
+score in [0, 1], or None if the answer cannot be read. Such items count as wrong and are shown as unparsed; nothing is guessed.
 
-`compat` reads answers as lmms-eval 0.7.3 does for the benchmark, oddities included, so that numbers can be set beside
-published ones; random guesses are the one thing left out. `strict` reads choices as a careful person would, with
-`ral.rewards.answers.parse_choice`, the same for all benchmarks. Metrics without a choice of letters have one definition only.
+`compat` reads answers as lmms-eval 0.7.3 does for the benchmark, with its oddities, so that numbers can be compared with
+published ones. It only leaves out random guesses. `strict` reads choices as a careful person would, with
+`ral.rewards.answers.parse_choice`, the same way for all benchmarks. Metrics without a choice of letters have one definition only.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def items_of(
     output: Path | None,
     step: int | None = None,
 ) -> Iterator[Item]:
-    """The items of one batch; maps and images of the records that are `shown` are kept, the images in the folder `output`;
-    nothing of them without a folder. `settings.layer` counts from the first layer; `step` is that of a look along training.
+    """Yield the items of one batch. Maps and images of the records in `shown` are stored, the images in the folder `output`;
+    without a folder, neither is. `settings.layer` counts from the first layer; `step` is the step of a look during training.
 
     Raises DataError for boxes that lie outside of their medium.
     """

@@ -19,9 +19,9 @@ PROBES = ("heads", "relative", "sinks", "masking", "masking-text")
 
 @dataclass
 class EvalSettings(PromptSettings):
-    """Everything that can change what an evaluation finds; the names are those of `RALConfig`. Never changed, as its base."""
+    """All settings that can change the result of an evaluation, with the names of `RALConfig`. Immutable."""
 
-    scorer: Mode = setting("strict", "Reading of answers: strict or compat.")
+    scorer: Mode = setting("strict", "Scorer of answers: strict or compat.")
     max_completion_length: int = setting(1024, "Tokens per answer; longer ones are cut, and counted as truncated.")
     layer: int = setting(-1, "Decoder layer whose attention is reported as the grounding; the trained one.")
     probes: str = setting("", f"Further measures of looking, separated by commas: {', '.join(PROBES)}; or all.")

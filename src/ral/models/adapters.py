@@ -1,7 +1,7 @@
 """Adapters (PEFT): adds and loads them, and refuses those that would falsify the reference or the saved weights.
 
-A run takes "the adapter switched off" for the model it started from, and what is saved for what was trained. Both hold only
-where the adapter leaves the base model's weights as they are, and where no adapted weight stands in a second place.
+A run assumes that the model with its adapter switched off is the start model, and that the saved weights are the trained ones. Both
+hold only if the adapter does not change the base model's weights, and if no adapted weight is used in a second place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REPEATABLE = ("pissa", "olora")
 
 
 def put_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """The model with a new adapter on it, which starts from the random weights of `seed`.
+    """Add a new adapter to the model, with random weights from `seed`.
 
     Raises ConfigError: an initialisation that rewrites the base model's weights (PiSSA, OLoRA, CorDA, LoftQ), and what
     `refuse_adapted_ties` refuses.
@@ -51,7 +51,7 @@ def put_adapter(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftMo
 
 
 def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool = False) -> PeftModel:
-    """The model with the adapter that lies in `folder`.
+    """Add the saved adapter in `folder` to the model.
 
     Raises ConfigError: an adapter whose loading rewrites the base model's weights by chance or by data, which would not be
     those it was trained on; and what `refuse_adapted_ties` refuses.

@@ -10,7 +10,7 @@ from ral.data.templates import turn_end
 def eos_token_ids(model: Any, processor: Any = None) -> tuple[int, ...]:
     """The end-of-sequence tokens of a model: its generation config's, then its tokenizer's and its chat template's.
 
-    A base model's configuration ends a text, its template a turn: what a completion is sampled until must hold both.
+    A base model's configuration names the end of a text, and its template the end of a turn. Sampling must stop at both.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = model.generation_config.eos_token_id
@@ -21,7 +21,7 @@ def eos_token_ids(model: Any, processor: Any = None) -> tuple[int, ...]:
 
 
 def write_eos_tokens(model: Any, processor: Any) -> None:
-    """Write all of them into the generation config, which is saved with the model and read by every engine."""
+    """Write all end tokens into the generation config, which is saved with the model and read by every engine."""
     ends = eos_token_ids(model, processor)
     if ends:
         model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]

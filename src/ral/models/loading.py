@@ -62,7 +62,7 @@ def load_model(
 
 
 def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
-    """What was being trained, from the folder it was saved to: an adapter stays one, on its base model."""
+    """Load a trained policy from its folder. An adapter stays an adapter on its base model."""
     base = _base_of(str(folder))
     if base is None:
         return load_model(folder)
@@ -72,7 +72,7 @@ def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
 
 
 def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
-    """What a model is loaded in to be trained: float32 where its own weights are trained.
+    """The dtype in which a model is loaded for training: float32 if its own weights are trained.
 
     In bfloat16, with eight bits of precision, updates of a learning rate of 1e-5 round away; mixed precision (`bf16: true`)
     computes in bfloat16 on float32 weights. Under an adapter the frozen weights stay in the dtype they were saved in.
@@ -114,9 +114,9 @@ def load_config(name: str | Path) -> Any:
 
 
 def export(name: str | Path, output: Path) -> None:
-    """Write what `load_model` makes of an adapter, all its weights, and its processor to the folder `output`.
+    """Merge an adapter as `load_model` does, and write the whole model and its processor to the folder `output`.
 
-    The folder is there whole or not at all.
+    The folder appears complete or not at all.
 
     Raises UsageError: no adapter in `name`, or a folder that is not empty.
     """

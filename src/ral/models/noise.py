@@ -13,8 +13,8 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 def switch_off_noise(model: nn.Module) -> None:
     """Set every rate of dropout, dropped layers and jitter in the model's modules and configurations to 0.
 
-    Layers hold such rates as numbers of their own beside `nn.Dropout`, attention first of all, or read them from their
-    configuration. The configuration is saved with the model: it then says what the model was trained with.
+    Not all rates are in `nn.Dropout`: layers, above all attention, also store them as numbers or read them from their
+    configuration. The configuration is saved with the model, and then states the rates of the training.
     """
     for module in model.modules():
         _set_rates_to_zero(module)

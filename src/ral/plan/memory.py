@@ -26,9 +26,9 @@ PHASES: dict[Phase, str] = {
     "optimiser": "the optimiser's step",
 }
 FLOAT, HALF, GIB = 4, 2, 2**30
-#: Tensors of the rows' size `[G, R, P+R]` that live at once beside the kept ones: the rows, and their gradient twice.
+#: Tensors of the rows' size `[G, R, P+R]` that exist at once beside the stored ones: the rows, and their gradient twice.
 ROW_TENSORS = 3
-#: Tensors of a logit chunk's size in float32 that live at once in its backward.
+#: Tensors of a logit chunk's size in float32 that exist at once in its backward pass.
 LOGIT_TENSORS = 4
 #: Tensors of the gated unit's size `[T, intermediate]` that the backward of a block adds at its peak.
 GATE_TENSORS = 3

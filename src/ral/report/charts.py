@@ -104,10 +104,14 @@ def _by_layer(layers: object) -> list[dict[str, Any]]:
 
 
 def looking_charts(arms: Sequence[Arm]) -> list[Chart]:
-    """The looks along training: mass in box and visual share, means over the looked-at items with boxes."""
+    """Charts of the looks during training: mass in box and visual share, means over the items with boxes."""
     names = (
-        ("mass", "Mass in box along training", "share of the visual attention in the true box, mean over these images"),
-        ("visual_share", "Visual share along training", "share of the attention that falls on the image, their mean"),
+        (
+            "mass",
+            "Mass in box during training",
+            "share of the visual attention in the true box, mean over these images",
+        ),
+        ("visual_share", "Visual share during training", "share of the attention that falls on the image, their mean"),
     )
     charts = []
     for key, title, note in names:

@@ -20,7 +20,7 @@ MAX_STEPS, MAX_ITEMS = 17, 6
 
 @dataclass(frozen=True)
 class Watched:
-    """One item along training: for every step of the slider the looks of the arms, in their order. `photo` is the image;
+    """One item during training: the looks of the arms, in their order, for every step of the slider. `photo` is the image;
     of a video it is a sheet of frames, and `frames` says at what seconds."""
 
     question: str

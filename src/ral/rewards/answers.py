@@ -1,7 +1,7 @@
 """Extracts and scores the answer of a completion, for rewards and evaluation alike.
 
-Two modes, a module each: `compat` reproduces published rewards, quirks included; `strict` is what a careful person would
-call right. No text makes `judge` fail, leave [0, 1] or take longer than linear time (math: `mathematics.TIME_LIMIT`).
+Each mode is a module. `compat` reproduces published rewards with their quirks. `strict` scores as a careful person would. For every
+text, `judge` returns a score in [0, 1] in linear time (math: within `mathematics.TIME_LIMIT`).
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ A reward function is called as `fn(prompts=…, completions=…, **columns)`, al
 and returns one float per completion, or None where it does not apply. Columns are `solution`, `problem_type`,
 `options` and whatever else the data holds. The default is 0.9 · accuracy + 0.1 · format, as in the paper.
 
-What `strict` does against reward hacking: only the last complete `<answer>` outside the thinking counts, so
-an answer hidden in the thinking earns nothing and several answers earn what the last one earns; naming two
-letters, two numbers or two boxes is no answer; the format reward wants each tag exactly once, around
-something.
+`strict` resists reward hacking. Only the last complete `<answer>` outside the thinking counts. So an answer hidden in the
+thinking earns nothing, and several answers earn the reward of the last one. Two letters, two numbers or two boxes are no
+answer. The format reward wants each tag exactly once, with content.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def accuracy(
     think_opened: bool | None = None,
     **columns: Any,
 ) -> list[float]:
-    """How right each completion's answer is, in [0, 1], by the problem type of its own record.
+    """Score each completion's answer in [0, 1], by the problem type of its record.
 
     Where a record has several valid `solutions`, the one that scores best counts. A completion whose scorer fails, or whose
     turn comes when `SCORING_SHARE` of the time limit is over, scores 0 and is counted (`GroupScore.failed`).

@@ -1,9 +1,9 @@
 """Equality of mathematical answers, decided by math-verify in its own process.
 
 SymPy can hang or fill the memory on a short expression (`9^{9^{9^9}}`), inside C code that no signal or
-thread can stop. So the comparison runs in a child that is killed at the time limit and started again for the
-next question. Run as `python -m ral.rewards.mathematics` the module is that child: one JSON request a line in, one
-JSON verdict a line out.
+thread can stop. So the comparison runs in a child process. The child is killed at the time limit, and a new one starts for the
+next question. `python -m ral.rewards.mathematics` runs this module as the child: it reads one JSON request per line and
+writes one JSON verdict per line.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Expected:
-    """The `solution` of a question, its `options`, and the `question` itself, read only for whether it asks in per cent."""
+    """The `solution` of a question, its `options`, and the `question` itself, which only tells if it asks for per cent."""
 
     solution: str
     options: Sequence[str] = ()

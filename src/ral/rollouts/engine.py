@@ -24,7 +24,7 @@ class Engine(Protocol):
     """Samples completions from the policy."""
 
     def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
-        """Take up the policy's present weights. All processes must call it.
+        """Take over the policy's current weights. All processes must call it.
 
         Args:
             model: the policy as accelerate has prepared it.
@@ -39,11 +39,11 @@ class Engine(Protocol):
         generators: Sequence[torch.Generator] | None = None,
         look_bias: Sequence[Tensor] | None = None,
     ) -> list[list[Completion]]:
-        """`num_generations` completions for every prompt.
+        """Sample `num_generations` completions for every prompt.
 
         Args:
-            records: where the prompts are from, and their media are.
-            generators: one per prompt; without them the engine draws as it likes.
+            records: the records of the prompts, with their media.
+            generators: one per prompt; without them the engine chooses its own random numbers.
             look_bias: per prompt `[G, P]`, see `ral.rollouts.sampling.sample`.
         """
 

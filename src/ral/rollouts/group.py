@@ -2,8 +2,8 @@
 
     SampledGroup → ScoredGroup → TrainingGroup(scored, Targets, OldPass)
 
-A record is whole and frozen once its stage is over. `TrainingGroup` holds those of one group; its `old` pass alone is filled
-in later, by the first inner update.
+A record is complete and frozen when its stage ends. `TrainingGroup` holds the records of one group. Only its `old` pass is set
+later, by the first inner update.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SampledGroup:
 
     @property
     def sampling_logps(self) -> Tensor | None:
-        """`[G, R]` log-probabilities another engine sampled the tokens at, 0 on padding; None where the policy sampled them."""
+        """`[G, R]` log-probabilities from the engine that sampled the tokens, 0 on padding; None if the policy sampled them."""
         logps = [completion.logps for completion in self.completions if completion.logps is not None]
         return pad_sequence(logps, batch_first=True) if logps else None
 
@@ -60,7 +60,7 @@ class SampledGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredGroup(SampledGroup):
-    """A sampled group with what its completions are worth.
+    """A sampled group with its rewards and advantages.
 
     Attributes:
         texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply.
@@ -96,7 +96,7 @@ class ScoredGroup(SampledGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What the losses compare the policy with; None where the run does not need it. Detached.
+    """The values that the losses compare the policy with, detached. Fields that the run does not need are None.
 
     Attributes:
         ref_logps: `[G, R]` of the start model.
@@ -122,7 +122,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class OldPass:
-    """The policy as it was when the rollouts were made. Detached.
+    """The old policy's pass: the policy as it was when the rollouts were made. Detached.
 
     Attributes:
         logps: `[G, R]`, the denominator of the token ratio.
@@ -137,7 +137,7 @@ class OldPass:
 
 @dataclass(kw_only=True)
 class TrainingGroup:
-    """All that is known of one group; `old` is None until the first inner update's pass."""
+    """All records of one group; `old` is None until the first inner update's pass."""
 
     scored: ScoredGroup
     targets: Targets

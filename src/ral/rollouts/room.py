@@ -1,4 +1,4 @@
-"""How many completions a device has room for: the arithmetic of rollouts' memory, for the sampler and for the planner."""
+"""Memory of rollouts: the number of completions that fit on a device, for the sampler and the planner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAW_BYTES = 2 * 4 + 3 * 8
 
 @dataclass(frozen=True)
 class RowSize:
-    """What one completion needs while it is sampled.
+    """Sizes that determine the memory of one completion during sampling.
 
     Attributes:
         layers, heads: of the decoder. key_width: numbers in one token's keys of one layer, over all heads. vocabulary: tokens.

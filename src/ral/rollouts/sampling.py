@@ -1,9 +1,8 @@
 """Samples G completions for every prompt from the policy, with transformers.
 
-Each prompt is prefilled once, and its keys and values are held once for the G completions, too. Rows that have ended leave
-the batch, and the next prompts enter it.
-Every prompt has random numbers of its own, so a seed gives it the same completions whatever it is batched with, on however
-many processes, and whether or not rows are dropped.
+Each prompt is prefilled once, and its keys and values are stored once for all G completions. Finished rows leave the batch, and the
+next prompts enter it. Every prompt has its own random numbers. So a seed gives the same completions for a prompt in any batch, on any
+number of processes, and with or without dropped rows.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ DROP_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """Settings of sampling.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -72,7 +71,7 @@ class Sampling:
 class Completion:
     """One sampled completion: `ids [R]` (R ≥ 1) with its end-of-sequence token, unless it was `truncated` at the limit.
 
-    `logps [R]` are what another engine drew it at; None where the policy itself did.
+    `logps [R]` are its log-probabilities from another engine that sampled it; None if the policy itself did.
     """
 
     ids: Tensor
@@ -99,7 +98,7 @@ def sample(
     bias_layers: Sequence[int] | None = None,
     rows: int | None = None,
 ) -> list[list[Completion]]:
-    """Draw completions for several prompts of any kind.
+    """Sample completions for several prompts of any kind.
 
     Args:
         model: the policy, as training calls it; switched to evaluation mode while sampling. An autocast that accelerate put

@@ -2,8 +2,8 @@
 
 checkpoint-N/manifest.json    {"processes": …, "resumable": …, "files": {name: {"bytes": …, "sha256": …}}}
 
-A folder without its manifest is a save, or a removal, that was cut off. What the manifest names was on the disk before it, so
-neither a killed process nor a lost machine leaves a manifest of files that are not there.
+A folder without a manifest is an interrupted save or removal. All files are on the disk before the manifest. So neither a killed
+process nor a lost machine leaves a manifest whose files are missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be saved or gone on from; the message says which, why, and what to do."""
+    """A checkpoint that cannot be saved or resumed; the message says which, why, and what to do."""
 
 
 def checkpoints(folder: Path | str) -> list[Path]:
@@ -42,10 +42,10 @@ def last_checkpoint(folder: Path | str) -> Path | None:
 
 
 def seal(checkpoint: Path, *, processes: int, resumable: bool = True) -> None:
-    """Write the manifest of a checkpoint that every process has written its files of.
+    """Write the manifest of a checkpoint, after every process has written its files.
 
     Args:
-        processes: that trained. resumable: whether it holds more than weights.
+        processes: number of training processes. resumable: whether the checkpoint holds more than weights.
     """
     files = {}
     for path in sorted(checkpoint.rglob("*")):
@@ -59,7 +59,7 @@ def seal(checkpoint: Path, *, processes: int, resumable: bool = True) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; its manifest goes first, so that what a kill leaves of it is told from a damaged one."""
+    """Delete a checkpoint, its manifest first. So after a kill, the rest counts as unfinished, not as damaged."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """The run folder: the right to write into it, the record of its origin, and its metrics.
 
-`ral.runs.names` says what lies in it. Beside that: checkpoint-N/ (`ral.runs.checkpoints`), and nonfinite-N/ and
-failed-reward-N/, what a guard stopped the run at.
+`ral.runs.names` lists its files. A folder may also hold checkpoint-N/ (`ral.runs.checkpoints`), and the dumps nonfinite-N/ and
+failed-reward-N/ of a stopped run (`ral.training.dumps`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to repeat a run: versions, commit, and the class of the machine.
+    """The facts that one needs to repeat a run: versions, commit, and the kind of machine.
 
     Holds no host or user name, no path and no environment variable.
     """
@@ -130,7 +130,7 @@ def environment() -> dict[str, Any]:
 
 
 def machine_class() -> str:
-    """The machine in words that name nobody's, as stands beside every figure."""
+    """The kind of machine in words, without names, as printed beside every figure."""
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 

@@ -22,14 +22,14 @@ ECHO = 2.0
 
 
 class Interrupted(SystemExit):
-    """The run was saved and ended on a signal; unless it is caught, the process ends with the code shells give to that."""
+    """A signal ended the run after a save. If not caught, the process exits with the shell's code for this signal."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
 
 
 class Interruption(TrainerCallback):
-    """Saves and ends the run after a signal, at the end of the rollout batch that is trained on.
+    """Saves and ends the run after a signal, at the end of the current rollout batch.
 
     A second signal, after two seconds, ends it at once. Signals can be taken in the main thread only; elsewhere they do what
     they did before.

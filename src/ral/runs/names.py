@@ -5,7 +5,7 @@ RUN/                    what one training run leaves
   environment.json      versions, commit, class of machine, number of processes and fingerprint of the training data
   metrics.jsonl         one object per logged step
   samples.jsonl         rollouts of logged steps, one object per completion
-  looks/                items.jsonl and media/ of the records that are looked at along training
+  looks/                items.jsonl and media/ of the looks during training
   final/                the trained model
   eval/TASK/            one evaluation: settings.json, items.jsonl, media/, summary.json, items.html
   report.html           the page on the run

@@ -1,7 +1,7 @@
 """The registry of the testbed's data sets: generators, sizes and seeds, by purpose.
 
 Recipes (`data: rings`), evaluations (`ral eval --tasks rings`), cold starts (`experiments.testbed.cold_start`) and the planner
-read it. A set that is put into `SETS` is known to all of them.
+read it. A set that is added to `SETS` is known to all of them.
 """
 
 from __future__ import annotations

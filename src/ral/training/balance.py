@@ -18,16 +18,16 @@ from ral.training.nonfinite import total_norm
 
 
 class GradientBalance(TrainerCallback, ExportableState):
-    """The factor on λ that makes ‖∇ λ·attention‖ = share · ‖∇ token‖, as last measured; saved with every checkpoint.
+    """The factor on λ that makes ‖∇ λ·attention‖ = share · ‖∇ token‖ in the last measured step. Checkpoints store it.
 
-    Measured is the gradient of a whole optimiser step: of all its micro-batches and processes. So the factor depends neither on
-    how a step is accumulated nor on how many processes make it.
+    The gradients cover a whole optimiser step with all its micro-batches and processes. So the factor depends neither on the
+    accumulation nor on the number of processes.
 
-    Until both norms were seen above zero the factor is 1. With the anchor `old` the first inner update, whose attention
-    gradient is exactly zero, is passed over.
+    The factor is 1 until both norms have been above zero. With the anchor `old`, the first inner update is skipped, because its
+    attention gradient is exactly zero.
 
-    Memory: until its end a measured step holds a gradient of the trained weights for each of the two terms, in float32; under
-    FSDP2 their shards.
+    Memory: a measured step stores one gradient of the trained weights per term, in float32, until its end; under FSDP2, their
+    shards.
 
     Args:
         share: of the attention gradient's norm in the token gradient's; None keeps the factor at 1.
@@ -41,9 +41,9 @@ class GradientBalance(TrainerCallback, ExportableState):
         self._attention: list[Tensor | None] = []
 
     def measure(self, model: nn.Module, token: Tensor, attention: Tensor) -> None:
-        """Add the gradients of a micro-batch's two losses to the step's; all processes must call this.
+        """Add the gradients of a micro-batch's two losses to those of the step. All processes must call this.
 
-        It takes a backward pass for each loss, before the one that trains, and changes no parameter's `grad`.
+        Runs one backward pass per loss, before the pass that trains, and changes no parameter's `grad`.
 
         Args:
             token, attention: scalar losses of this process, whose weights count for all processes; the second with λ, but

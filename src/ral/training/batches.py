@@ -14,10 +14,10 @@ from ral.errors import ConfigError
 class RepeatedBatches:
     """Batch sampler: micro-batches of prompt indices, every optimiser step's worth repeated for its inner updates.
 
-    With A accumulation steps and W processes the micro-batches m_1 … m_{A·W} of one optimiser step come `repeats` times in a
-    row; accelerate hands every W-th to each process, so a process sees its own prompts again. An incomplete last step is
-    left out of the epoch, as its groups would weigh more than others; the shuffle differs between epochs, so no prompt is
-    left out for good.
+    With A accumulation steps and W processes, the micro-batches m_1 … m_{A·W} of one optimiser step come `repeats` times in a
+    row. accelerate gives every W-th to each process, so a process sees its own prompts again. The epoch leaves out an
+    incomplete last step, because its groups would weigh more than others. The shuffle differs between epochs, so no prompt is
+    left out for ever.
 
     Args:
         size: number of prompts. batch_size: prompts per micro-batch. per_step: A·W. repeats: inner updates.

@@ -51,7 +51,7 @@ class TokenDivergence:
 def token_divergence(
     teacher: nn.Module | None, groups: Sequence[TrainingGroup], args: RALConfig
 ) -> TokenDivergence | None:
-    """What measures the student's token distributions against the teacher's, in the order of the packed row of `groups`."""
+    """Make the statistic that compares the student's token distributions with the teacher's, in the packed row of `groups`."""
     hidden = [group.targets.teacher_hidden for group in groups if group.targets.teacher_hidden is not None]
     if not hidden or teacher is None:
         return None

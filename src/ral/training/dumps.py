@@ -36,10 +36,10 @@ FORMAT = 2
 
 @dataclass(kw_only=True)
 class Dump:
-    """What one process was about to learn from.
+    """The batch that one process was about to learn from.
 
     Attributes:
-        what: was not finite, in words. step: optimiser steps made before. max_steps: of the run.
+        what: the non-finite value, in words. step: optimiser steps made before. max_steps: of the run.
         settings: of the run, as JSON has them. micro_batches: of the optimiser step.
     """
 
@@ -109,7 +109,7 @@ class FailedReward:
     """Completions of one record that a reward function failed on.
 
     Attributes:
-        what: went wrong, in words. step: optimiser steps made before.
+        what: the failure, in words. step: optimiser steps made before.
         texts: the completions. ids: their tokens. think, scorer: settings of the rewards.
     """
 

@@ -1,7 +1,7 @@
 """Sealed checkpoints and exact resume for transformers' Trainer.
 
-Saving and loading have no public seam in Trainer; the private methods that are overridden are all in this file, and
-`tests/training/test_exact_resume.py` tells when one of them changes its meaning.
+Trainer has no public interface for saving and loading. This file holds all overrides of private methods.
+`tests/training/test_exact_resume.py` fails if one of them changes its meaning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SETTINGS = "training_args.json"
 
 
 class ExactResumeTrainer(Trainer):
-    """A Trainer, to be mixed in before another, whose checkpoints can be trusted and gone on from exactly."""
+    """A mixin for Trainer classes, with sealed checkpoints and exact resume."""
 
     model: nn.Module
 

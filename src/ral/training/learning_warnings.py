@@ -23,7 +23,7 @@ EXPLODED = 10.0
 
 
 class LearningWarnings(TrainerCallback):
-    """Warns, with advice, of runs that go on but learn nothing or the wrong thing; once for every cause."""
+    """Warns, with advice and once per cause, of runs that learn nothing or the wrong thing."""
 
     def __init__(self) -> None:
         self._rows: dict[str, deque[float]] = {}

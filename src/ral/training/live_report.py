@@ -22,7 +22,7 @@ SHARE = 0.02
 class LiveReport(TrainerCallback):
     """Keeps `report.html` in the run folder up to date, as a page that reloads itself until the run is over.
 
-    A page that cannot be written is said in the log and does not end the run.
+    If the page cannot be written, the log says so and the run goes on.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The losses of prompt groups from the policy's packed forward. Each is a `Term`: a loss and its metrics.
 
-Targets and the old pass are stored in the group; the formulas are those of `ral.objective`.
+The group stores its targets and its old pass. `ral.objective` holds the formulas.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MicroBatchLoss:
 def policy_pass(
     model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig, *, capture: bool, teacher: nn.Module | None
 ) -> list[GroupOutput]:
-    """The pass that trains: with the trained layers' rows, if `capture`, and the divergence from the teacher's tokens."""
+    """Run the pass that trains, with the trained layers' rows (if `capture`) and the divergence from the teacher's tokens."""
     return packed_forward(
         model,
         [group.scored for group in groups],

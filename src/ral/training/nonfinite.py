@@ -19,7 +19,7 @@ from ral.training.exact_resume import ExactResumeTrainer
 
 
 class NonFiniteError(RalError, ValueError):
-    """A loss or a gradient that is not a number; the weights are as they were, and the message names the dump."""
+    """A non-finite loss or gradient. The weights are unchanged, and the message names the dump."""
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
@@ -34,9 +34,9 @@ def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
 
 
 class NonFiniteGuardTrainer(ExactResumeTrainer):
-    """A Trainer, to be mixed in before another, that stops before an update that is not a number.
+    """A mixin for Trainer classes that stops the run before a non-finite update.
 
-    The loss is for `compute_loss` to hand to `require_finite`, before the backward pass in which DeepSpeed makes its update.
+    `compute_loss` must pass the loss to `require_finite`, before the backward pass in which DeepSpeed makes its update.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
@@ -46,7 +46,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
 
     @abstractmethod
     def dump(self, what: str) -> Dump:
-        """The optimiser step that is being made, as `ral replay` can make it again; `what` was not finite."""
+        """Dump the current optimiser step for `ral replay`; `what` names the non-finite value."""
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As Trainer's; the gradient of the whole step is looked at before it is clipped."""

@@ -19,7 +19,7 @@ from ral.models.noise import switch_off_noise
 def prepare_policy(
     model: PreTrainedModel | PeftModel | str | Path, args: RALConfig, peft_config: PeftConfig | None = None
 ) -> nn.Module:
-    """The model with what is frozen, its new adapter, and without noise; it is loaded first where it is named.
+    """Freeze the vision tower, add the adapter and switch off noise, as the settings say. Loads the model if given by name.
 
     Raises ValueError for layers that the model does not have, ConfigError for what the settings forbid, and what loading raises.
     """

@@ -24,7 +24,7 @@ class RunningMeans:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def averages(self, accelerator: Accelerator) -> dict[str, float]:
-        """Totals over weights, over all processes, each of which must call this. What was never observed is left out."""
+        """Mean of every observed metric over all processes. All processes must call this."""
         names = sorted(self._sums)
         if accelerator.num_processes > 1:
             names = sorted(set(gather_object(names)))

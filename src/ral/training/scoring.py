@@ -25,11 +25,11 @@ from ral.training.dumps import FailedReward
 
 @dataclass(frozen=True)
 class Earned:
-    """What G completions earn.
+    """Rewards of G completions.
 
     Attributes:
         total: `[G]`. parts: `[G]` by reward function, NaN where it did not apply.
-        failed: how many completions a scorer failed on, which earn nothing there.
+        failed: number of completions on which a scorer failed; they earn 0 from it.
     """
 
     total: Tensor

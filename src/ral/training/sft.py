@@ -1,7 +1,7 @@
 """Supervised fine-tuning on worked examples, the stage before reinforcement; TRL's `SFTTrainer` does the training.
 
-An example is the prompt that reinforcement asks, encoded by the same code, and behind it the record's trace and solution
-in the format that reinforcement rewards. The loss counts that completion alone.
+An example is the prompt of reinforcement, encoded by the same code, followed by the record's trace and solution in the format
+that reinforcement rewards. The loss covers this completion only.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _PREPARATION = (
 
 @dataclass
 class SFTSettings(PromptFields, SFTConfig):
-    """Settings of supervised fine-tuning, beside those of `transformers.TrainingArguments` and of `trl.SFTConfig`.
+    """Settings of supervised fine-tuning, together with `transformers.TrainingArguments` and `trl.SFTConfig`.
 
-    What has the name of a field of `RALConfig` means the same there, and has the same default.
+    Fields that `RALConfig` has as well mean the same and have the same default.
     """
 
     freeze_vision: bool = setting(True, "Keep vision tower and projector as they are.")
@@ -93,7 +93,7 @@ def _default(item: Field[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTTask(BaseRecipe):
-    """The task of `ral sft`."""
+    """The recipe of `ral sft`."""
 
     args: SFTSettings
 

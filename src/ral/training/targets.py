@@ -32,7 +32,7 @@ SAME_MODEL = 0.05
 
 @dataclass(frozen=True)
 class Sources:
-    """What targets are computed from.
+    """The inputs of target functions: settings and models of a run.
 
     Attributes:
         reference: the start model, for as long as it is used. teacher: None unless `needs` has one.
@@ -134,7 +134,7 @@ def refuse_unknown_targets(needs: Needs) -> None:
 
 @torch.no_grad()
 def compute_targets(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
-    """All that a run needs to know of one micro-batch's groups."""
+    """Compute all targets that the run needs, for the groups of one micro-batch."""
     found = [Targets() for _ in groups]
     for name in sources.needs.targets:
         found = [known.updated(new) for known, new in zip(found, TARGETS[name](sources, groups), strict=True)]
@@ -142,9 +142,9 @@ def compute_targets(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Tar
 
 
 def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tuple[OldPass, dict[str, Mean]]:
-    """The old pass, made of the first inner update's: there the policy still is the one that made the rollouts.
+    """Make the old pass from the first inner update's pass: there the policy is still the one that made the rollouts.
 
-    Tokens that another engine sampled count by how much likelier the policy finds them than that engine did.
+    Tokens from another engine are weighted by the ratio of the policy's probability to the engine's.
     """
     rows = {layer: rows.detach() for layer, rows in rows_of(output, args).items()}
     biased = group.targets.biased_logps

@@ -6,8 +6,8 @@ One optimiser step, in the order of the code below:
     compute_loss        packed forward → token loss + λ · attention term (+ distillation)
     log                 the step's metrics, averaged over groups and processes
 
-A loss or gradient that is not a number stops the run before the update (`NonFiniteGuardTrainer`). Everything else (optimiser,
-scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers) is Trainer's own.
+A non-finite loss or gradient stops the run before the update (`NonFiniteGuardTrainer`). `transformers.Trainer` does the rest:
+optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         ]
 
     def prepare(self, record: Record) -> Prompt:
-        """A record as a prompt on the device, with its vision features."""
+        """Turn a record into a prompt on the device, with its vision features."""
         with name_in_errors(record):
             inputs = encode_prompt(self.processing_class, record, self.args.prompt)
             return prepare_prompt(self.model, inputs)

@@ -1,8 +1,8 @@
 """Rollouts from a vLLM server, which has its own Python environment and usually its own GPUs.
 
-The server is asked through its HTTP API: prompts go as the token ids the policy is trained on with their media beside them,
-completions come back as token ids with the log-probabilities they were drawn at. New weights are written to a folder that
-both see, and the server reads them in place. It is started on the model that training starts from:
+`ral` uses the server's HTTP API. It sends prompts as the policy's token ids, with their media. The server returns completions as token
+ids, with the log-probabilities of sampling. `ral` writes new weights to a folder that both can access, and the server reads them in
+place. Start the server with the model that training starts from:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
 """
