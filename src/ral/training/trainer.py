@@ -53,6 +53,7 @@ from ral.training.batches import EpochOrder, RepeatedBatches
 from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
 from ral.training.evidence import require_evidence
+from ral.training.first_prompt import check_way
 from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
 from ral.training.nonfinite import NonFiniteGuardTrainer
@@ -117,6 +118,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.groups: list[list[TrainingGroup]] = []
         self._means = RunningMeans()
         self._tokens = self._logged_step = 0
+        self._is_unchecked = True  # whether the model is computed as it computes itself
         self._clock = time.perf_counter()
         super().__init__(
             model=policy,
@@ -216,6 +218,9 @@ class RALTrainer(NonFiniteGuardTrainer):
         """
         args = self.args
         prompts = [self.prepare(record) for record in records]
+        if self._is_unchecked:
+            check_way(self.accelerator, self.model, self.reference, prompts[0], args)
+            self._is_unchecked = False
         biases: list[Tensor] | None = None
         if self.needs.look_bias:
             looks = [self._generator(place, 0) for place in places]
