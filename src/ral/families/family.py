@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ral.errors import ConfigError
+from ral.families.tiles import Tile
 
 #: In what a model was taught to write boxes: pixels of the original image, pixels of the image as the processor resizes it, or
 #: thousandths of its width and height.
@@ -22,6 +23,8 @@ MODALITIES = ("image", "video")
 TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 Grid = tuple[int, int, int]
+#: (width, height) in pixels of every image of a prompt.
+Sizes = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,14 @@ class Family:
         types: its model types (`config.model_type`).
         processors: class names of its processors, where transformers' table of processors does not have them.
         box_space: in what it writes boxes.
-        has_geometry: whether it is known which pixels each visual token stands for.
+        has_geometry: whether it is known which pixels each visual token stands for. reads_video: whether videos are read.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
     processors: ClassVar[tuple[str, ...]] = ()
     box_space: ClassVar[BoxSpace] = "image"
     has_geometry: ClassVar[bool] = False
+    reads_video: ClassVar[bool] = False
 
     # Tokens
 
@@ -183,6 +187,18 @@ class Family:
         return None
 
     # The processor
+
+    def placeholder(self, processor: Any) -> int:
+        """The token that stands for an image's features."""
+        return processor.image_token_id  # type: ignore[no-any-return]
+
+    def runs(self, processor: Any, ids: Tensor) -> list[int]:
+        """Lengths of the runs of image tokens in `ids [P]`."""
+        return runs(ids == self.placeholder(processor))
+
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile] | None:
+        """What each visual token of a prompt `ids [P]` shows, in order; None where it is not known, or `token_grids` says it."""
+        return None
 
     def frames_per_picture(self, processor: Any) -> int:
         """Frames of a video behind one grid of visual tokens."""

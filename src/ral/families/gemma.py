@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ral.families.family import Family
+from ral.families.plain import Square
 
 
-class Gemma3(Family):
+class Gemma3(Square):
     """The tokens of each image see each other."""
 
-    types = ("gemma3",)
+    types: ClassVar[tuple[str, ...]] = ("gemma3",)
 
     def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
         image = input_ids == base.config.image_token_id
@@ -21,13 +22,17 @@ class Gemma3(Family):
         return (starts.cumsum(0) - 1).masked_fill(~image, -1)
 
     def placeholder(self, processor: Any) -> int:
-        return processor.tokenizer.image_token_id  # the processor's own is what opens an image
+        return processor.tokenizer.image_token_id  # type: ignore[no-any-return]  # the processor's own is what opens an image
 
 
 class Gemma4(Gemma3):
-    """So they do where the configuration says it."""
+    """So they do where the configuration says it. How its patches are pooled into tokens is not known here."""
 
     types = ("gemma4",)
+    has_geometry = False
+
+    def tiles(self, processor: Any, ids: Tensor, sizes: Any) -> None:
+        return None
 
     def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
         seen = base.config.get_text_config().use_bidirectional_attention == "vision"
@@ -38,7 +43,7 @@ class Gemma4Text(Family):
     types = ("gemma4_text",)
 
 
-class PaliGemma(Family):
+class PaliGemma(Square):
     """Everything in a prompt sees everything in it, and positions count from 1."""
 
     types = ("paligemma",)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any, ClassVar
 
-from ral.families.family import Family
+from torch import Tensor
+
+from ral.families.family import Family, Sizes
+from ral.families.tiles import Tile
 
 
 class Square(Family):
-    """Every image is one square of visual tokens, of one size."""
+    """Every image is one square of visual tokens."""
 
-    types = ("llava", "deepseek_vl", "janus")
+    types: ClassVar[tuple[str, ...]] = ("llava", "deepseek_vl", "janus")
+    has_geometry = True
+
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile]:
+        return [Tile(picture, isqrt(n), isqrt(n)) for picture, n in enumerate(self.runs(processor, ids))]
 
 
 class Plain(Family):
@@ -21,9 +29,6 @@ class Plain(Family):
         "cohere2_vision",
         "ernie4_5_vl_moe",
         "exaone4_5",
-        "glm46v",
-        "glm4v",
-        "glm4v_moe",
         "kimi_k25",
         "lfm2_vl",
         "llava_next",

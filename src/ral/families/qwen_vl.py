@@ -17,6 +17,7 @@ class Qwen3VL(Family):
     types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     box_space: ClassVar[BoxSpace] = "thousandths"
     has_geometry = True
+    reads_video: ClassVar[bool] = True
 
     def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid]:
         return grids_of(inputs, modality, config.vision_config.spatial_merge_size)
@@ -39,6 +40,17 @@ class Qwen3VL(Family):
     ) -> dict[str, Any]:
         """The video processor bounds the whole clip."""
         return _area(video_processor, *(bound and bound * frames for bound in (min_pixels, max_pixels)))
+
+
+class GLM4V(Qwen3VL):
+    """The same grids; an image counts as a video of two frames where its pixels are bounded."""
+
+    types = ("glm46v", "glm4v", "glm4v_moe")
+    reads_video = False
+
+    def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+        frames = image_processor.temporal_patch_size
+        return _area(image_processor, *(bound and bound * frames for bound in (min_pixels, max_pixels)))
 
 
 class Qwen2VL(Qwen3VL):

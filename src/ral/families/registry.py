@@ -10,7 +10,7 @@ from ral.families.family import Family
 from ral.families.gemma import Gemma3, Gemma4, Gemma4Text, PaliGemma
 from ral.families.llama4 import Llama4
 from ral.families.plain import Ovis2, Plain, Square
-from ral.families.qwen_vl import Qwen2_5VL, Qwen2VL, Qwen3VL
+from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
 from ral.families.text import Sinks, Text
 from ral.families.tiled import Idefics3, InternVL, LlavaOnevision, Mistral3
 
@@ -25,7 +25,7 @@ def register(family: Family) -> None:
 
 for _kind in (
     *(Text, Sinks, Llama4, Gemma3, Gemma4, Gemma4Text, PaliGemma),
-    *(Qwen2VL, Qwen2_5VL, Qwen3VL, Square, Plain, Ovis2, InternVL, Idefics3, LlavaOnevision, Mistral3),
+    *(Qwen2VL, Qwen2_5VL, Qwen3VL, GLM4V, Square, Plain, Ovis2, InternVL, Idefics3, LlavaOnevision, Mistral3),
 ):
     register(_kind())
 

@@ -1,0 +1,95 @@
+"""Where on a picture visual tokens look: an image is one grid of them, or several, of parts of it and of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A grid of visual tokens, row by row.
+
+    Attributes:
+        picture: the number of the picture it is of.
+        box: what of the picture it shows: left, top, right and bottom in shares of width and height.
+        newline: a further token closes every row; it shows nothing.
+    """
+
+    picture: int
+    rows: int
+    columns: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    newline: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * (self.columns + self.newline)
+
+    def grid(self, tokens: NDArray) -> NDArray:
+        """`[tokens]` → `[rows, columns]`, without the newlines."""
+        return tokens.reshape(self.rows, self.columns + self.newline)[:, : self.columns]
+
+    def flat(self, grid: NDArray) -> NDArray:
+        """The other way; zero (false) on newlines."""
+        return np.pad(grid, ((0, 0), (0, int(self.newline)))).ravel()
+
+
+def cut(picture: int, rows: int, columns: int, side: int) -> list[Tile]:
+    """A picture cut into `rows` × `columns` tiles of `side` × `side` tokens, row by row."""
+    return [
+        Tile(picture, side, side, (x / columns, y / rows, (x + 1) / columns, (y + 1) / rows))
+        for y in range(rows)
+        for x in range(columns)
+    ]
+
+
+def to_tensor(tiles: Sequence[Tile]) -> Tensor:
+    """`[tiles, 8]`, as it travels beside a processor's tensors."""
+    rows = [(t.picture, t.rows, t.columns, *t.box, float(t.newline)) for t in tiles]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 8)
+
+
+def from_tensor(rows: Tensor) -> tuple[Tile, ...]:
+    """The other way."""
+    return tuple(
+        Tile(int(p), int(h), int(w), (x0, y0, x1, y1), bool(newline)) for p, h, w, x0, y0, x1, y1, newline in rows.tolist()
+    )
+
+
+def split(values: NDArray, tiles: Sequence[Tile]) -> list[NDArray]:
+    """Values `[N]` of all visual tokens by tile."""
+    return np.split(values, np.cumsum([tile.tokens for tile in tiles])[:-1])
+
+
+def raster(weights: NDArray, tiles: Sequence[Tile]) -> tuple[NDArray[np.float64], ...]:
+    """Weights `[N]` of visual tokens as one map a picture, on its finest grid; a coarser token's weight is spread over its cell.
+
+    The sum of all maps is that of all tokens that show something.
+    """
+    parts = list(zip(tiles, split(weights, tiles), strict=True))
+    maps = []
+    for picture in sorted({tile.picture for tile in tiles}):
+        own = [(tile, tile.grid(part)) for tile, part in parts if tile.picture == picture and tile.columns]
+        height = max(round(tile.rows / (tile.box[3] - tile.box[1])) for tile, _ in own)
+        width = max(round(tile.columns / (tile.box[2] - tile.box[0])) for tile, _ in own)
+        canvas = np.zeros((height, width))
+        for tile, grid in own:
+            left, top, right, bottom = tile.box
+            y, x = _shares(top, bottom, tile.rows, height), _shares(left, right, tile.columns, width)
+            canvas += y.T @ grid @ x
+        maps.append(canvas)
+    return tuple(maps)
+
+
+def _shares(low: float, high: float, cells: int, size: int) -> NDArray[np.float64]:
+    """`[cells, size]`: how the weight of each of the cells between two shares of the picture is spread over its `size` units."""
+    edges = np.linspace(low, high, cells + 1) * size
+    unit = np.arange(size)
+    inside = np.clip(np.minimum(edges[1:, None], unit + 1) - np.maximum(edges[:-1, None], unit), 0.0, 1.0)
+    return inside / inside.sum(axis=1, keepdims=True)
