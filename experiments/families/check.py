@@ -37,7 +37,7 @@ LENGTHS = (5, 3, 7)
 
 @dataclass(frozen=True)
 class Checked:
-    """One line of the table; `images` and `video` say whether the family has placeholders for them.
+    """One line of the table; `images` and `video` say whether they are read.
 
     dtype: float64 where transformers' own rounding in float32 is larger than the tolerances.
     rollout: whether greedy rollouts equal a full forward per token.
@@ -168,7 +168,7 @@ def check(kind: str) -> Checked:
         type(family(model)).__name__,
         way_of(model),
         "image" in placeholders,
-        "video" in placeholders,
+        family(model).reads_video,
         family(model).has_geometry,
         dtype,
         **{name: float(f"{value:.1e}") for name, value in found.items()},

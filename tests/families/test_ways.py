@@ -88,9 +88,9 @@ def test_the_table_is_of_every_known_architecture_and_exact() -> None:
     assert sum(line.way != "repeated" for line in lines) >= 45
     for line in lines:
         model, _ = tiny(line.kind)
-        placeholders = family_of(model.config).placeholders(model.config)
-        assert (line.images, line.video) == ("image" in placeholders, "video" in placeholders)
-        assert line.geometry == family_of(model.config).has_geometry
+        family = family_of(model.config)
+        assert line.images == ("image" in family.placeholders(model.config))
+        assert (line.video, line.geometry) == (family.reads_video, family.has_geometry)
         assert (line.way == "repeated") == (why_repeated(model) is not None)
 
 

@@ -30,6 +30,7 @@ from ral.attention.repeated import RepeatedPass
 from ral.attention.rows import Query, attention_rows, head_mean_attention, policy_rows
 from ral.errors import DataError
 from ral.families.family import joined
+from ral.families.tiles import TILES, Tile, from_tensor
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -46,6 +47,7 @@ class Prompt:
         features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
         inputs: the processor's dict.
         together: `[P]` set number of tokens that see each other in both directions (-1: none), or None.
+        parts: what the visual tokens show where pictures are cut into several grids; `grids` is empty then.
     """
 
     input_ids: Tensor
@@ -55,6 +57,13 @@ class Prompt:
     features: dict[str, Any] | None
     inputs: Mapping[str, Any]
     together: Tensor | None = None
+    parts: tuple[Tile, ...] = ()
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """What of which picture each visual token shows, in the order of `places`; empty where it is not known."""
+        shapes = ((h, w) for t, h, w in self.grids for _ in range(t))
+        return self.parts or tuple(Tile(number, h, w) for number, (h, w) in enumerate(shapes))
 
     @cached_property
     def visual(self) -> Tensor:
@@ -125,7 +134,7 @@ def prepare_prompt(
         ValueError: more than one prompt. DataError: a number of visual tokens other than the model expects.
     """
     base = make_capturable(model)
-    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
+    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items() if k != TILES}
     input_ids = inputs["input_ids"]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}")
@@ -146,7 +155,19 @@ def prepare_prompt(
         features,
         inputs,
         family(base).together(base, input_ids),
+        _check_tiles(prompt_inputs.get(TILES), sum(map(len, places))),
     )
+
+
+def _check_tiles(rows: Tensor | None, tokens: int) -> tuple[Tile, ...]:
+    """The tiles that travelled beside the processor's tensors, of all visual tokens."""
+    tiles = () if rows is None else from_tensor(rows)
+    if tiles and (expected := sum(tile.tokens for tile in tiles)) != tokens:
+        raise DataError(
+            f"the prompt holds {tokens} visual tokens, but its pictures are {expected}: the processor does not belong to this "
+            "model, or the prompt was truncated. Use the model's own processor and do not truncate prompts."
+        )
+    return tiles
 
 
 def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:

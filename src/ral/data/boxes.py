@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ral.data.record import Box
 from ral.errors import DataError
+from ral.families.tiles import Tile
 
 Size = tuple[int, int]
 
@@ -63,6 +64,40 @@ def box_masks(grids: Sequence[tuple[int, int]], boxes: Iterable[Box], sizes: Seq
         box_mask(grid, size, [box for box in boxes if box.medium == medium])
         for medium, (grid, size) in enumerate(zip(grids, sizes, strict=True))
     ]
+
+
+def tile_mask(tiles: Sequence[Tile], boxes: Iterable[Box], sizes: Sequence[Size]) -> NDArray[np.bool_]:
+    """`[N]` visual tokens of all `tiles` that belong to any of `boxes`, by the rule of `box_mask`: half of a cell is covered.
+
+    A box that covers half of no cell owns those it covers most, of all tiles of its picture; every tile that shows it has its
+    tokens. `sizes` are those of the pictures, which `Box.medium` numbers. Raises `DataError` where they do not fit.
+    """
+    if (pictures := len({tile.picture for tile in tiles})) != len(sizes):
+        raise DataError(f"{pictures} pictures in the prompt but {len(sizes)} sizes: give one size per picture")
+    found = [np.zeros((tile.rows, tile.columns), dtype=bool) for tile in tiles]
+    for box in boxes:
+        if box.medium >= len(sizes):
+            raise DataError(f"a box belongs to medium {box.medium}, but there are {len(sizes)} pictures")
+        own = [number for number, tile in enumerate(tiles) if tile.picture == box.medium]
+        box_coverage((1, 1), sizes[box.medium], box)  # refuses what lies outside
+        shares = {number: _tile_coverage(tiles[number], sizes[box.medium], box) for number in own}
+        most = max(float(share.max(initial=0.0)) for share in shares.values())
+        for number, share in shares.items():
+            found[number] |= share >= min(0.5, most) - 1e-9
+    return np.concatenate([tile.flat(mask) for tile, mask in zip(tiles, found, strict=True)])
+
+
+def _tile_coverage(tile: Tile, size: Size, box: Box) -> NDArray[np.float64]:
+    """Share `[rows, columns]` of each of a tile's cells that a box on a picture of `size` covers."""
+    (left, top, right, bottom), (width, height) = tile.box, size
+
+    def along(start: float, end: float, low: float, high: float, cells: int) -> NDArray[np.float64]:
+        return _overlap((start - low) / (high - low) * cells, (end - low) / (high - low) * cells, cells)
+
+    return np.outer(
+        along(box.y0 / height, box.y1 / height, top, bottom, tile.rows),
+        along(box.x0 / width, box.x1 / width, left, right, tile.columns),
+    )
 
 
 def place_on_patches(boxes: Iterable[Box], frames: Sequence[int], temporal_patch: int = 2) -> list[Box]:

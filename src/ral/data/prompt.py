@@ -20,8 +20,9 @@ from ral.data.record import IMAGE_MARK, VIDEO_MARK, Record
 from ral.data.settings import PromptSettings
 from ral.data.templates import adds_special_tokens, opens_think, render, turn_end
 from ral.data.wording import MARK, question
-from ral.errors import ConfigError, DataError
+from ral.errors import ConfigError, DataError, RalError
 from ral.families import family_of_processor
+from ral.families.tiles import TILES, to_tensor
 
 
 def build_messages(
@@ -80,7 +81,8 @@ def encode_prompt(
 
     Always `input_ids` and `attention_mask` `[1, P]`; with media, what the model's processor adds: for
     Qwen2.5-VL `mm_token_type_ids` `[1, P]`, `pixel_values`, `image_grid_thw` `[images, 3]`,
-    `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. `min_pixels` and
+    `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. Where these do not say what each
+    visual token shows (tiles), `visual_tiles` does, which is for `prepare_prompt` and none of the model's. `min_pixels` and
     `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
     and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then.
     `processor` may be a bare tokenizer for records without media. The tokens are those of
@@ -111,12 +113,16 @@ def encode_prompt(
     if tokenizer is processor:
         return dict(processor(text, return_tensors="pt", **special))
     try:
-        inputs = processor(text=[text], return_tensors="pt", **special, **_media(processor, record, messages, settings))
-    except DataError:
+        media = _media(processor, record, messages, settings)
+        inputs = processor(text=[text], return_tensors="pt", **special, **media)
+    except RalError:
         raise
     except ValueError as error:  # for example an aspect ratio above 200
         raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
-    return {key: torch.as_tensor(value) for key, value in inputs.items()}
+    encoded = {key: torch.as_tensor(value) for key, value in inputs.items()}
+    sizes = [image.size for image in media.get("images", ())]
+    tiles = family_of_processor(processor).tiles(processor, encoded["input_ids"][0], sizes) if sizes else None
+    return encoded if tiles is None else encoded | {TILES: to_tensor(tiles)}
 
 
 def _media(processor: Any, record: Record, messages: list[dict[str, Any]], settings: PromptSettings) -> dict[str, Any]:
@@ -132,6 +138,11 @@ def _media(processor: Any, record: Record, messages: list[dict[str, Any]], setti
         for part in parts
         if part["type"] == "video"
     ]
+    if videos and not family.reads_video:
+        raise DataError(
+            f"{record.origin}: has a video, which is not read for this model; leave such records out, or choose a model of "
+            "Qwen's families (docs/models.md says which read videos)"
+        )
     if videos:
         longest = max(len(video.frames) for video in videos)
         frame_pixels = settings.frame_pixels(longest)

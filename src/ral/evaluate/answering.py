@@ -116,7 +116,7 @@ def look_at_answers(
     tokenizer = getattr(processor, "tokenizer", processor)
     passages = [passage(tokenizer, item.prompt.input_ids, item.record) for item in answered]
     tokens = [
-        answer_token(tokenizer, item.completion.ids, body) if body and (item.prompt.grids or text) else None
+        answer_token(tokenizer, item.completion.ids, body) if body and (item.prompt.tiles or text) else None
         for item, body, text in zip(answered, answers, passages, strict=True)
     ]
     rows = [(item, token) for item, token in zip(answered, tokens, strict=True) if token is not None]

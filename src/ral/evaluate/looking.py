@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ral.attention import Prompt, forward_groups
 from ral.attention.models import decoder_layers, make_capturable
 from ral.errors import DataError
+from ral.families.tiles import raster
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Ten
     As a completion they are queries of their own, whose rows are captured and can be biased.
     """
     if cut is None:
-        if not prompt.grids:
-            raise DataError("the prompt has no visual tokens: there is nothing to look at")
+        _require_tiles(prompt)
         cut = int(prompt.visual.nonzero().max()) + 2
     if not cut < len(prompt.input_ids):
         raise DataError("no text follows the prompt's visual tokens, so that no token can look back at them")
@@ -114,15 +114,23 @@ def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Ten
         prompt,
         input_ids=prompt.input_ids[:cut],
         position_ids=prompt.position_ids[..., :cut],
+        together=None if prompt.together is None else prompt.together[:cut],
     )
     return first, prompt.input_ids[cut:]
 
 
 def as_maps(weights: NDArray, prompt: Prompt) -> tuple[NDArray, ...]:
-    """Values of the visual tokens `[N]` on the grids of `prompt`."""
-    ends = np.cumsum([t * h * w for t, h, w in prompt.grids])[:-1]
-    parts = np.split(weights, ends)
-    return tuple(map_ for part, grid in zip(parts, prompt.grids, strict=True) for map_ in part.reshape(grid))
+    """Values of the visual tokens `[N]` as a map of every picture of `prompt`: where it is cut into tiles, on the finest grid."""
+    return raster(weights, prompt.tiles)
+
+
+def _require_tiles(prompt: Prompt) -> None:
+    if not len(prompt.places):
+        raise DataError("the prompt has no visual tokens: there is nothing to look at")
+    if not prompt.tiles:
+        raise DataError(
+            "which pixels the visual tokens of this model stand for is not known, so there is no map to look at"
+        )
 
 
 def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
@@ -133,6 +141,7 @@ def _extended(prompt: Prompt, ids: Tensor) -> Prompt:
         prompt,
         input_ids=torch.cat([prompt.input_ids, ids]),
         position_ids=torch.cat([prompt.position_ids, own.expand(*prompt.position_ids.shape[:-1], -1)], dim=-1),
+        together=None if prompt.together is None else torch.nn.functional.pad(prompt.together, (0, len(ids)), value=-1),
     )
 
 
@@ -140,6 +149,5 @@ def _maps(row: Tensor, prompt: Prompt, document: slice | None) -> tuple[NDArray[
     """The weights of one row `[P + …]` on a document, or on the grids of `prompt`."""
     if document is not None:
         return (row[None, document].double().cpu().numpy(),)
-    if not prompt.grids:
-        raise DataError("the prompt has no visual tokens: there is nothing to look at")
+    _require_tiles(prompt)
     return as_maps(row[prompt.places].double().cpu().numpy(), prompt)

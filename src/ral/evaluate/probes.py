@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ral.attention import Prompt, forward_groups
+from ral.data.boxes import tile_mask
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, Box, Record
 from ral.evaluate.grounding import (
     Grounding,
     attention_sinks,
     control_mask,
     grounding,
-    item_mask,
     mean_grounding,
     relative_attention,
 )
@@ -133,7 +133,7 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
     """
     found: list[Json | None] = []
     for item in items:
-        mask = np.concatenate([part.ravel() for part in item_mask(item.look.layers[0].maps, item.boxes, item.sizes)])
+        mask = tile_mask(item.prompt.tiles, item.boxes, item.sizes)
         if 2 * mask.sum() > mask.size:
             found.append(None)
             continue

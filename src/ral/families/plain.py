@@ -17,7 +17,7 @@ class Square(Family):
     types: ClassVar[tuple[str, ...]] = ("llava", "deepseek_vl", "janus")
     has_geometry = True
 
-    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile]:
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile] | None:
         return [Tile(picture, isqrt(n), isqrt(n)) for picture, n in enumerate(self.runs(processor, ids))]
 
 

@@ -8,11 +8,14 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from ral.families.family import Family
 from ral.families.gemma import Gemma3, Gemma4, Gemma4Text, PaliGemma
+from ral.families.idefics3 import Idefics3
+from ral.families.internvl import InternVL
 from ral.families.llama4 import Llama4
+from ral.families.llava_onevision import LlavaOnevision
+from ral.families.mistral3 import Mistral3
 from ral.families.plain import Ovis2, Plain, Square
 from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
 from ral.families.text import Sinks, Text
-from ral.families.tiled import Idefics3, InternVL, LlavaOnevision, Mistral3
 
 _BY_TYPE: dict[str, Family] = {}
 _UNKNOWN = Family()

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ral.attention import Prompt
-from ral.data.boxes import box_masks
+from ral.data.boxes import tile_mask
 from ral.data.record import Record
 from ral.data.shown_media import shown_media
 from ral.data.spans import answer_span, passage
@@ -38,9 +37,13 @@ def evidence_tokens(
             inside[text.tokens][int(box.x0) : int(box.x1)] = True
     elif record.boxes:
         shows = shown_media(record, processor, num_frames, fps)
-        grids = [(h, w) for t, h, w in prompt.grids for _ in range(t)]
-        masks = np.concatenate([mask.ravel() for mask in box_masks(grids, shows.boxes, shows.sizes)])
-        inside[prompt.places] = torch.from_numpy(masks).to(inside.device)
+        if not prompt.tiles:
+            raise DataError(
+                f"{record.origin}: has boxes, but which pixels the visual tokens of this model stand for is not known; choose "
+                "another attention_anchor than evidence, or a model with geometry (docs/models.md)"
+            )
+        mask = tile_mask(prompt.tiles, shows.boxes, shows.sizes)
+        inside[prompt.places] = torch.from_numpy(mask).to(inside.device)
     return inside if bool(inside.any()) else None
 
 

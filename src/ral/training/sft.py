@@ -26,6 +26,7 @@ from ral.data.record import Record
 from ral.data.record_errors import WatchedRecords
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
+from ral.families.tiles import TILES
 from ral.models.adapters import put_adapter
 from ral.models.eos_tokens import write_eos_tokens
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
@@ -235,6 +236,7 @@ class Examples:
         """
         args = self.args
         inputs = encode_prompt(self.processor, record, args.prompt)
+        inputs.pop(TILES, None)
         prompt = inputs["input_ids"].shape[1]
         record = as_asked(record, self.processor, inputs)
         completion = encode_completion(self.processor, record, args.prompt)[None]

@@ -1,0 +1,36 @@
+"""Idefics 3 and SmolVLM: tiles of an image that say their places, then the whole of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from ral.families.family import Family, Sizes
+from ral.families.tiles import Tile, cut
+
+
+class Idefics3(Family):
+    """Idefics 3 and SmolVLM: tiles of one size, each behind a token that says its row and column, and then the whole image."""
+
+    types = ("idefics3", "smolvlm")
+    has_geometry = True
+    _place = re.compile(r"<row_(\d+)_col_(\d+)>")
+
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile]:
+        side = int(processor.image_seq_len**0.5)
+        text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+        found: list[Tile] = []
+        for picture, part in enumerate(text.split(processor.global_image_tag)[:-1]):
+            if places := self._place.findall(part):
+                rows, columns = map(int, places[-1])
+                found += cut(picture, rows, columns, side)
+            found.append(Tile(picture, side, side))
+        return found
+
+    def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+        """The longest edge of a square of so many pixels, in whole tiles."""
+        self._unbounded(min_pixels)
+        tile = image_processor.max_image_size["longest_edge"]
+        return {} if max_pixels is None else {"size": {"longest_edge": max(int(max_pixels**0.5) // tile, 1) * tile}}
