@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ral.data.record import Box
 from ral.errors import DataError
-from ral.families.tiles import Tile
+
+if TYPE_CHECKING:  # the report reads boxes, too, and imports no torch
+    from ral.families.tiles import Tile
 
 Size = tuple[int, int]
 
