@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from ral.errors import RalError, UsageError
-from ral.runs.names import EVALUATIONS, ITEMS
+from ral.runs.names import EVALUATIONS, ITEMS, REPORT
 from ral.runs.redaction import redacted
 
 if TYPE_CHECKING:
@@ -25,12 +27,20 @@ if TYPE_CHECKING:
     from ral.rewards.answers import Mode
 
 
+#: Modules whose notes to their own callers a user can do nothing about.
+_LIBRARIES = r"(accelerate|datasets|huggingface_hub|peft|torch|transformers|trl)\b"
+
+
 class _Commands(TyperGroup):
     """Prints errors that the user can fix as one line: a RalError, or a path that the system refuses. Others are bugs."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                if not ctx.params["debug"]:
+                    for kind in (FutureWarning, DeprecationWarning):
+                        warnings.filterwarnings("ignore", category=kind, module=_LIBRARIES)
+                return super().invoke(ctx)
         except (RalError, OSError) as error:
             if ctx.params["debug"]:
                 raise
@@ -120,7 +130,7 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
     """Fine-tune on worked examples, the stage before `ral train`. --key VALUE overrides any key of the recipe."""
     from ral.recipe import load_recipe, read_given
 
-    read_given(recipe, context.args)  # refuses at once what can be; the rest is slow to import
+    _announce(recipe, *read_given(recipe, context.args))  # refuses at once what can be; the rest is slow to import
     from ral.report import write_report
     from ral.training.sft import SFTTask, fine_tune
 
@@ -133,8 +143,9 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
 @app.command(context_settings=_TAKES_OVERRIDES)
 def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Train by a recipe and write the run's report. --key VALUE overrides any key of the recipe."""
-    from ral.recipe import load_recipe
+    from ral.recipe import load_recipe, read_given
 
+    _announce(recipe, *read_given(recipe, context.args))
     loaded = load_recipe(recipe, context.args)
     from ral.report import write_report
     from ral.training.launch import train
@@ -142,6 +153,13 @@ def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, over
     folder = train(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
+
+
+def _announce(recipe: Path, given: dict[str, Any], override: dict[str, Any]) -> None:
+    """Say on the main process what starts, as models are slow to load."""
+    if os.environ.get("RANK", "0") == "0":
+        folder = Path(str({**given, **override}["output_dir"]))
+        typer.echo(f"{recipe} → {folder}; its live report: {folder / REPORT}")
 
 
 @app.command(context_settings=_TAKES_OVERRIDES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ral.training.learning_warnings import WINDOW, LearningWarnings
+from ral.training.learning_warnings import WINDOW, WITHOUT_REWARD, LearningWarnings
 
 
 def warned(caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]]) -> list[str]:
@@ -58,3 +58,30 @@ def test_one_bad_batch_is_no_cause(tmp_path: Path, caplog: pytest.LogCaptureFixt
     rows = [bad if i == at else good for i in range(3 * WINDOW)]
     assert warned(caplog, tmp_path, rows) == []
     assert warned(caplog, tmp_path, [bad] * (WINDOW - 1)) == []
+
+
+NOTHING = {"reward": 0.0, "reward_std": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({}, "check the reward function"),
+        ({"truncated": 0.9}, "raise it"),
+        ({"reward/format": 0.0, "truncated": 0.1}, "none has the tags"),
+    ],
+)
+def test_ten_steps_without_a_reward_are_said_at_once_with_reasons(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: dict[str, float], reason: str
+) -> None:
+    [message] = warned(caplog, tmp_path, [NOTHING | rows] * WITHOUT_REWARD)
+    assert message.startswith("step 10: all rewards have been 0 for 10 steps. Likely reasons: ")
+    assert reason in message
+    assert ("raise it" in message) == (rows.get("truncated", 0) > 0.5)
+    assert warned(caplog, tmp_path, [NOTHING | rows] * (WITHOUT_REWARD - 1)) == []
+
+
+def test_rewards_of_both_signs_are_not_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert warned(caplog, tmp_path, [{"reward": 0.0, "reward_std": 1.0}] * WITHOUT_REWARD) == []
+    late = [{"reward": 0.1, "reward_std": 0.0}] + [NOTHING] * WITHOUT_REWARD
+    assert warned(caplog, tmp_path, late) == []

@@ -24,6 +24,7 @@ from ral.testbed import model_name
 from ral.testbed.sets import load_data
 from ral.training.exact_resume import ExactResumeTrainer
 from ral.training.live_report import LiveReport
+from ral.training.terminal import show
 from ral.training.trainer import RALTrainer
 
 AnyRecipe = TypeVar("AnyRecipe", bound=BaseRecipe)
@@ -62,6 +63,8 @@ def run(
             facts = {"data": fingerprint(training), "processes": args.world_size}
             prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
     trainer.add_callback(LiveReport())
+    held = f", {len(held_out):,} held out" if held_out else ""
+    show(trainer, f"{task.model} on {len(training):,} records{held}")
     try:
         trainer.train(resume_from_checkpoint=resume)
     except Interrupted:

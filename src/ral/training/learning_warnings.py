@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 #: Logged rows that a warning looks back on.
 WINDOW = 20
+#: Rows without a single reward that are said at once.
+WITHOUT_REWARD = 10
 #: A mean reward below this share of the best one, over windows, is a collapse.
 COLLAPSED = 0.5
 #: Groups without signal above this share are a run that learns next to nothing.
@@ -40,7 +42,15 @@ class LearningWarnings(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        for name in ("reward", "groups_without_signal", "grad/attention_norm", "grad/attention_to_token"):
+        for name in (
+            "reward",
+            "reward_std",
+            "reward/format",
+            "truncated",
+            "groups_without_signal",
+            "grad/attention_norm",
+            "grad/attention_to_token",
+        ):
             if name in logs:
                 self._rows.setdefault(name, deque(maxlen=WINDOW)).append(logs[name])
         for cause, advice in self._found(attends=getattr(args, "attention_coef", 0) > 0):
@@ -50,6 +60,8 @@ class LearningWarnings(TrainerCallback):
 
     def _found(self, attends: bool) -> Iterator[tuple[str, str]]:
         """Causes, without numbers so that each is one, and what to do."""
+        if self._is_without_reward():
+            yield f"all rewards have been 0 for {WITHOUT_REWARD} steps", self._why_without_reward()
         if (rewards := self._full("reward")) is not None:
             self._best = max(self._best, mean(rewards))
             if mean(rewards) < COLLAPSED * self._best:
@@ -75,6 +87,26 @@ class LearningWarnings(TrainerCallback):
                 "the attention gradient is more than ten times the token gradient",
                 "Lower attention_coef, or set attention_share, which keeps it at a share of the token gradient.",
             )
+
+    def _is_without_reward(self) -> bool:
+        """Whether every reward was 0 in all rows looked back on: a mean of 0 may hide rewards of both signs."""
+        rewards, spread = self._rows.get("reward", ()), self._rows.get("reward_std", ())
+        return WITHOUT_REWARD <= len(rewards) == len(spread) and not any(rewards) and not any(spread)
+
+    def _why_without_reward(self) -> str:
+        """The likely reasons, by what was measured beside."""
+        reasons = []
+        if "truncated" in self._rows and mean(self._rows["truncated"]) > 0.5:
+            reasons.append("most completions are cut at max_completion_length: raise it")
+        if "reward/format" in self._rows and not any(self._rows["reward/format"]):
+            reasons.append(
+                "none has the tags that are asked for: see the prompt in samples.jsonl (template, prompt_template, think), or run "
+                "`ral sft` first"
+            )
+        reasons.append(
+            "no answer is right as it is scored: compare completion and solution in samples.jsonl, and check the reward function and scorer"
+        )
+        return "Likely reasons: " + "; ".join(reasons) + "."
 
     def _full(self, name: str) -> deque[float] | None:
         rows = self._rows.get(name)

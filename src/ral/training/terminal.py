@@ -1,0 +1,104 @@
+"""Shows a run on the terminal: a header, then one line a logged step. Everything that is measured goes to `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import typer
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+#: Word, metric and form of what a line shows, where it is measured: of reinforcement, then of fine-tuning.
+COLUMNS = (
+    ("reward", "reward", ".3f"),
+    ("accuracy", "reward/accuracy", ".3f"),
+    ("length", "completion_length", ".0f"),
+    ("KL", "kl", ".4f"),
+    ("looks", "visual_share", ".0%"),
+    ("token accuracy", "mean_token_accuracy", ".3f"),
+)
+
+
+class TerminalLog(TrainerCallback):
+    """The header and the lines of a run, on the main process.
+
+    Args:
+        task: the model's name and the number of records, in words.
+    """
+
+    def __init__(self, task: str):
+        self.task = task
+        self._begun = time.monotonic()
+        self._first = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._begun, self._first = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            typer.echo(f"{self.task}; {_parameters(model)}; {state.max_steps - self._first:,} steps")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            left = self._left(state) if "loss" in logs else None
+            typer.echo(line(state.global_step, state.max_steps, logs, left))
+
+    def _left(self, state: TrainerState) -> float:
+        """Seconds, at the pace so far."""
+        done = max(1, state.global_step - self._first)
+        return (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
+
+
+def show(trainer: Trainer, task: str) -> None:
+    """Let the trainer report its steps by a `TerminalLog`, in place of transformers' dictionaries and bars."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(TerminalLog(task))
+
+
+def line(step: int, steps: int, logs: Mapping[str, float], left: float | None) -> str:
+    """One logged step, or one evaluation, as a line; `left` are the seconds that the run still takes."""
+    kind = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+    shown = [f"{word} {logs[kind + name]:{form}}" for word, name, form in COLUMNS if kind + name in logs]
+    if kind + "reward" not in logs and kind + "loss" in logs:
+        shown.insert(0, f"loss {logs[kind + 'loss']:.4f}")
+    shown += [] if left is None else [f"left {timedelta(seconds=round(left))}"]
+    return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *(["held out"] if kind else []), *shown])
+
+
+def _parameters(model: nn.Module | None) -> str:
+    """How many there are, and how many are trained: of sharded weights those of all processes."""
+    sizes = [] if model is None else [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return (
+        f"{_short(sum(n for n, trained in sizes if trained))} of {_short(sum(n for n, _ in sizes))} parameters trained"
+    )
+
+
+def _short(number: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
