@@ -286,7 +286,7 @@ def check(
 
 
 def _naming(columns: str | None, box_scale: str | None) -> dict[str, Any]:
-    """What the data calls its columns and what its boxes count, as `read_records` takes them."""
+    """The options of column names and of the scale of boxes, as arguments of `read_records`."""
     from ral.data.record import BoxScale
 
     return {

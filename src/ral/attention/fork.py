@@ -67,7 +67,7 @@ class States:
 
     @classmethod
     def together(cls, parts: Sequence[States]) -> States:
-        """Those of several batches as of one; what is done to them may be done in place."""
+        """Join the states of several batches into one; the result may be changed in place."""
         if len(parts) == 1:
             return parts[0]
         conv = {i: torch.cat([part.conv[i] for part in parts]) for i in parts[0].conv}
@@ -76,7 +76,7 @@ class States:
         )
 
     def split(self, sizes: list[int]) -> list[States]:
-        """The other way."""
+        """Split joined states into those of the batches again."""
         if len(sizes) == 1:
             return [self]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -86,7 +86,7 @@ class States:
         ]
 
     def each(self, take: Callable[[Tensor], Tensor], recording: bool = True) -> States:
-        """What `take` makes of every state."""
+        """Apply `take` to every state."""
         conv, recurrent = ({i: take(state) for i, state in held.items()} for held in (self.conv, self.recurrent))
         return States(conv, recurrent, recording)
 

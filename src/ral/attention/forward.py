@@ -72,13 +72,13 @@ class Prompt:
 
     @property
     def next_position(self) -> int:
-        """Position of the first completion token: behind the prompt's largest, which may be a video's in time."""
+        """Position of the first completion token: after the prompt's largest position, which may be a video's in time."""
         return int(self.position_ids.max()) + 1
 
 
 @dataclass(frozen=True)
 class GroupOutput:
-    """Result of the packed forward for one group of G completions of at most R tokens behind a prompt of P.
+    """Result of the packed forward for one group of G completions of at most R tokens after a prompt of P tokens.
 
     Attributes:
         logps: `[G, R]` log-probability of each completion token (0 on padding), at the given temperature.
@@ -215,7 +215,7 @@ def forward_groups(
         look_bias: per group `[G, P]` added to the completion queries' scores, or None.
         bias_layers: decoder layers that feel it; None: every layer.
         token_statistics: further statistics of the token distribution.
-        per_head: hand on the attention of every head, too; for evaluation, as it is H times as large.
+        per_head: also return the attention of every head; for evaluation, as it is H times as large.
         kernel: what computes the attention: `sdpa`, or `flex` (no gradient on CPU).
         repeated: give every completion a row of its own, with a copy of the prompt; None: as the model asks for.
 
@@ -443,7 +443,7 @@ def _unpack(
 def _unpack_repeated(
     rows: RepeatedPass, prompts: Sequence[Prompt], tokens: dict[str, Tensor], per_head: bool
 ) -> list[GroupOutput]:
-    """As `_unpack`, from the attention that the model's own layers have handed on."""
+    """As `_unpack`, but from the attention of the model's own eager layers."""
     outputs, start = [], 0
     for i, (prompt, group) in enumerate(zip(prompts, rows.groups, strict=True)):
         index, mask = group.grid(prompt.input_ids.device)
@@ -465,7 +465,7 @@ def _unpack_repeated(
 def _captured(
     row: PackedPass, layer: int, group_index: int, row_start: int, index: Tensor, query: Query
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
-    """What `head_mean_attention` takes for one group in one captured layer: its query and keys; scaling and bias."""
+    """Arguments of `head_mean_attention` for one group in one captured layer: query, keys, scaling and bias."""
     group = row.layout.groups[group_index]
     q, k, scaling, sight = row.captured[layer]
     prompt_end = row_start + group.prompt_length

@@ -78,7 +78,7 @@ _REPEATED: WeakSet[nn.Module] = WeakSet()
 
 
 def repeat_prompts(model: nn.Module) -> None:
-    """Run every completion of this model behind its own copy of the prompt from now on."""
+    """Run every completion of this model after its own copy of the prompt from now on."""
     _REPEATED.add(pretrained(model))
 
 
@@ -169,7 +169,7 @@ def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
 
 
 def _encoder(model: nn.Module) -> Any:
-    """What has `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise."""
+    """The module with `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise."""
     if not isinstance(model, FSDPModule):
         return pretrained(model)
     for name in ("get_image_features", "get_video_features"):

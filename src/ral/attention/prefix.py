@@ -76,7 +76,7 @@ class SharedPrefix:
     states: dict[int, Any] = field(default_factory=dict)
 
     def of(self, prompts: Tensor, rows: Tensor) -> SharedPrefix:
-        """The same for the prompts `[b]`, ascending, and `rows [b·w]` of the completions: w behind each of them."""
+        """The same for the prompts `[b]`, ascending, and `rows [b·w]` of the completions: w for each prompt."""
         every = len(prompts) == len(self.seen)
         return SharedPrefix(
             self.layers
@@ -143,7 +143,7 @@ class SharedPrefix:
 
 
 class Prefixes(tuple[SharedPrefix, ...]):
-    """Several prefixes whose completions are decoded together, one behind the other; they need not be of one length."""
+    """Several prefixes whose completions are decoded together, one after the other; their lengths may differ."""
 
     __slots__ = ()
 
@@ -153,7 +153,7 @@ class Prefixes(tuple[SharedPrefix, ...]):
         return [len(prefix.seen) * prefix.width for prefix in self]
 
     def arguments(self) -> dict[str, Any]:
-        """What a step of decoding is called with beside the newest tokens and their positions."""
+        """Arguments of a decoding step, besides the newest tokens and their positions."""
         # A prepared 4-D mask is passed through as it is; what is padding, the prefixes know.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self[0].seen.device)
         return {"attention_mask": mask, "prefix": Carried(self), "use_cache": False}

@@ -53,7 +53,7 @@ class RepeatedPass:
         return ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
 
     def positions(self, prompts: Sequence[Tensor], total: int) -> Tensor:
-        """`[3, N, T]` or `[N, T]`: each prompt's own `[…, P]`, then on behind its largest."""
+        """`[3, N, T]` or `[N, T]`: each prompt's own `[…, P]`, then counting on after its largest."""
         rows = []
         for prompt, group in zip(prompts, self.groups, strict=True):
             own = torch.arange(total - group.prompt_length, device=prompt.device) + int(prompt.max()) + 1
@@ -107,7 +107,7 @@ class RepeatedPass:
 
 @dataclass(eq=False)
 class CachedRows:
-    """What completions are decoded with where a prompt's keys cannot be held once: transformers' cache, a copy for each row.
+    """The state of decoding if a prompt's keys cannot be shared: transformers' cache, with one copy for each row.
 
     Attributes:
         cache: of the N completions. seen: `[N, P + R]` bool, false on padding. width: completions of one prompt.
@@ -127,7 +127,7 @@ class CachedRows:
         return CachedRows(self.cache, self.seen[rows], len(rows) // len(prompts), bias, self.bias_layers)
 
     def arguments(self) -> dict[str, Any]:
-        """What the next step of decoding is called with; the newest tokens are seen from then on."""
+        """Arguments of the next decoding step; from then on the newest tokens are seen."""
         self.seen = nn.functional.pad(self.seen, (0, 1), value=True)
         mask = self.seen.long()
         return {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True, "prefix": Carried(self)}

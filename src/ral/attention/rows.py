@@ -208,7 +208,7 @@ def _without_itself(alpha: Tensor, mask: Tensor, prompt: int, first: int) -> Ten
 
 
 def _mass(weights: Tensor) -> Tensor:
-    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite where there is as good as nothing.
+    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite if there is almost nothing.
 
     What is nearly as small as numbers get has no digits left to renormalise, and its inverse would overflow in a gradient.
     """

@@ -32,7 +32,7 @@ EVERYTHING = Sight()
 
 
 def sight_of(module: nn.Module) -> Sight:
-    """Of an attention layer, by its configuration: a window without `layer_types` is every layer's."""
+    """The sight of an attention layer by its configuration; without `layer_types`, a window holds for every layer."""
     config: Any = module.config
     kinds = getattr(config, "layer_types", None)
     return _sight(

@@ -210,7 +210,7 @@ def _compared(rows: Iterable[_Seen], held_out: LookIndex) -> Iterator[_Seen]:
 
 
 def _in_order(records: Iterable[Record], look_at: Callable[[Record], _Seen], workers: int) -> Iterator[_Seen]:
-    """What `look_at` says of each record, in order, with no more records under way than the workers need."""
+    """Yield `look_at` of each record, in order, with no more records in progress than the workers need."""
     with ThreadPoolExecutor(workers) as pool:
         under_way: deque[Future[_Seen]] = deque()
         for record in records:

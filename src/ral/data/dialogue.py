@@ -87,7 +87,7 @@ def _role(turn: dict[str, Any]) -> Literal["system", "user", "assistant"]:
 
 
 def _text(turn: dict[str, Any], media: dict[str, list[Any]]) -> str:
-    """What a turn says, with marks for its media, which are added to `media`."""
+    """The text of a turn with marks for its media, which are added to `media`."""
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if isinstance(content, str):
         return _with_blanks(content, media)
@@ -126,7 +126,7 @@ def _part(part: dict[str, Any], media: dict[str, list[Any]]) -> str:
 
 
 def _medium(held: dict[str, Any], kind: str, column: str) -> Any:
-    """What a part of a medium holds; None if it only marks the place."""
+    """The content of a media part; None if it only marks the place."""
     if "bytes" in held:
         held.pop("path", None)  # where the bytes were read from
     names = dict.fromkeys((kind, column, f"{column}_url", "url", "path", "bytes", "base64", "source"))

@@ -34,7 +34,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes its last part reaches beyond the end of the file; 0 for a whole file, and where the format does not tell.
+    """The number of bytes missing from the last part of a file; 0 if it is complete, or if the format does not tell.
 
     Read are ISO media (mp4, mov), Matroska and WebM, RIFF (avi), ASF (wmv) and FLV.
     """
@@ -51,7 +51,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def _parts(head: bytes) -> tuple[int, PartLength]:
-    """Where the parts of a file that starts with `head` start, and what tells their lengths."""
+    """The offset of the first part of a file that starts with `head`, and the function that reads the parts' lengths."""
     if head[4:8] in _MOVIE_PARTS:
         return 0, _movie_part
     if head.startswith(_EBML):
@@ -83,7 +83,7 @@ def _ebml_part(head: bytes) -> int | None:
 
 
 def _riff_part(head: bytes) -> int | None:
-    """A name, the length behind it, little-endian, padded to even; long files have several such parts."""
+    """A name and a length, little-endian, padded to even; long files have several such parts."""
     length = int.from_bytes(head[4:8], "little")
     return 8 + length + length % 2 if head.startswith(b"RIFF") and length else None
 
@@ -94,5 +94,5 @@ def _asf_part(head: bytes) -> int | None:
 
 
 def _flv_tag(head: bytes) -> int | None:
-    """Kind, length of the body, 7 further bytes; behind the body stands the tag's length again."""
+    """Kind, length of the body, 7 further bytes; the tag's length again after the body."""
     return 11 + int.from_bytes(head[1:4], "big") + 4 if head[0] & 0x1F in (8, 9, 18) else None

@@ -32,7 +32,7 @@ ONE_VIDEO = threading.Lock()
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a medium is recognised: `digest` of its bytes (or pixels), and `cells` [8 · 8 · 3] of its mean colours.
+    """Features that identify a medium: `digest` of its bytes (or pixels), and `cells` [8 · 8 · 3], its mean colours.
 
     `size` is (width, height) in pixels; `picture` gives the picture again (the middle frame of a video).
     """

@@ -175,7 +175,7 @@ def _numbered(token: str, run: re.Match[str]) -> str:
 
 
 def encode_completion(processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any) -> Tensor:
-    """The tokens `[R]` that a worked example teaches behind its prompt, the end of the turn included.
+    """The completion tokens `[R]` of a worked example, with the end of the turn.
 
     `<think>trace</think><answer>solution</answer>`, without the `<think>` that the prompt ends in for some models; or
     (`think=False`) the bare solution. `settings` and `named` are those of `encode_prompt`.

@@ -42,7 +42,7 @@ def read_records(
 
     Args:
         root: folder that media paths are relative to; default: the folder of the data file.
-        format: one of `FORMATS`, or "auto": told by the fields of each row.
+        format: one of `FORMATS`, or "auto": recognised from the fields of each row.
         split: which files of a folder, or which split of a hub dataset.
         allow_outside: accept media paths that leave `root`.
         columns: our name → the source's, for columns called otherwise: `{"problem": "caption", "images": "picture"}`. A dot
@@ -77,7 +77,7 @@ def as_records(
     box_scale: BoxScale | None = None,
     name: str = "data",
 ) -> list[Record]:
-    """The records of whatever holds rows: what `read_records` reads, or rows in memory, each told by its own fields.
+    """Read records from anything that `read_records` reads, or from rows in memory, each in the format of its fields.
 
     Args:
         data: a path or hub id; a `datasets.Dataset` or `IterableDataset`, whose images stay encoded until they are

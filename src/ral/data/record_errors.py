@@ -75,7 +75,7 @@ class WatchedRecords:
             raise
 
     def _death(self, error: BaseException) -> WorkerError | None:
-        """What is known of the workers that an exception, or one that led to it, says have died."""
+        """The error for dead workers, if the exception or one of its causes reports any."""
         found = [dead for one in _causes(error) if (dead := _DEAD.search(str(one)))]
         if not found:
             return None

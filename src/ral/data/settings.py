@@ -45,7 +45,7 @@ class PromptFields:
 
     @property
     def prompt(self) -> PromptSettings:
-        """These settings alone."""
+        """The prompt settings alone."""
         return PromptSettings(**{item.name: getattr(self, item.name) for item in fields(PromptFields)})
 
     def frame_pixels(self, frames: int) -> int | None:
@@ -93,5 +93,5 @@ class PromptSettings(PromptFields):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> PromptSettings:
-        """Those of `values` that a prompt depends on; defaults stand for what is missing."""
+        """The prompt settings among `values`; missing ones get their defaults."""
         return cls(**{item.name: values[item.name] for item in fields(PromptFields) if item.name in values})

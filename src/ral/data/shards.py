@@ -85,7 +85,7 @@ def _content(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> b
 
 
 def _refuse_more(path: Path, end: int) -> None:
-    """Of an archive that is not compressed: it ends in zeros. Without them it is cut off; behind them more may follow."""
+    """Refuse an uncompressed archive without zeros at its end (truncated), or with more data after them."""
     with path.open("rb") as file:
         if file.read(_BLOCK)[257:262] != b"ustar":
             return
@@ -118,7 +118,7 @@ def _row(path: Path, key: str, files: list[_File]) -> tuple[str, Row | DataError
 
 
 def _fields(file: _File, where: str) -> Row:
-    """What a file that is no medium says."""
+    """The fields of a file that is no medium."""
     if file.suffix != ".json" and file.suffix not in _TEXT_SUFFIXES:
         raise DataError(f"{where}: {file.name!r} is no JSON, text, image or video; leave it out of the archive")
     try:

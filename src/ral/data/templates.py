@@ -63,7 +63,7 @@ def render(processor: Any, messages: Messages, think: bool, answering: bool = Tr
 
 
 def think_opening(processor: Any, think: bool = True) -> str:
-    """What the prompt has already said of the model's turn: "<think>" and what follows it, or "".
+    """The part of the model's turn that the prompt already contains: "<think>" and what follows it, or "".
 
     Raises ConfigError as `render` does.
     """
@@ -88,7 +88,7 @@ def adds_special_tokens(processor: Any, text: str) -> bool:
 
 
 def turn_end(processor: Any) -> int | None:
-    """The token that the template puts behind a model's turn; None where it puts none there, or there is no template."""
+    """The token that the template puts after a model's turn; None without such a token or without a template."""
     if chat_template(processor) is None:
         return None
     said = "unmistakable"

@@ -59,7 +59,7 @@ def written_out(value: Any) -> Any:
 
 
 def bytes_of(text: str) -> bytes | None:
-    """What a data URI, or an image in base64, holds; None for any other text. Raises ValueError for a broken one."""
+    """The bytes of a data URI or of an image in base64; None for other text. Raises ValueError for a broken one."""
     if text[:5].lower() == "data:":
         head, comma, body = text.partition(",")
         if not comma:

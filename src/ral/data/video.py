@@ -58,7 +58,7 @@ class Timeline:
 
     @property
     def slack(self) -> float:
-        """How long before a frame's time one that is asked for counts as this one: times are rounded to the file's clock."""
+        """Tolerance: a requested time this long before a frame's still means this frame, as the file's clock rounds times."""
         gaps = np.diff(self.times)
         return 0.1 * float(np.median(gaps)) if len(gaps) else 0.0
 
@@ -133,7 +133,7 @@ class _Packet(NamedTuple):
 
 
 def _timeline(packets: list[_Packet], tick: float, rate: float, size: tuple[int, int]) -> Timeline:
-    """What the times of the packets say; `rate` is the header's, 0 if it has none."""
+    """The timeline from the packets' times; `rate` is the header's, 0 if it has none."""
     decoded = np.array([packet.dts for packet in packets if packet.dts is not None], dtype=np.int64)
     if len(decoded) and float((np.maximum.accumulate(decoded) - decoded).max()) * tick > 1.0:
         raise DataError("its times jump back; write it again, for example with `ffmpeg -i FILE NEW.mp4`")
@@ -237,7 +237,7 @@ class _Playback:
 
 
 def _places(key: KeyFrame, tick: float) -> Iterator[int]:
-    """Where to seek for a key frame, by the file's clock: formats go by one of its two times; then ever earlier."""
+    """Places to seek for a key frame, by the file's clock: formats use one of its two times; then earlier and earlier ones."""
     yield key.pts
     if key.dts is not None:
         yield key.dts

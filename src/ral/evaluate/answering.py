@@ -56,12 +56,12 @@ class Glance:
 
     @property
     def layer(self) -> LayerLook:
-        """What the layer asked for looks at."""
+        """The look of the chosen layer."""
         return self.look.layers[self.number]
 
     @property
     def map(self) -> NDArray[np.float64]:
-        """Its attention on the sheet: `[h, w]`."""
+        """Attention of the chosen layer on the sheet: `[h, w]`."""
         return sheet_map(self.layer.maps)
 
 
@@ -109,7 +109,7 @@ def look_at_answers(
     answers: Sequence[str | None],
     per_head: bool = False,
 ) -> list[Look | None]:
-    """Where the rows look that predict `answers`, the bodies found in the completions; with every head, if asked for.
+    """Looks of the rows that predict `answers`, the bodies of the completions' answers; of every head, if requested.
 
     None where there is no answer, and for prompts without an image, a video or a document.
     """

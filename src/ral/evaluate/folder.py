@@ -21,7 +21,7 @@ from ral.runs.names import EVALUATION, ITEMS, MEDIA, SUMMARY
 
 
 def identity(model: nn.Module, task: str, records: Sequence[Record], settings: EvalSettings) -> dict[str, Any]:
-    """What must be the same for two halves of an evaluation to belong together."""
+    """The facts that must agree before an evaluation is continued."""
     data = hashlib.blake2b(digest_size=8)
     for record in records:
         data.update(repr((record.id, record.problem, record.options, record.solution)).encode())

@@ -29,7 +29,7 @@ NEUTRAL_FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Grounding:
-    """How one attention row lies on the boxes of its item; every field is higher when the row looks at them.
+    """Agreement of one attention row with the boxes of its item; every field is higher if the row looks at them.
 
     pointing: share of the most attended tokens that lie in a box (0 or 1 unless several tie for the maximum).
     mass: Σ_box a / Σ a, in [0, 1].
@@ -155,7 +155,7 @@ def attention_sinks(queries: ArrayLike, factor: float = 10.0, share: float = 0.7
 
 
 def control_mask(mask: ArrayLike, generator: np.random.Generator) -> NDArray[np.bool_]:
-    """As many tokens as `mask` has, drawn at random from outside it: the control of the causal check.
+    """Draw as many random tokens outside `mask` as it has: the control for the causal check.
 
     Hiding the box's tokens says something about evidence only against hiding equally many others. Raises `ValueError`
     when the outside is smaller than the box.

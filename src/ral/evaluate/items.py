@@ -21,7 +21,7 @@ class Item:
     """One record as a model answered it.
 
     Attributes:
-        step: (looks alone) the optimiser step behind which the model was asked.
+        step: (looks only) the optimiser step after which the model answered.
         prediction: the answer's body; None where the completion holds none.
         correct: the score in [0, 1], 0 for an answer that cannot be read, which is `unparsed`.
         truncated: the completion was cut at the longest length. tokens: of the completion.
@@ -58,7 +58,7 @@ class Item:
 
     @property
     def outcome(self) -> Outcome:
-        """What statistics need of it."""
+        """The item as the statistics take it."""
         return Outcome(self.id, self.correct, self.cluster)
 
     @property

@@ -1,6 +1,6 @@
 """Records where the model looks during training: it answers a few held-out records again and again.
 
-looks/items.jsonl   one object per record and look: an item as an evaluation has it, and the `step` it was taken behind
+looks/items.jsonl   one object per record and look: an item as in an evaluation, with the `step` after which it was taken
 looks/media/        the images
 """
 
@@ -32,7 +32,7 @@ class LookRecorder(TrainerCallback):
 
     A look is the most likely answer, its score, and the attention map of the row that predicts it, asked as in training.
     It draws no random number: training goes on as it would without. Of several processes all look, as sharded weights are
-    used together, and the main one writes. On a resumed run, looks taken behind the checkpoint are taken anew.
+    used together, and the main one writes. On a resumed run, looks after the checkpoint are taken again.
 
     Raises ConfigError without records, and unless `every` is at least 1.
     """

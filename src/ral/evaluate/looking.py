@@ -41,7 +41,7 @@ class LayerLook:
 
 @dataclass(frozen=True)
 class Look:
-    """Where the row that predicts completion token `token` looks; `layers` from the first decoder layer to the last."""
+    """Attention of the row that predicts completion token `token`, in all `layers` from the first to the last."""
 
     token: int
     layers: tuple[LayerLook, ...]
@@ -56,7 +56,7 @@ def look(
     per_head: bool = False,
     documents: Sequence[slice | None] | None = None,
 ) -> list[Look]:
-    """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] behind `prompts[i]`, in one forward pass.
+    """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] after `prompts[i]`, in one forward pass.
 
     Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. Raises DataError for a
     prompt with neither document nor visual tokens.
@@ -85,10 +85,10 @@ def look(
 
 @torch.no_grad()
 def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:
-    """Where every text token behind the last visual one looks: per prompt and layer, weights `[rows, N]`.
+    """Attention of every text token after the last visual one: weights `[rows, N]` per prompt and layer.
 
     The last row is that of the prompt's last token, which predicts the first of an answer; N counts the visual tokens in
-    the order of the maps. Raises DataError for a prompt without visual tokens, or with no text behind them.
+    the order of the maps. Raises DataError for a prompt without visual tokens, or without text after them.
     """
     base = make_capturable(model)
     layers = range(len(decoder_layers(base)))
@@ -101,7 +101,7 @@ def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np
 
 
 def prompt_and_rest(prompt: Prompt, cut: int | None = None) -> tuple[Prompt, Tensor]:
-    """`prompt` up to token `cut`, and the tokens behind it; default: behind the last visual token and what closes it.
+    """`prompt` up to token `cut`, and the tokens after it; the default cut is after the last visual token and its closing tokens.
 
     As a completion they are queries of their own, whose rows are captured and can be biased.
     """

@@ -5,7 +5,7 @@ relative      of the map divided by the map for a neutral question about the sam
 sinks         without the visual tokens that are attended whatever is asked (arXiv 2503.03321)
 masking       how much less likely the answer becomes when the completion cannot attend to the box, against as many
               random visual tokens
-masking-text  the same, hidden from all text behind the image: where an image comes first, the question's own tokens look
+masking-text  the same, with the box hidden from all text after the image: if it comes first, the question's tokens look
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONTROLS = 4
 
 
 def neutral_record(record: Record) -> Record:
-    """The neutral question about the same media, which stand before or behind the text as they did."""
+    """The neutral question about the same media, before or after the text as in the record."""
     marks = "".join(re.findall(f"{IMAGE_MARK}|{VIDEO_MARK}", record.problem))
     question_first = bool(marks) and not record.problem.lstrip().startswith((IMAGE_MARK, VIDEO_MARK))
     problem = f"{NEUTRAL} {marks}" if question_first else f"{marks}{NEUTRAL}"
@@ -128,7 +128,7 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
     """The causal check of every item; None where the boxes cover so much that no control fits beside them.
 
     Hidden means a score of minus infinity for the hidden keys in every layer and head, for the queries of the completion
-    and of the prompt's last token, which predicts its first; with `all_text` for all text behind the visual tokens. The
+    and of the prompt's last token, which predicts its first; with `all_text` for all text after the visual tokens. The
     controls depend on the item's id alone.
     """
     found: list[Json | None] = []

@@ -75,7 +75,7 @@ def items_of(
 
 
 def _shown_media(processor: Any, item: Answered, settings: EvalSettings) -> ShownMedia | Passage:
-    """What the maps of one item lie on: its document, or else its images and videos."""
+    """The media under the maps of one item: its document, or else its images and videos."""
     tokenizer = getattr(processor, "tokenizer", processor)
     return passage(tokenizer, item.prompt.input_ids, item.record) or shown_media(
         item.record, processor, settings.num_frames, settings.fps
@@ -91,7 +91,7 @@ def _probes(
     media: Sequence[ShownMedia | Passage | None],
     settings: EvalSettings,
 ) -> dict[str, Json]:
-    """What the probes say of the items with boxes and an answer, by id."""
+    """Results of the probes for items with boxes and an answer, by id."""
     wanted = parse_probes(settings.probes)
     chosen, items = [], []
     for item, body, look, shows in zip(answered, answers, looks, media, strict=True):

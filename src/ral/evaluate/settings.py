@@ -46,7 +46,7 @@ class EvalSettings(PromptSettings):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
-        """What a run's settings say of asking and scoring; the layer is the last that is trained."""
+        """The settings of asking and scoring in a run's `config`; the layer is the last trained one."""
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         if config.get("attention_layers"):
             values["layer"] = config["attention_layers"][-1]

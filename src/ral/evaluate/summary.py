@@ -46,7 +46,7 @@ class Summary:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written to `summary.json`."""
+        """The content of `summary.json`."""
         return {
             **vars(self),
             "grounding": None if self.grounding is None else self.grounding.as_dict(),

@@ -81,7 +81,7 @@ class Family:
     # Vision
 
     def tower(self, base: Any) -> nn.ModuleList:
-        """What makes visual features, projectors included: all of the model beside its decoder."""
+        """The modules that compute visual features, with projectors: all of the model except its decoder."""
         if not self.placeholders(base.config):
             return nn.ModuleList()
         decoder = base.get_decoder()
@@ -148,7 +148,7 @@ class Family:
         return None
 
     def positions_per_second(self, config: Any) -> float | None:
-        """How far a second of a video is in positions, as a vLLM server counts them from the rate of frames.
+        """Positions per second of a video, as a vLLM server counts them from the rate of frames.
 
         None where such a server would show the model other tokens than the processor does.
         """
@@ -161,14 +161,14 @@ class Family:
         return None
 
     def per_token(self, base: Any, ids: Tensor, in_prompt: Tensor) -> dict[str, Tensor]:
-        """What the model takes for every token of `ids [B, T]` beside its position; `in_prompt [B, T]` is false on completions."""
+        """Further inputs of the model for every token of `ids [B, T]`, besides positions; `in_prompt [B, T]` is false on completions."""
         if not self.placeholders(base.config):
             return {}
         named = inspect.signature(base.forward).parameters
         return {name: self.kinds(base.config, ids) for name in TOKEN_KINDS if name in named}
 
     def final(self, config: Any) -> Callable[[Tensor], Tensor] | None:
-        """What the model does to its logits behind the output embedding; None: nothing."""
+        """The model's function on logits after the output embedding; None: none."""
         text = config.get_text_config()
         if cap := getattr(text, "final_logit_softcapping", None):
             return lambda logits: (logits / cap).tanh() * cap
@@ -201,11 +201,11 @@ class Family:
         return None
 
     def frames_per_picture(self, processor: Any) -> int:
-        """Frames of a video behind one grid of visual tokens."""
+        """Frames of a video in one grid of visual tokens."""
         return getattr(processor.video_processor, "temporal_patch_size", 1)
 
     def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-        """What tells the image processor how many pixels an image may have; empty where its own bounds are to be kept.
+        """Arguments that bound the pixels of an image for the image processor; empty to keep its own bounds.
 
         Raises ConfigError where it has no such bound.
         """
@@ -214,7 +214,7 @@ class Family:
     def video_size(
         self, video_processor: Any, min_pixels: int | None, max_pixels: int | None, frames: int
     ) -> dict[str, Any]:
-        """The same of one frame of a video of so many `frames`."""
+        """Arguments that bound the pixels of one frame of a video with `frames` frames."""
         return self._unbounded(min_pixels, max_pixels)
 
     def _unbounded(self, *bounds: int | None) -> dict[str, Any]:

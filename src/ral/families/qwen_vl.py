@@ -12,7 +12,7 @@ from ral.families.family import MODALITIES, BoxSpace, Family, Grid, grids_of
 
 
 class Qwen3VL(Family):
-    """Positions are transformers' own: every frame of a video is a block of its own, behind its time in words."""
+    """Positions are transformers' own: every frame of a video is its own block, after its time in words."""
 
     types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     box_space: ClassVar[BoxSpace] = "thousandths"
@@ -54,9 +54,9 @@ class GLM4V(Qwen3VL):
 
 
 class Qwen2VL(Qwen3VL):
-    """Positions as in training: text starts behind the *largest* position so far (transformers 4.49, `get_rope_index`).
+    """Positions as in training: text starts after the *largest* position so far (transformers 4.49, `get_rope_index`).
 
-    transformers 5 starts it behind a video's longer side, which a long video outruns in time.
+    transformers 5 starts it after a frame's longer side, which a long video exceeds in time.
     """
 
     types = ("qwen2_vl",)
@@ -88,7 +88,7 @@ class Qwen2VL(Qwen3VL):
 
 
 class Qwen2_5VL(Qwen2VL):
-    """As Qwen2-VL, but a video's patches stand where their seconds say."""
+    """As Qwen2-VL, but the positions of a video's patches follow their times in seconds."""
 
     types = ("qwen2_5_vl",)
     box_space = "resized"

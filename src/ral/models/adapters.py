@@ -120,7 +120,7 @@ def _says_nothing(module: nn.Module) -> bool:
 
 
 def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """What the adapter adds to a module: all of its parameters but those of the module it wraps."""
+    """Parameters that the adapter adds to a module: all but those of the wrapped module."""
     wrapped = module.original_module if isinstance(module, ModulesToSaveWrapper) else module.get_base_layer()  # type: ignore[operator]
     inside = {id(p) for p in wrapped.parameters()}  # type: ignore[union-attr]
     return (p for p in module.parameters() if id(p) not in inside)

@@ -165,7 +165,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _final(name: str | Path) -> str:
-    """Of a run folder its `final`, absolute; a hub id as it is."""
+    """The `final` folder of a run folder, absolute; a hub id unchanged."""
     if not Path(name).is_dir():
         return str(name)
     final = Path(name).absolute() / FINAL
@@ -180,7 +180,7 @@ class _Base(NamedTuple):
 
 
 def _base_of(folder: str) -> _Base | None:
-    """What the adapter in `folder` is for; None of a folder without an adapter.
+    """The base model of the adapter in `folder`; None if the folder holds no adapter.
 
     Adapters of earlier versions may name a folder as it was typed where they were trained: it is looked for from the working
     directory, then from the folders around the adapter.

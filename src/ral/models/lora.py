@@ -12,7 +12,7 @@ from ral.errors import refused_by
 
 
 class Adapted(Protocol):
-    """What says how an adapter is made: a recipe, by its key `peft`; None trains all weights."""
+    """Any settings with the key `peft`, such as a recipe; None trains all weights."""
 
     @property
     def peft(self) -> dict[str, Any] | None: ...

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from ral.attention.models import family, pretrained, trains_vision, vision_features, vision_tower
 from ral.errors import ConfigError
 
-#: Why sharding that gathers a layer's weights anew for every pass is refused, in a recipe or by a launcher.
+#: Why sharding that gathers a layer's weights again for every pass is refused, in a recipe or by a launcher.
 WEIGHTS_GIVEN_BACK = (
     "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot wait for "
     "each other in each of their steps; set version: 2 and reshard_after_forward: false (fsdp_config of the recipe or of the "
@@ -98,7 +98,7 @@ def gather_weights(model: nn.Module) -> None:
 
 
 def gather_vision(model: nn.Module) -> None:
-    """The same for the vision tower alone: for passes that all processes make, but not all with media.
+    """Gather the vision tower alone, for passes that all processes make but not all with media.
 
     It may be sharded in any way; its weights are kept until the next backward pass.
     """

@@ -67,7 +67,7 @@ class Duration:
 
 
 def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
-    """How long `setup` takes, every completion as long as it says."""
+    """Estimate the time of `setup`, with all completions of the stated length."""
     s, model = setup, setup.model
     speed = machine.tflops * machine.utilisation * 1e12
     forward = forward_flops(s, model)
@@ -93,16 +93,16 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
 
 
 def forward_flops(s: Setup, model: ModelShape) -> float:
-    """Of one packed pass: every token through the blocks, completion tokens through the output embedding."""
+    """Time of one packed pass: every token through the blocks, completion tokens through the output embedding."""
     pairs = s.prompt**2 / 2 + sum(block * (s.prompt + block) for block in s.blocks)
     head = 2 * model.vocabulary * model.decoder.hidden * s.prompts * s.group * s.completion
     return s.prompts * _decoder_flops(model, s.layout.total, pairs) + head
 
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:
-    """Of one decoding step for all rollouts in the batch: every weight and what is cached, on average, are read once."""
+    """Time of one decoding step for all rollouts in the batch, which reads every weight and the mean cache once."""
     stack = s.model.decoder
-    # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, in every decoding step anew.
+    # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, again in every decoding step.
     each = FLOAT + 2 * HALF if s.sharding == "ddp" and s.mixed and s.weights.method == "full" else s.compute
     weights = each * (stack.layers * stack.matrices + s.model.vocabulary * stack.hidden)
     held = s.sampled * (FLOAT * s.prompt + s.compute * s.group * s.completion / 2)
@@ -111,6 +111,6 @@ def decoding_seconds(s: Setup, machine: Machine) -> float:
 
 
 def _decoder_flops(model: ModelShape, tokens: float, pairs: float) -> float:
-    """Of a forward over `tokens` that attend in `pairs` of query and key."""
+    """Operations of a forward pass over `tokens` that attend in `pairs` of query and key."""
     stack = model.decoder
     return stack.layers * (2 * stack.matrices * tokens + 4 * stack.query_width * pairs)

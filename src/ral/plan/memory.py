@@ -66,7 +66,7 @@ class Memory:
 
 
 def memory(setup: Setup, libraries: bool = True) -> Memory:
-    """Where the memory of one GPU goes. `libraries`: with what a GPU's libraries and allocator take on top."""
+    """Items of one GPU's memory. `libraries`: include the use of the GPU's libraries and allocator."""
     items = [item for item in (*_held(setup), *_of_phases(setup)) if item.size > 0]
     if libraries:
         found = Memory(tuple(items))
@@ -78,7 +78,7 @@ def memory(setup: Setup, libraries: bool = True) -> Memory:
 
 
 def _held(s: Setup) -> Iterator[Item]:
-    """What lives through the whole run."""
+    """Items that exist during the whole run."""
     always: tuple[Phase, ...] = tuple(PHASES)
     n, trained, parameters = s.shards, s.weights.trained, s.model.parameters
     if s.sharding in ("zero2", "zero3"):
@@ -97,7 +97,7 @@ def _held(s: Setup) -> Iterator[Item]:
 
 
 def _of_phases(s: Setup) -> Iterator[Item]:
-    """What comes and goes within a step."""
+    """Items that exist only within a step, by phase."""
     working: tuple[Phase, ...] = ("rollouts", "passes", "update")
     yield Item("weights to compute with", _gathered(s), working)
     yield Item("key/value cache", _cache(s), ("rollouts",))
@@ -148,7 +148,7 @@ def _gradients(s: Setup) -> float:
 
 
 def _activations(s: Setup) -> tuple[float, float]:
-    """What the forward leaves, and what its backward adds to that at most."""
+    """Memory that the forward pass leaves, and the maximum that its backward pass adds."""
     layers, block = s.model.decoder.layers, block_bytes(s)
     edges = s.tokens * s.model.decoder.hidden * s.residual
     ends = 3 * edges + s.tokens * s.model.decoder.hidden * FLOAT  # embeddings, final norm
@@ -161,7 +161,7 @@ def _activations(s: Setup) -> tuple[float, float]:
 
 
 def block_bytes(s: Setup) -> float:
-    """What one decoder block saves for the backward over the packed row.
+    """Tensors of the packed row that one decoder block saves for the backward pass.
 
     Norms save their input in float32 and their output; matrices save their input, which autocast copies for each of them
     (as an adapter does); the gated unit saves its three inputs and its product; attention saves query, key and value with the

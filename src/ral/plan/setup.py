@@ -29,7 +29,7 @@ _OPTIMISER_STATES = (("4bit", 1), ("8bit", 2), ("paged", 8), ("adafactor", 0), (
 
 @dataclass(frozen=True)
 class Setup:
-    """What one GPU holds and does.
+    """The load of one GPU.
 
     Attributes:
         gathered: (fsdp2) the weights stay gathered between a pass's layers.
@@ -100,7 +100,7 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        """Of the packed row of one pass."""
+        """Tokens of the packed row of one pass."""
         return self.prompts * self.layout.total
 
 

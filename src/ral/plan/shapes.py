@@ -96,7 +96,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Weights:
-    """What of a model is trained and how it is stored.
+    """The trained part of a model and its storage.
 
     Attributes:
         stored: bytes of all weights as they are loaded, the adapter's included.
@@ -180,7 +180,7 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
 def weights_of(
     model: PreTrainedModel, adapter: LoraConfig | None, four_bits: bool, frozen_vision: bool = True
 ) -> Weights:
-    """What is trained of a model on the meta device, through `adapter` or (None) of all weights."""
+    """The trained part of a model on the meta device: an `adapter`, or (None) all weights."""
     shape = shape_of(model)
     if adapter is None:
         trained = shape.parameters - (shape.vision_parameters if frozen_vision else 0)

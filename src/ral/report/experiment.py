@@ -160,7 +160,7 @@ def _without_seed(arm: Arm) -> str:
 
 
 def _told_apart(arms: list[Arm]) -> list[Arm]:
-    """Arms of one label get what sets them apart behind it."""
+    """Append the difference to the labels of arms with the same label."""
     labels = [arm.label for arm in arms]
     result = []
     for arm in arms:

@@ -90,7 +90,7 @@ def looking(table: Sequence[TableRow]) -> str | None:
 
 
 def caveats(experiment: Experiment, task: str | None, table: list[TableRow]) -> list[str]:
-    """What the page does not show, as sentences, with the numbers of this run where it has them."""
+    """Limits of the page as sentences, with this run's numbers if known."""
     sizes = sorted({row.n for row in table if row.n})
     notes = []
     if task is None:

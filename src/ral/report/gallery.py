@@ -92,7 +92,7 @@ def answered(arms: Sequence[Arm], task: str) -> list[AnsweredArm]:
 
 
 def outcomes(arms: Sequence[Arm], task: str) -> dict[str, str]:
-    """What became of every item that all evaluated arms were given, by its id."""
+    """The outcome of every item that all evaluated arms answered, by id."""
     scored, start = answered(arms, task), start_index(arms)
     common = (
         [key for key in scored[0][2].items if all(key in evaluation.items for *_, evaluation in scored)]
@@ -105,7 +105,7 @@ def outcomes(arms: Sequence[Arm], task: str) -> dict[str, str]:
 
 
 def _outcome(items: list[tuple[bool, Item]]) -> str:
-    """What became of an item, from (is this the start?, item) of each arm. Without a start only right and wrong exist."""
+    """The outcome of an item, from (is this the start?, item) of each arm. Without a start, only right and wrong exist."""
     before = [item.right for is_start, item in items if is_start]
     after = [item.right for is_start, item in items if not is_start]
     if before and after and not before[0] and any(after):
@@ -146,7 +146,7 @@ def _exhibit(key: str, outcome: str, scored: list[AnsweredArm]) -> Exhibit:
 def answer_of(
     arm: int, label: str, item: Item, grid: np.ndarray | None, image: Image.Image | None, peak: float | None
 ) -> ArmAnswer:
-    """What arm number `arm` said and looked at; `peak` is the share of `grid` `[h, w]` that is drawn brightest."""
+    """Answer and attention of arm number `arm`; `peak` is the share of `grid` `[h, w]` that is drawn brightest."""
     seen = item.grounding
     facts = []
     if seen is not None:

@@ -62,7 +62,7 @@ class Chart:
     alt: str
 
     def data(self) -> dict[str, Any]:
-        """What the script needs to read values off the chart under the pointer."""
+        """The data that the script needs to show values under the pointer."""
         lines = [{"x": line.x, "y": [compact(value) for value in line.y]} for line in self.lines]
         return {"range": self.x_range, "area": [LEFT, WIDTH - RIGHT], "lines": lines}
 
@@ -78,7 +78,7 @@ class Axis:
     logarithmic: bool = False
 
     def place(self, levels: np.ndarray) -> np.ndarray:
-        """Where levels are drawn; what lies outside is drawn at the edge."""
+        """Positions of levels on the drawing; values outside are drawn at the edge."""
         inside = np.clip((levels - self.low) / ((self.high - self.low) or 1.0), 0.0, 1.0)
         return self.start + inside * (self.end - self.start)
 

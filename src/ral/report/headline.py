@@ -23,7 +23,7 @@ class Headline:
 def headline(
     experiment: Experiment, task: str | None, table: Sequence[TableRow], found: Sequence[Difference]
 ) -> Headline:
-    """What was found and how sure it is, from the comparisons alone."""
+    """The result and its certainty, from the comparisons alone."""
     scored = [row for row in table if row.accuracy is not None]
     if experiment.running:
         return _progress(experiment)
@@ -44,7 +44,7 @@ def headline(
 
 
 def _progress(experiment: Experiment) -> Headline:
-    """How far the runs are that go on."""
+    """Progress of the unfinished runs."""
     parts: list[tuple[str, int | None]] = [("In training: ", None)]
     for index, arm in enumerate(experiment.arms):
         steps, last = numbers(arm.first.metrics, "step"), count(arm.first.config.get("max_steps"))
@@ -57,7 +57,7 @@ def _progress(experiment: Experiment) -> Headline:
 def _learned(
     before: TableRow | None, trained: Sequence[TableRow], found: Sequence[Difference]
 ) -> list[tuple[str, int | None]]:
-    """Where training started and where it ended."""
+    """Accuracy at the start and at the end of training."""
     low, high = (pick(trained, key=lambda row: row.accuracy or 0.0) for pick in (min, max))
     ends: list[tuple[str, int | None]] = [(percent(high.accuracy), high.arm)]
     if percent(low.accuracy) != percent(high.accuracy):
@@ -74,7 +74,7 @@ def _learned(
 
 
 def _attention(found: Sequence[Difference]) -> list[tuple[str, int | None]]:
-    """Which arms are apart from the reference."""
+    """The arms that differ from the reference."""
     other = found[0].other
     clear = [one for one in found if one.clear]
     if not clear:
@@ -88,7 +88,7 @@ def _attention(found: Sequence[Difference]) -> list[tuple[str, int | None]]:
 
 
 def _certainty(scored: Sequence[TableRow], found: Sequence[Difference]) -> str:
-    """How sure the headline is, in words."""
+    """The certainty of the headline, in words."""
     seeds = [one.n for one in found if one.over == "seeds"]
     items = sorted({row.n for row in scored if row.n})
     held_out = f"{items[0]:,} held-out items" if len(items) == 1 else "held-out items"

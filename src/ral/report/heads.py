@@ -27,7 +27,7 @@ class HeadMap:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What hiding the true box from the attention costs the answer, in nats of log-probability, against hiding as many
+    """The cost of hiding the true box from the attention, in nats of log-probability, against hiding as many
     random visual tokens: means over `n` items and the paired `difference` with its 95 % `interval`."""
 
     arm: int

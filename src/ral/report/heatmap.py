@@ -29,7 +29,7 @@ MAX_SIDE = 448
 
 @dataclass(frozen=True)
 class Tile:
-    """What one heat map needs to be drawn: `width` × `height` in pixels of the original image, pictures as data URIs.
+    """The data of one heat map: `width` × `height` in pixels of the original image, pictures as data URIs.
 
     `heat` colours what is attended to, `veil` darkens what is not; both are one pixel per visual token and are
     stretched over the image by the page. `boxes` are `(x, y, width, height)` inside the image.

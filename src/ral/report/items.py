@@ -98,7 +98,7 @@ def _row(
     tags: list[str],
     longest: int,
 ) -> dict[str, Any]:
-    """What a table shows of one item; every value is text, a number, a list of texts, or None."""
+    """The row of one item in a table; every value is text, a number, a list of texts, or None."""
     images = (_thumbnail(item, evaluation.folder) for evaluation in evaluations)
     return {
         "id": clip(item.id, 80),

@@ -41,7 +41,7 @@ class Film:
 
 
 def film(arms: Sequence[Arm]) -> Film:
-    """What the first run of every arm recorded; at a step that an arm has no look of, its last one before is shown."""
+    """The looks of every arm's first run. If an arm has no look at a step, its previous look is shown."""
     recorded = [(index, arm, _by_item(arm.first)) for index, arm in enumerate(arms) if arm.first.looks]
     steps = _spread(sorted({step for *_, items in recorded for rows in items.values() for step in rows}))
     common = [key for key in recorded[0][2] if all(key in items for *_, items in recorded)] if recorded else []

@@ -56,7 +56,7 @@ def without_leads(text: str) -> str:
 
 
 def last_claim(text: str) -> str:
-    """What is claimed in the end: the words behind the last correction ("A. No, wait, B" claims B), all of them without one.
+    """The final claim: the words after the last correction ("A. No, wait, B" claims B), or the whole text without one.
 
     Empty where the last words take the answer back ("5? Nope").
     """
@@ -64,7 +64,7 @@ def last_claim(text: str) -> str:
 
 
 def announced(text: str) -> str | None:
-    """What stands behind the last "the answer is"; None where nothing announces an answer, or its sentence denies it."""
+    """The text after the last "the answer is"; None if nothing announces an answer, or if its sentence denies it."""
     announcements = list(_ANNOUNCED.finditer(text))
     if not announcements:
         return None

@@ -52,7 +52,7 @@ def score_answer(
     question: str = "",
     mode: Mode = "strict",
 ) -> float:
-    """How right a bare `answer` is, in [0, 1]. `question` is read only for whether it asks in per cent.
+    """Score a bare `answer` in [0, 1]. `question` only tells if it asks for per cent.
 
     Raises `KeyError` for an unknown problem type and `WorkerError` where math cannot be compared at all.
     """
@@ -80,7 +80,7 @@ def judge(
 
 
 def _scored(answer: str | None, text: str | None, of: Expected, problem_type: ProblemType, mode: Mode) -> Verdict:
-    """What the scorer says of `text`, which gave the `answer`; a scorer that fails says 0."""
+    """Score `text`, which gave the `answer`; 0 if the scorer fails."""
     scorer = SCORERS[mode][problem_type]
     if text is None:
         return Verdict(answer, 0.0)
@@ -110,7 +110,7 @@ def mean_relative_accuracy(answer: str, solution: str, question: str = "", mode:
 
 
 def unscorable(solution: str, problem_type: ProblemType, options: Sequence[str] = (), mode: Mode = "strict") -> str:
-    """Why no answer to this solution could ever be right, or "" if one can: the check before training."""
+    """The reason why no answer can match this solution, or "" if one can: the check before training."""
     if not solution.strip():
         return "the solution is empty"
     if problem_type == "multiple choice" and options and parse_choice(solution, options) is None:

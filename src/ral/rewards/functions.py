@@ -115,7 +115,7 @@ def format(
 
     `think=True`: `<think>…</think><answer>…</answer>` and nothing else; `compat` is Video-R1's full match,
     `strict` also wants each tag once, around something. `think=False`: something, and none of those tags.
-    `think_opened` says whether the prompt ends in `<think>`, so that completions start behind it; None: either will do.
+    `think_opened` says whether the prompt ends in `<think>`, so that completions start after it; None: both are accepted.
     """
     return [float(well_formed(text_of(completion), mode, think, think_opened)) for completion in completions]
 
@@ -243,7 +243,7 @@ def build_rewards(
 
 
 def load_reward(name: str) -> RewardFunction:
-    """The function behind a registered name, `package.module:function` or `path/to/file.py:function`."""
+    """Load a reward function: a registered name, `package.module:function` or `path/to/file.py:function`."""
     if name in REGISTRY:
         return REGISTRY[name]
     home, colon, attribute = name.rpartition(":")
@@ -353,7 +353,7 @@ class _TooSlow(BaseException):
 
 
 def call_with_limit(call: Callable[[], Any], what: str, seconds: float) -> Any:
-    """What `call()` returns; `RewardError`, naming `what`, if it raises anything or takes more than `seconds`.
+    """Return `call()`. Raises `RewardError`, which names `what`, if it raises anything or takes more than `seconds`.
 
     An alarm ends Python code, sleeping and waiting, and regular expressions that backtrack without end; code of other
     languages only once it comes back. Signals reach the main thread alone: in another one nothing is limited.

@@ -41,7 +41,7 @@ _SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9, "T": 
 _HAN_MAGNITUDES = {"百": 1e2, "千": 1e3, "万": 1e4, "萬": 1e4, "亿": 1e8, "億": 1e8}
 _HAN_DIGITS = {**{sign: value for value, sign in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2}
 
-#: Words behind a number that say something of it, so that they are not what is counted.
+#: Words after a number that describe it, so they are not the counted thing.
 _NO_NOUN = frozenset(
     word
     for line in """
@@ -110,7 +110,7 @@ _AROUND = re.compile(r"[(\[]\s*([^()\[\],]*)\s*[)\]]")
 def _value(digits: str) -> float | None:
     """The value of digits with their separators: "1,234.5", "1.234,5", "1 234", "0,5"; None where they are none of these.
 
-    A single comma with three digits behind it groups ("1,234"), any other is a decimal comma; a single period is decimal.
+    A single comma with three digits after it groups ("1,234"), any other is a decimal comma; a single period is decimal.
     """
     digits = digits.replace(" ", "").replace("'", "")
     commas, periods = digits.count(","), digits.count(".")
@@ -216,7 +216,7 @@ def _without_number_leads(text: str) -> str:
 
 
 def _with_unit(value: float, money: str, rest: str) -> Number | None:
-    """The number with what stands behind it: a magnitude, a part, a unit or what is counted; None for anything else."""
+    """The number with the words after it: a magnitude, a part, a unit or the counted thing; None for other words."""
     hyphen = _HYPHEN.match(rest)  # "7-year"
     attached = hyphen is None and rest[:1] not in ("", " ")
     rest = (rest[1:] if hyphen else rest).strip()
@@ -320,7 +320,7 @@ def _of(number: Number) -> str:
 
 
 def _factor(unit: str, wanted: str) -> float | None:
-    """What turns a value in `unit` into one in `wanted`; None if nothing does."""
+    """The factor from `unit` to `wanted`; None if they measure different quantities."""
     if not unit or not wanted or unit.removesuffix("s") == wanted.removesuffix("s"):
         return 1.0
     a, b = unit_of(unit), unit_of(wanted)

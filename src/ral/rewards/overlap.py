@@ -48,7 +48,7 @@ def tokens(text: str) -> list[str]:
 
 
 def pieces(text: str) -> list[str]:
-    """What is between white space, and each character of scripts without spaces."""
+    """Pieces between white space; in scripts without spaces, each character."""
     return _PIECE.findall(text)
 
 

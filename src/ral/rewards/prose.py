@@ -78,7 +78,7 @@ def same_answer(answer: str, solution: str) -> bool:
 
 
 def _final(said: str, truth: str) -> str:
-    """What `said` claims in the end; all of it where the solution itself has words of a correction ("no entry")."""
+    """The final claim of `said`; all of it if the solution itself has words of a correction ("no entry")."""
     return last_claim(said) if last_claim(truth) == truth else said
 
 

@@ -25,7 +25,7 @@ _LATIN_ACCENT = re.compile(r"([a-z])[\u0300-\u036f]+", re.IGNORECASE)
 
 
 class _Characters(dict[int, str]):
-    """What each character is read as; filled on demand."""
+    """The reading of each character, computed on demand."""
 
     def __missing__(self, code: int) -> str:
         sign = chr(code)
@@ -140,7 +140,7 @@ _OUTER = " .,;:!?\"'()[]"
 
 @lru_cache(maxsize=64)
 def plain(text: str) -> str:
-    """What two texts must share to say the same: no case, accents of Latin letters, outer punctuation, leading article.
+    """The form in which equal texts agree: without case, accents of Latin letters, outer punctuation and leading article.
 
     Signs that change a value stay: "-5", ".5", "5%", "C++"; hyphens between words do not.
     """

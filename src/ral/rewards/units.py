@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured (`of`), and the `factor` to its base unit."""
+    """The measured quantity (`of`), and the `factor` to its base unit."""
 
     of: str
     factor: float

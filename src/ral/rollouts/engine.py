@@ -61,7 +61,7 @@ class PolicyEngine:
     rows: int | None = None
 
     def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
-        """Its weights are the policy's, but accelerate may have put another module in the policy's place."""
+        """Take over the module, as accelerate may have replaced it; the weights are the policy's anyway."""
         self.model = extract_model_from_parallel(model)
 
     def sample(

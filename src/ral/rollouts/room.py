@@ -41,7 +41,7 @@ class RowSize:
         )
 
     def bytes(self, prompt: int, completion: int, group: int) -> float:
-        """Of one of `group` completions of `completion` tokens that share a prompt of `prompt` tokens.
+        """Bytes of one of `group` completions with `completion` tokens that share a prompt of `prompt` tokens.
 
         Its keys and values, and its part of the prompt's; of one layer the scores, with their parts and their softmax, in
         float32; a draw.

@@ -79,7 +79,7 @@ class Completion:
     logps: Tensor | None = None
 
     def text(self, processor: Any, opening: str = "") -> str:
-        """What was written, without the end-of-sequence token but with tags that are tokens.
+        """The completion as text, without the end-of-sequence token but with tags that are tokens.
 
         `opening` is what the prompt had said of it already (`templates.think_opening`): with it, the text is the whole turn.
         """
@@ -137,7 +137,7 @@ def sample(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; behind it every module is in the mode it was in."""
+    """Set the model to evaluation mode; afterwards every module gets its old mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -172,7 +172,7 @@ class _Part:
 
 
 class _Written:
-    """What all completions hold so far, as tables `[N, R]` and `[N]`; draws their tokens."""
+    """All completions so far, as tables `[N, R]` and `[N]`; samples their tokens."""
 
     def __init__(
         self,

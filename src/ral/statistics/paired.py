@@ -70,7 +70,7 @@ class Comparison:
     p_holm: float | None = None
 
     def sentence(self, name_a: str = "A", name_b: str = "B", task: str = "the benchmark") -> str:
-        """What a paper would print, complete enough to be checked."""
+        """The sentence that a paper would print, complete enough to be checked."""
         adjusted = "" if self.p_holm is None else f", Holm-adjusted p {p_text(self.p_holm)}"
         grouped = "" if self.clusters == self.n else f" in {self.clusters} clusters"
         unmatched = self.unmatched_a + self.unmatched_b
@@ -212,5 +212,5 @@ def _t_test(mean: float, error: float, groups: int) -> float:
 
 
 def p_text(p: float) -> str:
-    """A p-value as it stands behind "p"."""
+    """A p-value as text that follows "p"."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"

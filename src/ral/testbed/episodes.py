@@ -65,7 +65,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Episode:
-    """What lies in the room, the numbers of the `picked` things in order, where the agent starts, and what it does.
+    """The things in the room, the numbers of the `picked` ones in order, the agent's start, and its actions.
 
     Frame t of the video is what is seen after t of the `actions`.
     """
@@ -191,7 +191,7 @@ def told_records(
 
 
 def cache_folder() -> Path:
-    """Where videos are kept between runs: `ral/episodes` in the user's cache folder."""
+    """The folder that keeps videos between runs: `ral/episodes` in the user's cache folder."""
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ral" / "episodes"
 
 
@@ -295,7 +295,7 @@ def _way(lying: Sequence[Thing], start: Pose, target: Thing) -> tuple[list[int],
 
 
 def _poses(lying: Sequence[Thing]) -> list[Pose]:
-    """Where the agent can stand."""
+    """Cells on which the agent can stand."""
     full = {(thing.row, thing.col) for thing in lying}
     cells = [(row, col) for row in range(1, SIDE + 1) for col in range(1, SIDE + 1) if (row, col) not in full]
     return [(row, col, facing) for row, col in cells for facing in range(4)]

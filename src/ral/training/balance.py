@@ -54,7 +54,7 @@ class GradientBalance(TrainerCallback, ExportableState):
         self._attention = _added(self._attention, term_gradients(model, attention, self._parameters))
 
     def finish(self, accelerator: Accelerator) -> dict[str, Mean]:
-        """The norms of the step's gradients, and the factor that follows from them; behind the step's last backward pass.
+        """Compute the norms of the step's gradients and the new factor, after the step's last backward pass.
 
         That pass and those before it used the last factor. What they left in the parameters' `grad` is brought to the new one;
         DeepSpeed has made its update by then, and uses the new one from the next step on.

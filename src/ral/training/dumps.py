@@ -62,7 +62,7 @@ class Dump:
 
 @dataclass(kw_only=True)
 class RolloutsDump(Dump):
-    """Of reinforcement: a micro-batch is a list of `TrainingGroup`s.
+    """A dump of reinforcement: a micro-batch is a list of `TrainingGroup`s.
 
     Attributes:
         factor: of the gradient balance. teacher: the folder or hub id, if any.
@@ -75,7 +75,7 @@ class RolloutsDump(Dump):
 
 @dataclass(kw_only=True)
 class ExamplesDump(Dump):
-    """Of fine-tuning: a micro-batch is the model's input with its labels, tensors by name.
+    """A dump of fine-tuning: a micro-batch is the model's input with its labels, as tensors by name.
 
     Attributes:
         items: tokens that the loss of the step is divided by; None: those of the micro-batch.
@@ -163,7 +163,7 @@ def _read(path: Path, missing: str) -> dict[str, Any]:
 
 
 def non_finite_fields(group: TrainingGroup) -> list[str]:
-    """What of the group, as it was before the pass, is not finite; rewards that did not apply are NaN by meaning."""
+    """Non-finite fields of the group before the pass. NaN rewards do not count: they mean "does not apply"."""
     found: dict[str, Tensor] = {}
     encode(group, found)
     return [

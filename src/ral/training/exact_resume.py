@@ -57,7 +57,7 @@ class ExactResumeTrainer(Trainer):
             self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
-        """As Trainer's, but of a checkpoint every file is checked before one is read.
+        """As Trainer's, but checks every file of a checkpoint before it reads one.
 
         Args:
             resume_from_checkpoint: the folder of a checkpoint; True: the newest good one in `output_dir`.
@@ -86,7 +86,7 @@ class ExactResumeTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """As Trainer's; nothing for a run that was resumed at its end, which Trainer would give one more step.
+        """As Trainer's, but returns nothing for a run that resumed at its end, to which Trainer would give one more step.
 
         Behind it the random state is the checkpoint's, also in the middle of an epoch, where Trainer restores it after the
         rollouts, whose reward functions may draw from it.
@@ -128,7 +128,7 @@ class ExactResumeTrainer(Trainer):
         return Path(str(self.args.output_dir))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, with the settings as JSON, which everybody can read, in place of its pickle, which can run code."""
+        """As Trainer's, but writes the settings as JSON instead of a pickle, which can run code."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))

@@ -17,7 +17,7 @@ Prepare = Callable[[dict[str, Any]], Prompt]
 
 
 def micro_batches(rows: list[Any], tensors: Mapping[str, Tensor], prepare: Prepare) -> list[Any]:
-    """Of reinforcement lists of groups, of fine-tuning tensors by name."""
+    """Micro-batches of a dump: lists of groups (reinforcement), or tensors by name (fine-tuning)."""
     return [_micro_batch(row, _within(tensors, f"{m}."), prepare) for m, row in enumerate(rows)]
 
 

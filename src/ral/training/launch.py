@@ -47,7 +47,7 @@ def run(
 ) -> Path:
     """Train what `build` makes of `task` and its data, under the contract of run folders, and return the folder.
 
-    Raises RunError for an output folder that holds a run, or that cannot be gone on from (see `prepare_run`), and what
+    Raises RunError for an output folder that holds a run, or that cannot be resumed (see `prepare_run`), and what
     `build` refuses. The earlier run that `overwrite` replaces is removed only once the new one's model, data and settings
     are found good.
     """

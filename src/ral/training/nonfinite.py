@@ -49,7 +49,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
         """Dump the current optimiser step for `ral replay`; `what` names the non-finite value."""
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As Trainer's; the gradient of the whole step is looked at before it is clipped."""
+        """As Trainer's, but checks the gradient of the whole step before it is clipped."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and not self._is_scaled():
             self.require_finite("the gradient's norm", self._gradient_norm(model))

@@ -175,7 +175,7 @@ def _of_gradient(model: nn.Module, compute_loss: Callable[[], Any], place: str) 
 
 
 class _FineTuning(WorkedExamplesTrainer):
-    """Its loss is TRL's. Goes on where the run was stopped."""
+    """A fine-tuning trainer with TRL's loss that continues where the run was stopped."""
 
     def require_finite(self, what: str, value: Tensor) -> None:
         pass
@@ -209,5 +209,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _count(values: Tensor) -> str:
-    """How many are not numbers or infinite."""
+    """The number of NaNs and infinities."""
     return f"{int(values.isnan().sum())} NaN and {int(values.isinf().sum())} infinite of {values.numel():,}"

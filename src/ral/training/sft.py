@@ -120,7 +120,7 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
         self.model_accepts_loss_kwargs = True
 
     def train(self, *arguments: Any, **named: Any) -> Any:
-        """As TRL's. Raises WorkerError, too: a process that reads the data (`dataloader_num_workers`) died."""
+        """As TRL's. Also raises WorkerError if a data-loading process (`dataloader_num_workers`) died."""
         with self.data_collator.records.watched():
             return super().train(*arguments, **named)
 
@@ -137,7 +137,7 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As TRL's, whatever media the batches of other processes have; in training, looked at before its backward pass."""
+        """As TRL's, but works if only some processes have media, and checks the loss before its backward pass in training."""
         gather_vision(self.model)
         positions = family(base := pretrained(self.model)).batch_positions(base.config, inputs)
         if positions is not None:

@@ -265,14 +265,14 @@ class RALTrainer(NonFiniteGuardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As Trainer's; behind the step's last micro-batch the two terms' gradients are measured and balanced."""
+        """As Trainer's, but measures and balances both terms' gradients after the step's last micro-batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and self._measures_gradients():
             self._means.add(self.balance.finish(self.accelerator))
         return loss
 
     def keep_old(self, group: TrainingGroup, output: GroupOutput) -> None:
-        """The first inner update's pass of a group is its old pass, too."""
+        """Store the first inner update's pass of each group as its old pass."""
         if group.old is None:
             if self._step == 0:
                 require_start(group, output)
@@ -319,7 +319,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         return self.scorer.score(group, weights, self._step, self._generator(place, 2))
 
     def _places(self, micro_batch: int, size: int) -> range:
-        """Of this process's micro-batch among all prompts of the optimiser step."""
+        """Places of this process's micro-batch among all prompts of the optimiser step."""
         first = (micro_batch * self.args.world_size + self.args.process_index) * self.args.prompts_per_batch
         return range(first, first + size)
 

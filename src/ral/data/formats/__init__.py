@@ -1,6 +1,6 @@
 """Data formats of other packages, read into `Record`s without changes to the data.
 
-The format of a row is told by its fields; the first that knows them reads the row:
+The fields of a row decide its format; the first format that knows them reads the row:
 
 | format      | fields that tell it apart              | answer                            | media                              |
 |-------------|----------------------------------------|-----------------------------------|------------------------------------|

@@ -23,7 +23,7 @@ def lettered(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def columns(row: TableRow, *names: str, **more: object) -> dict[str, object]:
-    """Those columns that the row has, for `Record.extra`."""
+    """The existing ones of these columns, for `Record.extra`."""
     return {name: row.values[name] for name in names if row.values.get(name) is not None} | more
 
 

@@ -85,7 +85,7 @@ class Task:
         return self.source(source, media)
 
     def score(self, record: Record, completion: str, *, mode: Mode = "compat", think: bool = False) -> float | None:
-        """How right a completion is, in [0, 1]; None where no answer can be read from it.
+        """Score a completion in [0, 1]; None if no answer can be read from it.
 
         Only the answer's body is scored, found as `ral.rewards.answers.extract_answer` finds it in `mode`. `mode` is also
         that of `ral.evaluate.metrics`.
