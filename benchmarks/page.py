@@ -223,7 +223,7 @@ def page(results: Results) -> str:
         "# Performance\n",
         "Written by `python -m benchmarks.page` from `benchmarks/results`, which `python -m benchmarks.suite` measures. "
         f"{conditions(results)} The arms of a cell are timed in turn, and a ratio is the median of the ratios of its rounds; memory is "
-        "what a step adds to the process. What each arm does stands at the top of its file in `benchmarks`.\n",
+        "what a step adds to the process. The docstring of each file in `benchmarks` describes its arms.\n",
         "![Time against TRL's, and time and memory over the prompt's length](assets/performance.svg)\n",
         targets_table(results),
     ]

@@ -30,9 +30,9 @@ class PromptFields:
     )
     prompt_template: str | None = setting(
         None,
-        "A wording of your own, or the path of its text file: {problem} once, {options} and {hint} (the answer's form) if you like.",
+        "Your own wording, or the path of its text file: {problem} once; {options} and {hint} (the answer's form) are optional.",
     )
-    system_prompt: str | None = setting(None, "The system turn of records that have none of their own.")
+    system_prompt: str | None = setting(None, "System turn for records without one.")
     min_pixels: int | None = setting(
         None, "Smallest image or frame after resizing, in pixels; the processor's if not given."
     )
@@ -40,8 +40,8 @@ class PromptFields:
         None, "Largest image or frame after resizing, in pixels; the processor's if not given."
     )
     video_pixels: int | None = setting(None, "Largest sum of all frames of a video after resizing, in pixels.")
-    num_frames: int | None = setting(None, "Frames per video at most.")
-    fps: float | None = setting(None, "Frames per second a video is sampled at.")
+    num_frames: int | None = setting(None, "Maximum number of frames per video.")
+    fps: float | None = setting(None, "Sampling rate of videos, in frames per second.")
 
     @property
     def prompt(self) -> PromptSettings:

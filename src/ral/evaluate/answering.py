@@ -44,9 +44,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Glance:
-    """One question about one image or video: its `sheet` at the original size, what the model wrote, the `answer` in it
-    (None if there is none), and where the row looked that predicts the answer, or without one the first token; `number` is
-    the decoder layer that was asked for, counted from 0."""
+    """One question about one image or video: its `sheet` at the original size, the model's `text`, the `answer` in it
+    (None if there is none), and the `look` of the row that predicts the answer (without one, the first token). `number` is
+    the requested decoder layer, counted from 0."""
 
     sheet: Sheet
     text: str

@@ -37,13 +37,13 @@ class VisualToken:
 
 
 class Family:
-    """A kind of model: a subclass says what is different from here.
+    """A kind of model. A subclass overrides what differs from these defaults.
 
     Attributes:
         types: its model types (`config.model_type`).
         processors: class names of its processors, where transformers' table of processors does not have them.
-        box_space: in what it writes boxes.
-        has_geometry: whether it is known which pixels each visual token stands for. reads_video: whether videos are read.
+        box_space: the coordinates in which it writes boxes.
+        has_geometry: whether the pixels of each visual token are known. reads_video: whether videos are read.
     """
 
     types: ClassVar[tuple[str, ...]] = ()

@@ -26,7 +26,7 @@ class Gemma3(Square):
 
 
 class Gemma4(Gemma3):
-    """So they do where the configuration says it. How its patches are pooled into tokens is not known here."""
+    """The tokens of each image see each other if the configuration says so. The pooling of patches into tokens is not known here."""
 
     types = ("gemma4",)
     has_geometry = False
@@ -44,7 +44,7 @@ class Gemma4Text(Family):
 
 
 class PaliGemma(Square):
-    """Everything in a prompt sees everything in it, and positions count from 1."""
+    """All tokens of a prompt see each other, and positions count from 1."""
 
     types = ("paligemma",)
 
