@@ -72,7 +72,7 @@ class _Finder(cst.CSTVisitor):
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
             self.names.append(node.name.value)
         for kind, operator in OPERATORS:
-            choices = [self.mutant(kind, node, new) for new in operator(node)]
+            choices = [self.mutant(kind, node, new) for new in operator(node) if _keeps(node, new)]
             if choices:
                 self.found.append(min(choices, key=lambda mutant: mutant.key))
         # The text of a refusal is left alone, not that it is raised; a call into a log may go, its words may not change.
@@ -104,6 +104,12 @@ def _untouched(node: cst.CSTNode) -> bool:
     return m.matches(node, m.Call(func=m.Name("cast") | m.Name("TypeVar"))) or m.matches(
         node, m.If(test=m.Name("TYPE_CHECKING"))
     )
+
+
+def _keeps(node: cst.CSTNode, new: cst.CSTNode) -> bool:
+    """Whether a changed call has the arguments that no mutant touches as they were."""
+    kept = [arg for arg in node.args if _untouched(arg)] if isinstance(node, cst.Call) else []
+    return not kept or (isinstance(new, cst.Call) and all(any(arg is other for other in new.args) for arg in kept))
 
 
 def _called(node: cst.CSTNode) -> str:

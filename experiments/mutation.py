@@ -48,7 +48,7 @@ PAGE = ROOT / "docs" / "mutation.md"
 ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("families", "rollouts", "training"),
     "objective": ("training",),
-    "rollouts": ("attention", "training"),
+    "rollouts": ("families", "attention", "training"),
     "training": ("models", "runs"),
     "rewards": ("evaluate", "training"),
     "data": ("rewards", "evaluate", "families"),

@@ -73,6 +73,11 @@ def test_arguments_and_conditions_are_swapped_and_negated() -> None:
     assert ("f(a, b.c)", "f(b.c, a)") in found
     assert ("min(a, b)", "min(b, a)") not in found
     assert ("while a < b: g()", "while not (a < b): g()") in found
+    found = {m.after for m in mutants("text = read(name, encoding='utf-8')\n", "a.py")}
+    assert found == {"text = None", "read(None, encoding='utf-8')"} or found == {
+        "text = None",
+        "read(encoding='utf-8')",
+    }
 
 
 @pytest.fixture

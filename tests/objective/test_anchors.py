@@ -369,3 +369,11 @@ def test_the_token_gradient_is_the_score_of_sampled_attention_given_the_words() 
     of_tokens = (smoothed * reward**2) @ token_scores.square().sum(-1)
     of_looks = (together @ reward**2) @ (eta / sigma**2).square().sum(-1)
     assert of_looks > 5 * of_tokens  # the same mean, and mostly noise
+
+
+def test_credit_reads_advantages_of_another_precision() -> None:
+    """Rewards are float32; rows may not be."""
+    rows = rows_of(scores())
+    expected = ANCHORS["credit"].term(state(rows)).loss
+    found = ANCHORS["credit"].term(state(rows, advantages=ADVANTAGES.float())).loss
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

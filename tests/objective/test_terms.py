@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
-from ral.objective.terms import StepTotals, cancelled_share, group_advantages, grpo_loss, importance, token_weights
+from ral.objective.divergence import jensen_shannon
+from ral.objective.terms import (
+    StepTotals,
+    attention_loss,
+    cancelled_share,
+    group_advantages,
+    grpo_loss,
+    importance,
+    token_weights,
+)
 from ral.testbed.model import build_model, build_processor
 from ral.testbed.rings import ring_records
 from tests.tiny import tiny_model
@@ -305,3 +314,30 @@ def test_tokens_count_by_their_likelihood_under_the_policy_up_to_a_cap() -> None
     found = importance(logps, sampling_logps, cap=2.0)
     torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, math.exp(-2)]]))
     assert not found.requires_grad
+
+
+def test_without_an_advantage_nothing_is_clipped() -> None:
+    """Neither value nor gradient of such a token depends on the clip."""
+    logps, weights = torch.tensor([[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]]), torch.ones(3, 2)
+    term = grpo_loss(logps, torch.zeros(3, 2), torch.tensor([1.0, 0.0, -1.0]), weights, epsilon=0.2)
+    assert term.metrics["clip_fraction"] == (2, 6)
+
+
+def test_rollouts_without_an_advantage_count_neither_as_pulled_nor_as_pushed() -> None:
+    rows, target = (torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(n)).softmax(-1) for n in range(2))
+    metrics = attention_loss(rows, target, torch.tensor([1.0, 0.0, -1.0]), torch.ones(3, 2)).metrics
+    divergence = jensen_shannon(rows, target)
+    for sign, rollout in (("positive", 0), ("negative", 2)):
+        found = metrics[f"attention/jsd_{sign}"]
+        assert found.weight == 2
+        torch.testing.assert_close(found.total, divergence[rollout].sum())
+
+
+def test_the_cancelled_share_does_not_depend_on_the_size_of_the_signal() -> None:
+    completions = [torch.tensor([7, 1]), torch.tensor([7, 2])]
+    signal = torch.rand(2, 2, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    large, small = (cancelled_share(scale * signal, completions, sees_itself=True) for scale in (1.0, 1e-4))
+    assert 0.01 < large.total.item() < 0.99
+    assert small.total.item() == pytest.approx(large.total.item(), rel=1e-4)
+    assert large.weight == small.weight == 1
+    assert cancelled_share(torch.zeros(2, 2, 5), completions, sees_itself=True).total == 0

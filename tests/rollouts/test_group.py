@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from ral.attention.keys import Keys, select_keys
-from ral.rollouts.group import Targets, TrainingGroup
+from ral.rollouts.group import Targets, TrainingGroup, rollout_metrics
+from ral.rollouts.sampling import Completion
 
 #: Of six prompt tokens, the third to fifth are visual; the fourth and the last show the evidence.
 VISUAL = torch.tensor([False, False, True, True, True, False])
@@ -40,3 +42,29 @@ def test_shared_keys_are_where_selected_rows_have_the_prompt(
     row = torch.cat([EVIDENCE / 2, torch.zeros(4)])[None, None]
     selected = select_keys(row, keys, 6, VISUAL, skip)[0, 0]
     assert selected[:shared][evidence].sum() == pytest.approx(1)
+
+
+def test_what_is_logged_of_rollouts_by_hand() -> None:
+    """Of three groups one has no signal; a reward that is not a number is left out of its own mean only."""
+
+    def scored(reward: list[float], own: list[float], lengths: list[int], failures: int) -> Any:
+        completions = [Completion(torch.zeros(n, dtype=torch.long), truncated=n > 3) for n in lengths]
+        return SimpleNamespace(
+            reward=torch.tensor(reward), advantages=torch.tensor(reward) - sum(reward) / 2, rewards={"own": torch.tensor(own)},
+            lengths=torch.tensor(lengths), completions=completions, scorer_failures=failures,
+        )  # fmt: skip
+
+    groups = [
+        scored([1.0, 0.0], [1.0, math.nan], [1, 2], 1),
+        scored([0.5, 0.5], [0.0, 0.0], [3, 4], 0),
+        scored([1.0, 0.5], [0.5, 1.5], [5, 6], 2),
+    ]
+    found = {name: float(mean.total / mean.weight) for name, mean in rollout_metrics(groups).items()}
+    spread = [0.5**0.5, 0, 0.125**0.5]
+    assert found == pytest.approx(
+        {
+            "reward": 3.5 / 6, "reward_std": sum(spread) / 3, "advantage_std": sum(spread) / 3,
+            "groups_without_signal": 1 / 3, "completion_length": 3.5, "truncated": 3 / 6, "reward/own": 3 / 5,
+            "scorer_failed": 3 / 6,
+        }
+    )  # fmt: skip

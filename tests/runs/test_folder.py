@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from ral.files import read_jsonl
+from ral.runs import folder
 from ral.runs.checkpoints import seal
-from ral.runs.folder import MetricsWriter, append_jsonl, environment, prepare_run, truncate_after
+from ral.runs.folder import MetricsWriter, append_jsonl, environment, prepare_run, source_commit, truncate_after
 
 
 def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -161,3 +163,30 @@ def test_metrics_have_one_line_per_step_across_a_resume(tmp_path: Path) -> None:
     rows = list(read_jsonl(tmp_path / "metrics.jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all({"loss", "learning_rate", "grad_norm", "epoch"} <= row.keys() for row in rows)
+
+
+def test_the_commit_is_that_of_a_tracked_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "folder.py"
+    source.write_text("1")
+    monkeypatch.setattr(folder, "__file__", str(source))
+
+    def git(*command: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.check_output(["git", "-C", str(tmp_path), *who, *command], text=True).strip()
+
+    assert source_commit() is None, "no repository"
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of somebody else")
+    assert source_commit() is None, "not tracked"
+    git("add", "folder.py")
+    git("commit", "-q", "-m", "mine")
+    assert source_commit() == git("rev-parse", "HEAD")
+    assert len(git("rev-parse", "HEAD")) == 40
+    source.write_text("2")
+    assert source_commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_the_machine_is_told_with_its_gpus() -> None:
+    machine = environment()["machine"]
+    assert machine["gpus"] == [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    assert machine["memory_gib"] > 0.5

@@ -33,3 +33,7 @@ def test_evaluations_of_a_run_are_the_folders_that_hold_items(tmp_path: Path) ->
         (tmp_path / "eval" / task / "items.jsonl").touch()
     assert names.evaluations(tmp_path) == {task: tmp_path / "eval" / task for task in ("a", "b")}
     assert names.evaluations(tmp_path / "none") == {}
+
+
+def test_folders_of_older_runs_keep_their_names() -> None:
+    assert (names.EVALUATION, names.MEDIA) == ("eval", "media")
