@@ -36,4 +36,4 @@ def test_evaluations_of_a_run_are_the_folders_that_hold_items(tmp_path: Path) ->
 
 
 def test_folders_of_older_runs_keep_their_names() -> None:
-    assert (names.EVALUATION, names.MEDIA) == ("eval", "media")
+    assert (names.EVALUATIONS, names.MEDIA) == ("eval", "media")
