@@ -1,4 +1,4 @@
-"""Is a model computed as it computes itself? One prompt, packed, repeated, and by the model alone, before a run relies on it."""
+"""Compares three computations of one prompt before a run relies on them: packed, repeated, and by the model alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked around a problem: the wordings of this package, and those of a recipe."""
+"""The text around a problem in its prompt: the wordings of this package and of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Idefics 3 and SmolVLM: tiles of an image that say their places, then the whole of it."""
+"""Idefics 3 and SmolVLM: tiles of an image with their places in words, then the whole image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InternVL: tiles of an image, then the whole of it."""
+"""InternVL: tiles of an image, then the whole image."""
 
 from __future__ import annotations
 

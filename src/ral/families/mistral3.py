@@ -1,4 +1,4 @@
-"""Mistral 3: a grid of an image's own shape."""
+"""Mistral 3: one grid per image, in the image's own shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where on a picture visual tokens look: an image is one grid of them, or several, of parts of it and of the whole."""
+"""Places of visual tokens on a picture: one grid per image, or several grids for its parts and the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is looked at on a run's first prompt: whether the model is computed as it computes itself, and what its way costs."""
+"""Checks on a run's first prompt: the self-check of the model's computation, and the cost of its way to run."""
 
 from __future__ import annotations
 

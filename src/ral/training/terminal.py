@@ -1,4 +1,4 @@
-"""Shows a run on the terminal: a header, then one line a logged step. Everything that is measured goes to `metrics.jsonl`."""
+"""Shows a run on the terminal: a header, then one line per logged step. `metrics.jsonl` holds all metrics."""
 
 from __future__ import annotations
 
