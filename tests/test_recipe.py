@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +14,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers.trainer_utils import SaveStrategy
 
+from ral.config import RALConfig
 from ral.errors import ConfigError, DataError
 from ral.evaluate.settings import EvalSettings
 from ral.files import read_yaml
-from ral.recipe import Recipe, _typed, load_recipe, parse_settings, split_settings
+from ral.recipe import Recipe, _settable, _typed, load_recipe, parse_settings, split_settings
+from ral.runs.foreign_keys import FOREIGN, translated
 from ral.runs.redaction import without_credentials
 
 BASE = "model: start\ndata: rings\nuse_cpu: true\n"
@@ -312,3 +316,32 @@ def test_recipes_hold_what_another_reader_finds_in_them(path: Path) -> None:
             or value == {False: "no", True: "yes"}.get(expected[key])
             or value == float(expected[key])
         )
+
+
+def test_keys_of_other_libraries_are_translated_into_ours() -> None:
+    ours = {*_settable(RALConfig), *(item.name for item in fields(Recipe))}
+    assert not ours & FOREIGN.keys(), "such a key would never be looked up"
+    for key, (_, here) in FOREIGN.items():
+        named = re.findall(r"`([a-z_]+)[`:]", here)
+        assert set(named) <= ours, key
+    assert translated("use_vllm") == "`use_vllm` is a key of TRL and ms-swift; here it is `rollout_engine: vllm`"
+    assert translated("learning_rat") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "clip_ratio_high: 0.28\n",
+            r"mine.yaml: `clip_ratio_high` is a key of EasyR1 and verl; here it is `epsilon_high`\.",
+        ),
+        (
+            "actor_rollout_ref: {rollout: {n: 5}}\n",
+            r"`actor_rollout_ref` is a key of verl; here it is written flat: each of its keys by its own name",
+        ),
+        ("learning_rat: 1\n", r"unknown key 'learning_rat'; did you mean 'learning_rate'"),
+    ],
+)
+def test_a_foreign_key_is_refused_with_its_translation(tmp_path: Path, given: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load(tmp_path, given)

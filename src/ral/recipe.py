@@ -38,6 +38,7 @@ from ral.data.record import BoxScale
 from ral.data.wording import read_template
 from ral.errors import DataError
 from ral.files import parse_yaml, read_yaml
+from ral.runs.foreign_keys import translated
 from ral.runs.resume import without_removed
 
 if TYPE_CHECKING:
@@ -256,6 +257,8 @@ def _settable(settings: type[TrainingArguments]) -> dict[str, Any]:
 def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> None:
     for key in keys:
         if key not in known:
+            if (here := translated(str(key))) is not None:
+                raise DataError(f"{where}: {here}.")
             near = get_close_matches(str(key), known, n=1, cutoff=0.5)
             advice = f"; did you mean {near[0]!r}?" if near else "."
             raise DataError(f"{where}: unknown key {key!r}{advice}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -86,6 +89,7 @@ def load_processor(name: str | Path) -> Any:
     The folder of an adapter need not hold one: its base model's is taken then.
     """
     folder, base = _final(name), _base_of(_final(name))
+    _refuse_missing(folder)
     if base is None or any((Path(folder) / file).is_file() for file in _PROCESSOR_FILES):
         with refused_by("transformers", folder):
             return _with_template(AutoProcessor.from_pretrained(folder, trust_remote_code=False), Path(folder))
@@ -172,6 +176,31 @@ def _final(name: str | Path) -> str:
     return str(final if final.is_dir() else final.parent)
 
 
+#: What the hub takes for a name: one, or an owner's.
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _refuse_missing(name: str) -> None:
+    """Raise ConfigError for a folder that is not there, so that the hub is not asked for it.
+
+    A name is a folder's if the hub has no such names, or if it starts in a folder of the working directory; what was
+    downloaded earlier counts as the hub's all the same.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    parent, is_hub_id = path.parent, _HUB_ID.fullmatch(name) is not None
+    if is_hub_id and not name.startswith(".") and (
+        parent == Path() or not parent.is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str)
+    ):  # fmt: skip
+        return
+    beside = sorted(one.name for one in parent.iterdir() if one.is_dir()) if parent.is_dir() else []
+    near = get_close_matches(path.name, beside, n=1)
+    advice = f"did you mean {parent / near[0]}?" if near else "check the path"
+    hub = f" To take it from the hub, download it first: hf download {name}" if is_hub_id else ""
+    raise ConfigError(f"{name}: there is no such folder; {advice}{hub}")
+
+
 class _Base(NamedTuple):
     """The model that an adapter is for: a folder or hub id, and the hub's revision if it is known."""
 
@@ -216,6 +245,7 @@ def _load_whole(folder: str, dtype: torch.dtype | Literal["auto"], settings: Map
 def _config(folder: str, revision: str | None = None) -> Any:
     if (base := _base_of(folder)) is not None:
         return _config(*base)
+    _refuse_missing(folder)
     try:
         with refused_by("transformers", folder):
             return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)

@@ -79,14 +79,32 @@ def prepare_run(
     """
     folder = Path(output_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    public = yaml.safe_dump(without_credentials(config), sort_keys=False, allow_unicode=True)
-    facts = {**environment(), "processes": processes, "data": data}
+    public, facts = _public(config), _facts(data, processes)
     if resume:
         _check_resumed(folder, yaml.safe_load(public), facts)
     if overwrite:
         for path in _run_artefacts(folder):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     remove_parts(folder)
+    _write_origin(folder, public, facts)
+
+
+def write_origin(
+    output_dir: Path | str, config: Mapping[str, Any], *, data: str | None = None, processes: int = 1
+) -> None:
+    """Write `config.yaml` and `environment.json` of a run that claims no folder; the arguments are those of `prepare_run`."""
+    _write_origin(Path(output_dir), _public(config), _facts(data, processes))
+
+
+def _public(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(without_credentials(config), sort_keys=False, allow_unicode=True)
+
+
+def _facts(data: str | None, processes: int) -> dict[str, Any]:
+    return {**environment(), "processes": processes, "data": data}
+
+
+def _write_origin(folder: Path, public: str, facts: Mapping[str, Any]) -> None:
     atomic_write_text(folder / CONFIG, public)
     atomic_write_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 

@@ -21,6 +21,7 @@ from ral.models.loading import frozen, load_model, load_processor
 from ral.objective.divergence import generalised_jensen_shannon
 from ral.objective.needs import Needs
 from ral.rollouts.group import TrainingGroup
+from ral.testbed import model_name
 
 
 class TeacherError(ConfigError):
@@ -75,7 +76,7 @@ def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, n
         )
     if teacher is None:
         return None
-    model = load_model(teacher) if isinstance(teacher, str | Path) else teacher
+    model = load_model(model_name(str(teacher))) if isinstance(teacher, str | Path) else teacher
     if model.name_or_path:
         check_same_tokens(processor, load_processor(model.name_or_path))
     make_capturable(model)

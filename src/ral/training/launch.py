@@ -24,6 +24,7 @@ from ral.testbed import model_name
 from ral.testbed.sets import load_data
 from ral.training.exact_resume import ExactResumeTrainer
 from ral.training.live_report import LiveReport
+from ral.training.run_origin import RunOrigin
 from ral.training.terminal import show
 from ral.training.trainer import RALTrainer
 
@@ -62,6 +63,7 @@ def run(
         if main_process:
             facts = {"data": fingerprint(training), "processes": args.world_size}
             prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
+    trainer.remove_callback(RunOrigin)  # the recipe says more
     trainer.add_callback(LiveReport())
     held = f", {len(held_out):,} held out" if held_out else ""
     show(trainer, f"{task.model} on {len(training):,} records{held}")

@@ -14,6 +14,7 @@ from ral.config import RALConfig
 from ral.models.adapters import put_adapter
 from ral.models.loading import freeze_vision, load_model, refuse_adapter_of_frozen_vision, training_dtype
 from ral.models.noise import switch_off_noise
+from ral.testbed import model_name
 
 
 def prepare_policy(
@@ -24,7 +25,7 @@ def prepare_policy(
     Raises ValueError for layers that the model does not have, ConfigError for what the settings forbid, and what loading raises.
     """
     if isinstance(model, str | Path):
-        model = load_model(model, dtype=training_dtype(adapter=peft_config is not None))
+        model = load_model(model_name(str(model)), dtype=training_dtype(adapter=peft_config is not None))
     policy: nn.Module = model
     base = make_capturable(policy)
     resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have

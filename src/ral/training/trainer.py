@@ -58,6 +58,7 @@ from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
 from ral.training.nonfinite import NonFiniteGuardTrainer
 from ral.training.prepare_policy import prepare_policy
+from ral.training.run_origin import RunOrigin, named
 from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
 from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
@@ -131,6 +132,11 @@ class RALTrainer(NonFiniteGuardTrainer):
             ],
             **trainer_arguments,
         )  # fmt: skip
+        task = {"model": named(model) or pretrained(policy).name_or_path, "data": named(train_dataset)}
+        task |= {"eval_data": named(eval_dataset), "reward_funcs": named(reward_funcs), "teacher": named(teacher)}
+        self.add_callback(
+            RunOrigin(task | {"reward_weights": reward_weights and list(reward_weights)}, self.train_dataset)
+        )
         if needs.evidence and self.train_dataset is not None:
             require_evidence(self.train_dataset)
         refuse_sharded_rollouts(self.accelerator)
