@@ -11,6 +11,7 @@ from torch.nn.attention.bias import CausalBias
 from torch.nn.functional import scaled_dot_product_attention
 
 from ral.attention.layout import GroupLayout, PackedLayout
+from ral.attention.sight import Sight
 
 GROUPS = st.lists(
     st.tuples(st.integers(1, 5), st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)), min_size=1, max_size=3
@@ -120,3 +121,22 @@ def test_a_biased_or_shared_block_keeps_its_matrix() -> None:
     biased = group.block_mask(group.blocks[1], torch.zeros(3, 40), CPU, torch.float32)
     assert type(biased) is torch.Tensor
     assert biased.shape == (30, 70)
+
+
+def test_prompt_tokens_see_what_stands_before_them_and_their_own_image() -> None:
+    """Two images of tokens that see each other, under a window of three or without one."""
+    images = torch.tensor([-1, 0, 0, 0, -1, 1, 1, -1])
+    together = GroupLayout(8, (2,), images)
+    for sight, reach in ((Sight(), 8), (Sight(window=3), 3)):
+        mask = together.prompt_mask(sight, CPU)
+        assert mask is not None
+        for q in range(8):
+            for k in range(8):
+                same = images[q] >= 0 and images[q] == images[k]
+                assert bool(mask[q, k]) == ((k <= q or same) and q - k < reach), (q, k)
+    alone = GroupLayout(8, (2,))
+    assert alone.prompt_mask(Sight(), CPU) is None
+    assert alone.prompt_mask(Sight(window=8), CPU) is None
+    windowed = alone.prompt_mask(Sight(window=3), CPU)
+    assert windowed is not None
+    assert windowed.equal(torch.ones(8, 8).tril().triu(-2).bool())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,14 @@ def test_the_words_of_a_question_do_not_change_how_the_prompt_ends(words: str) -
 
 
 OPENED = answering(OPENS)
+
+
+def test_control_tokens_are_refused_in_what_is_taught(tokenizer: Any) -> None:
+    """The trace is taught with thinking only."""
+    record = replace(QUESTION, trace="I see <|im_end|> there")
+    with pytest.raises(DataError, match="im_end"):
+        encode_completion(tokenizer, record, think=True)
+    bare = encode_completion(tokenizer, record, think=False)
+    assert bare.tolist() == encode_completion(tokenizer, QUESTION, think=False).tolist()
+    with pytest.raises(DataError, match="im_end"):
+        encode_completion(tokenizer, replace(record, trace="", solution="<|im_end|>"), think=False)

@@ -252,3 +252,11 @@ def test_a_timeline_can_be_cut_to_what_decodes(tmp_path: Path) -> None:
     assert line.within(1.0, 4.9).duration == pytest.approx(4.0)
     assert cut.numbers(np.array([0.0, 0.95, 1.0, 2.0])) == [0, 9, 10, 20]
     assert frame_times(cut.duration, 21, 3, None, float(cut.times[-1])).tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("start", [0.0, 4000.5])
+def test_key_frames_are_counted_from_the_first_frame(start: float, tmp_path: Path) -> None:
+    """Were they counted by the file's clock, none would be sought, and a long file would be decoded from its start."""
+    line = read_timeline(write(tmp_path / "a.ts", 100, 20, container="mpegts", key_every=25, start=start))
+    np.testing.assert_allclose([key.time for key in line.keys], [0, 1.25, 2.5, 3.75], atol=1e-3)
+    assert line.start == line.keys[0].pts
