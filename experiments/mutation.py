@@ -408,7 +408,7 @@ def all_results() -> dict[str, list[Result]]:
 
 
 def read_reasons() -> dict[str, dict[str, str]]:
-    """Key of a survivor → its kind (`equivalent`, `accepted`) and the reason."""
+    """Key of a survivor → its kind (`equivalent`, `accepted`, `pending`) and the reason."""
     found: dict[str, dict[str, str]] = json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {}
     return found
 
