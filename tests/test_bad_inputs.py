@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import GPT2Config
 from typer.testing import CliRunner
 
 from ral import RALConfig, RALTrainer
@@ -167,9 +166,9 @@ def pickled_adapter(folder: Path) -> None:
 
 
 def other_model(folder: Path) -> None:
-    from transformers import GPT2LMHeadModel
+    from transformers import MambaConfig, MambaForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=8))
+    model = MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, state_size=4, vocab_size=16))
     RALTrainer(model, RALConfig(output_dir=str(folder), use_cpu=True), [ROW], processing_class=start()[1])
 
 
@@ -275,7 +274,7 @@ CASES = [
     Bad("model with code", code_of_its_own, r"comes with code of its own, which is never run"),
     Bad("pickled weights", pickled_weights, r"no file named model\.safetensors"),
     Bad("pickled adapter", pickled_adapter, r"holds an adapter without adapter_model\.safetensors; other formats can run code"),
-    Bad("another architecture", other_model, r"GPT2LMHeadModel .*is not supported: .* Supported model types: qwen2_5_vl"),
+    Bad("no attention at all", other_model, r"MambaForCausalLM is not supported: none of its decoder layers takes its attention"),
     Bad("export of whole weights", command("export", str(start_checkpoint()), "--output", "{}/out"), r"holds no adapter; its weights are whole"),
     # the trainer
     Bad("layer that is not there", trainer(attention_layers=[99]), r"attention_layers contains 99, but the model has \d decoder layers"),
