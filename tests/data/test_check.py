@@ -387,6 +387,8 @@ def test_evaluation_documents_that_only_look_alike_are_no_leaks(tmp_path: Path) 
         ([{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "medium": 2}], "field 'boxes': expected a box of one of the row's 2"),
         ([["1", "1", "9", "9"]], "field 'boxes': expected"),
         ([[1, 1, 1, 9]], "field 'boxes': expected"),
+        ([[0, 0, 600, 500]], "box (0, 0, 600, 500) lies nearly all outside of its 64x48 medium"),  # thousandths, not pixels
+        ([[10, 10, 1e300, 20]], "lies nearly all outside"),
         ([[0.2, 0.2, 0.4, 0.4]], "name the scale"),
     ],
 )  # fmt: skip

@@ -168,6 +168,21 @@ def test_a_folder_of_videos_and_one_of_several_files_a_row(tmp_path: Path) -> No
     assert told(tmp_path)[3].endswith("(columns: {extra: [file_name]})")  # it is there and would not be read
 
 
+def test_a_row_of_an_image_folder_that_names_no_file_is_an_error(tmp_path: Path) -> None:
+    table = [{"file_name": name, **ROW} for name in ("a.png", None, "")] + [ROW, {"file_names": [], **ROW}]
+    path = written(tmp_path / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in table))
+    missing = "field 'file_name': expected the file of the row, found nothing; name it"
+    assert told(path) == ["what?", *(f"line {n}: {missing}" for n in (2, 3, 4)), "what?"]  # no files is said by []
+    assert told(written(path, json.dumps(ROW))) == ["what?"]  # no image folder
+
+
+def test_a_table_of_an_image_folder_lists_files_as_text(tmp_path: Path) -> None:
+    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_names", *ROW), ('["a.png", "b.jpg"]', *ROW.values())])
+    (record,) = read_records(tmp_path)
+    assert record.images == (tmp_path / "a.png", tmp_path / "b.jpg")
+
+
 # --- shards of a webdataset
 
 

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ral.data.boxes import box_coverage
+from ral.data.boxes import Size, box_coverage
 from ral.data.clean_copy import CleanCopy
 from ral.data.lookalikes import ONE_VIDEO, Appearance, LookIndex, image_look, video_look
 from ral.data.prompt import build_messages, decode_prompt, encode_prompt
-from ral.data.record import Record
+from ral.data.record import Box, Record
 from ral.data.settings import PromptSettings
 from ral.errors import DataError
 
@@ -46,6 +46,8 @@ _TITLES: dict[Kind, str] = {
 }
 #: Training would fail on these, or learn nothing from them; the rest are warnings.
 ERRORS: frozenset[Kind] = frozenset({"row", "media", "prompt", "tokens", "solution", "box"})
+#: Share of a box's area inside its medium below which its scale is another: training would cut off the rest.
+_LEAST_INSIDE = 0.1
 
 
 @dataclass(frozen=True)
@@ -242,10 +244,8 @@ def _look_at(record: Record, asking: _Asking) -> _Seen:
             found("media", str(error))
     if len(looks) == len(record.images) + len(record.videos):
         for box in record.boxes:
-            try:
-                box_coverage((1, 1), looks[box.medium].size, box)
-            except DataError as error:
-                found("box", str(error))
+            if wrong := _misplaced(box, looks[box.medium].size):
+                found("box", wrong)
     if strange := [c for c in record.problem + record.solution if _is_strange(c)]:
         found("text", f"contains the control character {strange[0]!r}; remove it if it is not meant")
     if reason := asking.unscorable(record):
@@ -264,6 +264,21 @@ def _look_at(record: Record, asking: _Asking) -> _Seen:
                 "tokens", f"{len(ids):,} tokens, more than {asking.max_prompt_tokens:,}; lower max_pixels or num_frames"
             )
     return _Seen(record, looks, ids, findings)
+
+
+def _misplaced(box: Box, size: Size) -> str:
+    """What is wrong with where a box lies, or ""."""
+    try:
+        share = float(box_coverage((1, 1), size, box)[0, 0])
+    except DataError as error:
+        return str(error)
+    if share * size[0] * size[1] >= _LEAST_INSIDE * (box.x1 - box.x0) * (box.y1 - box.y0):
+        return ""
+    corners = f"({box.x0}, {box.y0}, {box.x1}, {box.y1})"
+    return (
+        f"box {corners} lies nearly all outside of its {size[0]}x{size[1]} medium: expected pixels of the original; "
+        "correct it, or name the scale (box_scale)"
+    )
 
 
 def _is_strange(character: str) -> bool:

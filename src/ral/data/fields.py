@@ -61,7 +61,7 @@ class Fields:
         self.row, self.where, self.number, self.reading = dict(row), where, number, reading
         if unencodable(self.row):
             name = next(name for name, value in self.row.items() if unencodable(name) or unencodable(value))
-            raise self.fail(ascii(name), "text, found half of a surrogate pair", "write the text anew in UTF-8")
+            raise self.fail(ascii(name)[1:-1], "text, found half of a surrogate pair", "write the text anew in UTF-8")
         self.aside: Row = {}
         if reading.columns:
             self._rename(reading.columns)
@@ -311,7 +311,7 @@ class Fields:
         options = self.options()
         kind = self._kind() or kind or guess_type(solutions[0], options)
         worked = self.optional_text("process", "trace")
-        own_system = self.optional_text("system")
+        own_system = self.optional_text("system", "system_prompt")
         if own_system is not None and system is not None:
             raise self.fail("system", "one system turn, found one in the dialogue, too")
         own_history = self.history()

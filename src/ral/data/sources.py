@@ -16,6 +16,7 @@ from ral.data.media_suffixes import VIDEO_SUFFIXES
 from ral.data.shards import shard_rows
 from ral.data.strict_json import LENIENT, STRICT, RepeatedKey
 from ral.data.tables import csv_rows, parquet_rows
+from ral.data.values import written_out
 from ral.errors import DataError
 
 Row = dict[str, Any]
@@ -40,11 +41,10 @@ def rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, Row | 
     path = Path(source)
     if path.is_file() or (path.is_dir() and _split_files(path, split)):
         for file in [path] if path.is_file() else _split_files(path, split):
-            named = file.stem == "metadata"  # of an image folder: it names files in `file_name`
             within = file.parent.relative_to(path) if path.is_dir() else Path()
+            read = _file_rows(file)
             try:
-                for where, row in _file_rows(file):
-                    yield where, _with_files(row, within) if named and isinstance(row, dict) else row
+                yield from _with_files(read, within) if file.stem == "metadata" else read
             except DataError as error:
                 yield str(file), error
     elif path.is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -53,22 +53,41 @@ def rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, Row | 
         raise DataError(f"{source}: no such file or folder, and no hub id of the form owner/name; check the path")
 
 
-def _with_files(row: Row, folder: Path) -> Row:
-    """A row of an image folder's metadata, with its `file_name` or `file_names` as media; `folder` is where it stands."""
-    named: Row = {}
-    for name, value in row.items():
-        stem = name.removesuffix("file_names").removesuffix("file_name")
-        if stem == name or not value or (stem and not stem.endswith("_")):
-            named[name] = value
-            continue
-        files = value if isinstance(value, list) else [value]
-        kind = "video" if PurePosixPath(str(files[0])).suffix.lower() in VIDEO_SUFFIXES else "image"
-        column = stem.removesuffix("_") or (f"{kind}s" if isinstance(value, list) else kind)
-        if column in row:
-            named[name] = value  # two names for the medium: the reader says so
+def _with_files(read: Iterator[tuple[str, Row | DataError]], folder: Path) -> Iterator[tuple[str, Row | DataError]]:
+    """The rows of an image folder's metadata, with the files that they name as media; `folder` is where it stands.
+
+    Once a row names its file, one that names none is an error: its question would be asked without its picture.
+    """
+    naming = False
+    for where, row in read:
+        names = [] if isinstance(row, DataError) else [name for name in row if _names_files(name)]
+        if isinstance(row, DataError) or not (names or naming):
+            yield where, row
+        elif not any(row[name] for name in names) and not any(row[name] == [] for name in names):
+            yield where, DataError(f"{where}: field 'file_name': expected the file of the row, found nothing; name it")
         else:
-            named[column] = [str(folder / str(file)) for file in files]
-    return named
+            naming = True
+            yield where, _with_media(row, names, folder)
+
+
+def _names_files(name: str) -> bool:
+    """Whether a column names files: `file_name`, `file_names`, or these behind the name of a column and a line."""
+    return re.fullmatch(r"(.*_)?file_names?", name) is not None
+
+
+def _with_media(row: Row, names: list[str], folder: Path) -> Row:
+    """A row with the media that its columns `names` name."""
+    media = {name: value for name, value in row.items() if name not in names}
+    for name in names:
+        value = written_out(row[name])  # CSV writes lists as text
+        files = value if isinstance(value, list) else [value]
+        kind = "video" if files and PurePosixPath(str(files[0])).suffix.lower() in VIDEO_SUFFIXES else "image"
+        column = re.sub("_?file_names?$", "", name) or (f"{kind}s" if isinstance(value, list) else kind)
+        if not value or column in row:
+            media[name] = row[name]  # two names for the medium: the reader says so
+        else:
+            media[column] = [str(folder / str(file)) for file in files]
+    return media
 
 
 def _is_shard(path: Path) -> bool:

@@ -110,7 +110,7 @@ def media_in(value: Any) -> list[Any]:
         return [medium for item in value for medium in media_in(item)]
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return [value["bytes"]]
-    return media_in(value.get("path")) if isinstance(value, dict) else []
+    return media_in(list(value.values())) if isinstance(value, dict) else []
 
 
 def _names_medium(text: str) -> bool:
@@ -126,6 +126,8 @@ def unencodable(value: Any) -> bool:
     """Whether a value holds text, at any depth, that is no Unicode: half of a surrogate pair."""
     if isinstance(value, str):
         return not value.isascii() and _SURROGATE.search(value) is not None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         value = [*value, *value.values()]
     elif not isinstance(value, list | tuple):
@@ -134,7 +136,7 @@ def unencodable(value: Any) -> bool:
         if isinstance(item, str):
             if not item.isascii() and _SURROGATE.search(item):
                 return True
-        elif isinstance(item, dict | list | tuple) and unencodable(item):
+        elif (isinstance(item, dict | list | tuple) or hasattr(item, "tolist")) and unencodable(item):
             return True
     return False
 

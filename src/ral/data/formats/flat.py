@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ral.data.dialogue import read_dialogue
 from ral.data.fields import IMAGE_COLUMNS, VIDEO_COLUMNS, Fields
 from ral.data.formats.format import Format, Row
 from ral.data.record import Record
 from ral.data.values import short
 
+#: Columns of dialogues, and the format that reads them.
+_DIALOGUES = {"prompt": "trl", "messages": "messages"}
 _QUESTION = ("problem", "question", "query")
 _ANSWER = ("solution", "solutions", "answer", "answers", "ground_truth", "response")
 
@@ -22,8 +25,24 @@ def _video_r1(row: Fields) -> Record:
 
 
 def _columns(row: Fields) -> Record:
+    _refuse_unread_turns(row)
     problem, solutions = row.text(*_QUESTION), row.answers(*_ANSWER)
     return row.record(problem, solutions, row.media(*IMAGE_COLUMNS), row.media(*VIDEO_COLUMNS))
+
+
+def _refuse_unread_turns(row: Fields) -> None:
+    """A dialogue beside the question may repeat it; what it says beyond would be left out in silence."""
+    for name in _DIALOGUES:
+        try:
+            beside = read_dialogue(row.row.get(name))
+        except ValueError:
+            continue  # a column of another meaning
+        if beside.system or beside.history or any(medium is not None for medium in (*beside.images, *beside.videos)):
+            raise row.fail(
+                name,
+                "the question as a text or as a dialogue, found both, and more than the question in the dialogue",
+                f"read the dialogue (format: {_DIALOGUES[name]}), or keep it for reward functions (columns: {{extra: [{name}]}})",
+            )
 
 
 def _tells_columns(row: Row) -> bool:
