@@ -375,6 +375,9 @@ annotations, decorators, the words of errors.
 - A mutant is *found* when a test of its own room fails, hangs or dies. Tests of many processes are left out, and those of other rooms;
   with `--wide` they run as well.
 - A survivor is *equivalent* where the change is the same program in other words, as its reason says. It counts neither way.
+- Tests were written for survivors, so the score of a sample that has run before flatters: at first 123 of the 150 that are not
+  equivalent were found (82 %). What a fresh seed finds is the honest figure for tests as they are now; none has run yet. A survivor
+  that a new test was written for ran again with the test files of its module alone.
 - `experiments/results/mutation/ROOM.jsonl` holds every mutant with commit, seed and machine. A mutant keeps its result for as long
   as its own place stays as it is: a score is of the commits beside it.
 
