@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ral.cli import app
 from ral.evaluate.tasks import BENCHMARKS
+from ral.families import registry
 from ral.objective.anchors import ANCHORS
 from ral.recipe import load_recipe
 
@@ -58,7 +59,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """One after the other, as a reader would; what a page registers is taken back."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "documentation"}
-    with patch.dict(ANCHORS), patch.dict(BENCHMARKS):
+    with patch.dict(ANCHORS), patch.dict(BENCHMARKS), patch.dict(registry._BY_TYPE):
         for code in blocks_of(page, "python"):
             exec(compile(code, page.name, "exec"), names)
 

@@ -46,7 +46,7 @@ ITEM_KEYS = {
     "layers", "probes", "map", "image", "size", "boxes",
 }  # fmt: skip
 SUMMARY_KEYS = {
-    "model", "task", "n", "accuracy", "ci", "unparsed", "truncated", "majority", "grounding", "layers", "probes", "figures",
+    "model", "task", "n", "accuracy", "ci", "unparsed", "truncated", "majority", "grounding", "layers", "probes", "figures", "main", "note",
     "settings",
 }  # fmt: skip
 DIRECT = {"think": False, "max_completion_length": 1}
