@@ -13,6 +13,8 @@ from ral.evaluate.look_recorder import LookRecorder
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.training.live_report import LiveReport
+from ral.training.run_origin import RunOrigin
+from ral.training.terminal import show
 from ral.training.trainer import RALTrainer
 
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -35,7 +37,10 @@ def test_callbacks_fire_in_the_order_of_the_table(tmp_path: Path) -> None:
     args = RALConfig(output_dir=str(tmp_path), use_cpu=True, template="plain", disable_tqdm=True)
     looks = LookRecorder(ring_records(1, seed=0), 1)
     trainer = RALTrainer(model, args, ring_records(8, seed=0), processing_class=processor, callbacks=[looks])
+    # As `ral.training.launch.run` does.
+    trainer.remove_callback(RunOrigin)
     trainer.add_callback(LiveReport())
+    show(trainer, "the start model on 8 records")
     trainer.get_train_dataloader()
     added = [
         type(one).__name__ for one in trainer.callback_handler.callbacks if type(one).__module__.startswith("ral.")
