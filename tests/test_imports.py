@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_imports_go_down_the_rooms(module: str) -> None:
     rooms = {name.split(".")[1] for name in imported(module) if name.startswith("ral.")}
     above = rooms - set(ORDER[: ORDER.index(own) + 1])
     assert not above, f"{module} imports {sorted(above)}, which stand above it"
+
+
+def test_no_circle() -> None:
+    names = {
+        module: "ral." + module.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for module in MODULES
+    }
+    known = set(names.values())
+    graph = {}
+    for module, name in names.items():
+        found = {one if one in known else one.rpartition(".")[0] for one in imported(module)}
+        graph[name] = found & known - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_a_module_imports_no_old_name() -> None:

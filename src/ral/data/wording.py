@@ -6,13 +6,10 @@ import os
 import re
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from ral.data.record import IMAGE_MARK, VIDEO_MARK, ProblemType, Record
 from ral.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ral.data.settings import PromptSettings
 
 Template = Literal["paper", "plain", "raw"]
 
@@ -36,7 +33,18 @@ _BODY = "Inside the <answer> tags give only {hint}."
 _DIRECT = "Answer directly, without explanation and without tags. Give only {hint}."
 
 
-def question(record: Record, settings: PromptSettings, hint: str | None = None, think_opened: bool = False) -> str:
+class WordingSettings(Protocol):
+    """The settings that a wording depends on, of `ral.data.settings.PromptSettings`."""
+
+    @property
+    def think(self) -> bool: ...
+    @property
+    def template(self) -> Template: ...
+    @property
+    def prompt_template(self) -> str | None: ...
+
+
+def question(record: Record, settings: WordingSettings, hint: str | None = None, think_opened: bool = False) -> str:
     """The text of the record's question, with the marks of its media, as it is asked.
 
     `raw` adds nothing: the options follow the problem, one a line. The other wordings, and a `prompt_template` that does not
