@@ -57,7 +57,8 @@ def load_adapter(model: PreTrainedModel, folder: str, *, trainable: bool = False
     those it was trained on; and what `refuse_adapted_ties` refuses.
     """
     before = list(_samples(model))
-    policy = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    with refused_by("peft", folder):
+        policy = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     how = getattr(policy.active_peft_config, "init_lora_weights", None)
     if how not in _REPEATABLE and (rewritten := _rewritten(before)):
         raise ConfigError(

@@ -53,9 +53,9 @@ def load_model(
     if base is not None:
         _refuse_pickles(folder)
         # Not by transformers' own loading of adapters, which drops the magnitudes of DoRA.
-        whole = _load_base(base, dtype)
+        policy: Any = load_adapter(_load_base(base, dtype), folder)
         with refused_by("peft", folder):
-            merged: Any = load_adapter(whole, folder).merge_and_unload()
+            merged = policy.merge_and_unload()
         # An adapter that is trained on it remembers this name.
         merged.name_or_path = folder
         return merged
@@ -69,9 +69,7 @@ def load_policy(folder: Path) -> PreTrainedModel | PeftModel:
     base = _base_of(str(folder))
     if base is None:
         return load_model(folder)
-    whole = _load_base(base)
-    with refused_by("peft", folder):
-        return load_adapter(whole, str(folder), trainable=True)
+    return load_adapter(_load_base(base), str(folder), trainable=True)
 
 
 def training_dtype(adapter: bool) -> torch.dtype | Literal["auto"]:
@@ -88,7 +86,8 @@ def load_processor(name: str | Path) -> Any:
 
     The folder of an adapter need not hold one: its base model's is taken then.
     """
-    folder, base = _final(name), _base_of(_final(name))
+    folder = _final(name)
+    base = _base_of(folder)
     _refuse_missing(folder)
     if base is None or any((Path(folder) / file).is_file() for file in _PROCESSOR_FILES):
         with refused_by("transformers", folder):
