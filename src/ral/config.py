@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from ral.attention.heads import Heads, TopHeads, per_layer
 from ral.attention.keys import Keys
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.data.settings import PromptFields, setting
-from ral.errors import ConfigError
+from ral.errors import ConfigError, UsageError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
 from ral.objective.needs import Needs
@@ -74,6 +75,11 @@ class RALConfig(PromptFields, TrainingArguments):
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Decoder layers whose attention is trained (paper: the last)."}
     )
+    attention_heads: list[int] | list[list[int]] | dict[str, Any] | None = setting(
+        None,
+        "Heads whose mean is trained: a list (of lists, one a layer), or {top: k, by: evidence | visual}, measured at the start; "
+        "None: all (paper).",
+    )
     attention_advantage: AttentionAdvantage = setting(
         "signed", "signed, or a control: absolute (a pure trust region) or shuffled (within the group)."
     )
@@ -89,6 +95,9 @@ class RALConfig(PromptFields, TrainingArguments):
     # --- on-policy distillation (needs a teacher) -------------------------------------------------------------------
     distill_coef: float = setting(0.0, "μ, the weight of the token distillation (GKD).")
     attention_distill_coef: float = setting(0.0, "γ, the weight of the attention distillation (paper: 0.05, 0.5 or 1).")
+    teacher_heads: list[int] | list[list[int]] | None = setting(
+        None, "The teacher's heads, of which the mean is the target of attention_heads, layer by layer."
+    )
     distill_beta: float = setting(
         0.5, "β of the generalised JSD: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher)."
     )
@@ -160,6 +169,7 @@ class RALConfig(PromptFields, TrainingArguments):
         self._check_groups()
         self._check_workers()
         self._check_attention_term()
+        self._check_heads()
         self._check_gradient_norms()
         self._check_sharding()
         self._check_engine()
@@ -169,6 +179,15 @@ class RALConfig(PromptFields, TrainingArguments):
     def wants_teacher(self) -> bool:
         """Whether anything is learnt from a teacher."""
         return Needs.of(self).teacher
+
+    @property
+    def heads(self) -> Heads:
+        """The heads that rows are the mean of. Raises UsageError as long as they are to be measured: training does so at its start."""
+        if isinstance(self.attention_heads, dict):
+            raise UsageError(
+                "attention_heads is measured when training starts, and not known before; name heads by their numbers"
+            )
+        return self.attention_heads
 
     @property
     def prompts_per_batch(self) -> int:
@@ -253,6 +272,25 @@ class RALConfig(PromptFields, TrainingArguments):
             raise ConfigError(
                 f"attention_advantage={self.attention_advantage!r} changes nothing with attention_anchor={self.attention_anchor!r}, "
                 "which rewards looks and not rollouts; leave it out"
+            )
+
+    def _check_heads(self) -> None:
+        layers = len(self.attention_layers)
+        if isinstance(self.attention_heads, dict):
+            TopHeads.of(self.attention_heads)
+        else:
+            per_layer(self.attention_heads, layers)
+        per_layer(self.teacher_heads, layers, "teacher_heads")
+        taught = self.attention_distill_coef > 0 or Needs.of(self).anchor_target == "teacher"
+        if self.teacher_heads is not None and not taught:
+            raise ConfigError(
+                "teacher_heads is set, but no attention is learnt from a teacher; set attention_distill_coef or "
+                "attention_anchor='teacher', or leave it out"
+            )
+        if taught and (self.attention_heads is None) != (self.teacher_heads is None):
+            raise ConfigError(
+                "attention is learnt from a teacher, and heads are chosen in one of the two models only; set both attention_heads "
+                "and teacher_heads, or neither"
             )
 
     def _check_sharding(self) -> None:

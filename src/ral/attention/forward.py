@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ral.attention.carried import Carried
+from ral.attention.heads import Heads, heads_of, selected
 from ral.attention.layout import GroupLayout, PackedLayout
 from ral.attention.models import (
     capture_with_gradient,
@@ -84,7 +85,7 @@ class GroupOutput:
         logps: `[G, R]` log-probability of each completion token (0 on padding), at the given temperature.
         entropy: `[G, R]` entropy of the token distribution, detached (nats).
         mask: `[G, R]` bool, true on real tokens.
-        layers: layer → policy rows p^t `[G, R, P+R]`.
+        layers: layer → policy rows p^t `[G, R, P+R]`, of the mean over all heads or over the chosen ones.
         own: layer → `[G, R]` attention of each token to itself, detached; rows exclude it and are renormalised.
         visual: `[P]` bool.
         extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
@@ -107,7 +108,7 @@ class GroupOutput:
 
     @torch.no_grad()
     def alpha(self, layer: int) -> Tensor:
-        """Head-averaged attention `[G, R, P+R]` of a captured layer, the token itself included; 0 on padding."""
+        """Attention `[G, R, P+R]` of a captured layer, the mean over the rows' heads, the token itself included; 0 on padding."""
         rows, own = self.layers[layer], torch.where(self.mask, self.own[layer], 0.0)
         alpha = rows * (1 - own[..., None])
         alpha[..., len(self.visual) :].diagonal(dim1=1, dim2=2).copy_(own)
@@ -195,6 +196,7 @@ def forward_groups(
     completions: Sequence[Sequence[Tensor]],
     *,
     layers: Sequence[int] = (-1,),
+    heads: Heads = None,
     query: Query = "token",
     temperature: float = 1.0,
     look_bias: Sequence[Tensor | None] | None = None,
@@ -210,6 +212,7 @@ def forward_groups(
         model: the policy, possibly wrapped (PEFT, DDP, FSDP).
         prompts: one per group. completions: per group, G 1-D LongTensors of completion tokens, each non-empty.
         layers: decoder layers whose policy rows are wanted (may be empty: then no attention is recomputed).
+        heads: the heads of each that rows are the mean of, a list for one layer, or one list a layer; None: of all heads.
         query: see `head_mean_attention`.
         temperature: divides the logits before log-probabilities and entropy.
         look_bias: per group `[G, P]` added to the completion queries' scores, or None.
@@ -221,7 +224,7 @@ def forward_groups(
 
     Raises:
         ValueError: an empty completion, or one that holds a visual token.
-        UnsupportedModelError: see `make_capturable`.
+        UnsupportedModelError: see `make_capturable`. ConfigError: a layer or a head that the model does not have.
     """
     base = make_capturable(model)
     device = prompts[0].input_ids.device
@@ -232,6 +235,7 @@ def forward_groups(
     targets = torch.cat([y.to(device) for ys in completions for y in ys])
     _check_completions(base, groups, targets)
     capture = resolve_layers(base, layers)
+    chosen = heads_of(base, capture, heads if layers else None)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
     head = _LogProbHead(base, targets, temperature, token_statistics)
     features = [p.features if p.features is not None else vision_features(model, p.inputs) for p in prompts]
@@ -239,11 +243,11 @@ def forward_groups(
         if repeated if repeated is not None else why_repeated(base) is not None:
             rows = RepeatedPass(groups, look_bias, biased, capture, query)
             _run_repeated(model, base, rows, prompts, completions, features, head)
-            return _unpack_repeated(rows, prompts, head.result, per_head)
+            return _unpack_repeated(rows, prompts, head.result, chosen, per_head)
         layout = PackedLayout(groups, look_bias, biased)
         row = PackedPass(layout, KERNELS[kernel](layout, device), capture)
         _run_packed(model, base, row, prompts, completions, features, head)
-        return _unpack(row, prompts, head.result, query, per_head)
+        return _unpack(row, prompts, head.result, query, chosen, per_head)
 
 
 def _run_packed(
@@ -303,6 +307,7 @@ def forward_group(
     completions: Sequence[Tensor],
     *,
     attention_layers: Sequence[int] = (-1,),
+    attention_heads: Heads = None,
     attention_query: Query = "token",
     temperature: float = 1.0,
     features: dict[str, Any] | None = None,
@@ -327,6 +332,7 @@ def forward_group(
         [prompt],
         [completions],
         layers=attention_layers,
+        heads=attention_heads,
         query=attention_query,
         temperature=temperature,
         look_bias=bias,
@@ -417,7 +423,12 @@ def pretrained_vocabulary(head: Any) -> int:
 
 
 def _unpack(
-    row: PackedPass, prompts: Sequence[Prompt], tokens: dict[str, Tensor], query: Query, per_head: bool
+    row: PackedPass,
+    prompts: Sequence[Prompt],
+    tokens: dict[str, Tensor],
+    query: Query,
+    chosen: Mapping[int, Sequence[int]],
+    per_head: bool,
 ) -> list[GroupOutput]:
     """Row order → padded `[G, R]` per group, and the policy rows of every captured layer."""
     outputs = []
@@ -430,7 +441,10 @@ def _unpack(
             for name, values in tokens.items()
         }
         captured = {layer: _captured(row, layer, i, row_start, index, query) for layer in row.capture_layers}
-        found = {layer: attention_rows(*qk, mask, query=query, **how) for layer, (qk, how) in captured.items()}
+        found = {
+            layer: attention_rows(*selected(*qk, chosen.get(layer)), mask, query=query, **how)
+            for layer, (qk, how) in captured.items()
+        }
         rows, own = ({layer: pair[j] for layer, pair in found.items()} for j in (0, 1))
         heads = {layer: _per_head(qk, query, how) for layer, (qk, how) in captured.items()} if per_head else {}
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
@@ -441,7 +455,11 @@ def _unpack(
 
 
 def _unpack_repeated(
-    rows: RepeatedPass, prompts: Sequence[Prompt], tokens: dict[str, Tensor], per_head: bool
+    rows: RepeatedPass,
+    prompts: Sequence[Prompt],
+    tokens: dict[str, Tensor],
+    chosen: Mapping[int, Sequence[int]],
+    per_head: bool,
 ) -> list[GroupOutput]:
     """As `_unpack`, but from the attention of the model's own eager layers."""
     outputs, start = [], 0
@@ -450,7 +468,10 @@ def _unpack_repeated(
         part = slice(start, start + group.completion_total)
         padded = {name: torch.where(mask, values[part][index], 0.0) for name, values in tokens.items()}
         heads = {layer: rows.captured[layer][i] for layer in rows.capture_layers}
-        alpha = {layer: weights.mean(dim=0) for layer, weights in heads.items()}
+        alpha = {
+            layer: (weights[list(chosen[layer])] if layer in chosen else weights).mean(dim=0)
+            for layer, weights in heads.items()
+        }
         found = {layer: policy_rows(mean, mask, group.prompt_length) for layer, mean in alpha.items()}
         own = {
             layer: mean[..., group.prompt_length :].diagonal(dim1=1, dim2=2).detach() for layer, mean in alpha.items()

@@ -5,6 +5,7 @@ RUN/                    what one training run leaves
   environment.json      versions, commit, class of machine, number of processes and fingerprint of the training data
   metrics.jsonl         one object per logged step
   samples.jsonl         rollouts of logged steps, one object per completion
+  heads.json            the heads that were measured at the start, if attention_heads asks for it
   looks/                items.jsonl and media/ of the looks during training
   final/                the trained model
   eval/TASK/            one evaluation: settings.json, items.jsonl, media/, summary.json, items.html
@@ -20,6 +21,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+HEADS = "heads.json"
 LOOKS = "looks"
 FINAL = "final"
 EVALUATIONS = "eval"
@@ -36,7 +38,7 @@ ITEMS_PAGE = "items.html"
 QUICKSTART = "quickstart.json"
 
 #: What belongs to a run, beside its checkpoints: all that `--overwrite` removes.
-ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, LOOKS, FINAL, EVALUATIONS, REPORT)
+ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, HEADS, LOOKS, FINAL, EVALUATIONS, REPORT)
 
 
 def evaluations(run: Path) -> dict[str, Path]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
-from ral.attention.models import has_vision, make_capturable, patch_values, pretrained
+from ral.attention.heads import Heads, heads_of
+from ral.attention.models import has_vision, make_capturable, patch_values, pretrained, resolve_layers
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.config import RALConfig
@@ -83,6 +84,13 @@ def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, n
     return frozen(model)
 
 
+def refuse_heads(teacher: nn.Module | None, args: RALConfig) -> None:
+    """Raise ConfigError for `teacher_heads` that the teacher does not have."""
+    if teacher is not None and args.teacher_heads is not None:
+        base = pretrained(teacher)
+        heads_of(base, resolve_layers(base, args.attention_layers), args.teacher_heads, "teacher_heads")
+
+
 class _KeepHidden:
     """A `TokenStatistics` that keeps the hidden states of the predicting positions and computes nothing."""
 
@@ -101,6 +109,7 @@ def teacher_pass(
     completions: Sequence[Sequence[Tensor]],
     *,
     layers: Sequence[int],
+    heads: Heads = None,
     query: Query,
     temperature: float,
     kernel: Kernel = "sdpa",
@@ -120,6 +129,7 @@ def teacher_pass(
         own_prompts,
         completions,
         layers=layers,
+        heads=heads,
         query=query,
         temperature=temperature,
         token_statistics=keep,

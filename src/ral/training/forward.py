@@ -27,6 +27,7 @@ def packed_forward(
         [group.prompt for group in groups],
         [group.ids for group in groups],
         layers=layers,
+        heads=args.heads if layers else None,
         query=args.attention_query,
         temperature=args.temperature,
         look_bias=look_bias,

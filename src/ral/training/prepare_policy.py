@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ral.attention.flex import refuse_untrainable
+from ral.attention.heads import heads_of
 from ral.attention.models import make_capturable, resolve_layers
 from ral.config import RALConfig
 from ral.models.adapters import put_adapter
@@ -28,7 +29,9 @@ def prepare_policy(
         model = load_model(model_name(str(model)), dtype=training_dtype(adapter=peft_config is not None))
     policy: nn.Module = model
     base = make_capturable(policy)
-    resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have
+    layers = resolve_layers(base, args.attention_layers)  # refuses layers that the model does not have
+    if not isinstance(args.attention_heads, dict):
+        heads_of(base, layers, args.attention_heads)  # and heads
     if args.attention_kernel == "flex":
         refuse_untrainable(args.device)
     if args.freeze_vision:

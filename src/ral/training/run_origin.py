@@ -17,7 +17,7 @@ class RunOrigin(TrainerCallback):
     """Writes `config.yaml` and `environment.json` when training begins, so that `ral eval` and `ral report` find the settings.
 
     Args:
-        task: what the settings do not hold, as a recipe names it; values of None are left out.
+        task: what the settings do not hold, as a recipe names it, and settings as they were asked for; values of None are left out.
         records: the training data, whose fingerprint is kept.
     """
 
@@ -29,7 +29,7 @@ class RunOrigin(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        config = {key: value for key, value in {**self.task, **args.to_dict()}.items() if value is not None}
+        config = {key: value for key, value in {**self.task, **args.to_dict(), **self.task}.items() if value is not None}
         data = None if self.records is None else fingerprint(self.records)
         write_origin(Path(str(args.output_dir)), config, data=data, processes=args.world_size)
 

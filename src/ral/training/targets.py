@@ -96,6 +96,7 @@ def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]
         [group.prompt for group in groups],
         [group.ids for group in groups],
         layers=args.attention_layers if anchored or args.attention_distill_coef > 0 else (),
+        heads=args.teacher_heads,
         query=args.attention_query,
         temperature=args.temperature,
         kernel=args.attention_kernel,

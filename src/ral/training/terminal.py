@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,6 +19,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+from ral.runs.chosen_heads import read_chosen_heads
 
 #: Word, metric and form of what a line shows, where it is measured: of reinforcement, then of fine-tuning.
 COLUMNS = (
@@ -53,6 +56,9 @@ class TerminalLog(TrainerCallback):
         self._begun, self._first = time.monotonic(), state.global_step
         if state.is_world_process_zero:
             typer.echo(f"{self.task}; {_parameters(model)}; {state.max_steps - self._first:,} steps")
+            heads = read_chosen_heads(Path(str(args.output_dir)))
+            if heads is not None and heads.heads == getattr(args, "attention_heads", None):
+                typer.echo(heads.sentence())
 
     def on_log(
         self,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -50,10 +51,11 @@ from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
 from ral.runs.machine import memory_peak_gib
 from ral.training.balance import GradientBalance
 from ral.training.batches import EpochOrder, RepeatedBatches
-from ral.training.distillation import load_teacher
+from ral.training.distillation import load_teacher, refuse_heads
 from ral.training.dumps import RolloutsDump
 from ral.training.evidence import require_evidence
 from ral.training.first_prompt import check_way
+from ral.training.heads import MeasuredHeads
 from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
 from ral.training.nonfinite import NonFiniteGuardTrainer
@@ -103,6 +105,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         reward_weights: Sequence[float] | None = None,
         **trainer_arguments: Any,
     ):
+        args = copy(args)  # measured heads are written into it
         self.needs = needs = Needs.of(args)
         refuse_unknown_targets(needs)
         policy = prepare_policy(model, args, peft_config)
@@ -115,6 +118,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         switched_off = isinstance(policy, PeftModel) and leaves_start(policy)
         self.reference = frozen_copy(policy) if needs.reference and not switched_off else None
         self.teacher = load_teacher(teacher, processor, needs)
+        refuse_heads(self.teacher, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[TrainingGroup]] = []
         self._means = RunningMeans()
@@ -128,12 +132,18 @@ class RALTrainer(NonFiniteGuardTrainer):
             eval_dataset=None if eval_dataset is None else as_records(eval_dataset, name="eval_dataset"),
             processing_class=processor,
             callbacks=[
-                MetricsWriter(), LearningWarnings(), self.balance, *(trainer_arguments.pop("callbacks", None) or ())
+                MetricsWriter(), LearningWarnings(), self.balance, MeasuredHeads(self),
+                *(trainer_arguments.pop("callbacks", None) or ())
             ],
             **trainer_arguments,
         )  # fmt: skip
         task = {"model": named(model) or pretrained(policy).name_or_path, "data": named(train_dataset)}
-        task |= {"eval_data": named(eval_dataset), "reward_funcs": named(reward_funcs), "teacher": named(teacher)}
+        task |= {
+            "attention_heads": args.attention_heads,
+            "eval_data": named(eval_dataset),
+            "reward_funcs": named(reward_funcs),
+            "teacher": named(teacher),
+        }
         self.add_callback(
             RunOrigin(task | {"reward_weights": reward_weights and list(reward_weights)}, self.train_dataset)
         )
@@ -224,9 +234,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         """
         args = self.args
         prompts = [self.prepare(record) for record in records]
-        if self._is_unchecked:
-            check_way(self.accelerator, self.model, self.reference, prompts[0], args)
-            self._is_unchecked = False
+        self.check(prompts[0])
         biases: list[Tensor] | None = None
         if self.needs.look_bias:
             looks = [self._generator(place, 0) for place in places]
@@ -247,6 +255,12 @@ class RALTrainer(NonFiniteGuardTrainer):
         with name_in_errors(record):
             inputs = encode_prompt(self.processing_class, record, self.args.prompt)
             return prepare_prompt(self.model, inputs)
+
+    def check(self, prompt: Prompt) -> None:
+        """Check the model's computation on the run's first prompt (`check_way`)."""
+        if self._is_unchecked:
+            check_way(self.accelerator, self.model, self.reference, prompt, self.args)
+            self._is_unchecked = False
 
     def compute_loss(
         self,
