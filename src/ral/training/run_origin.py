@@ -29,7 +29,8 @@ class RunOrigin(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        config = {key: value for key, value in {**self.task, **args.to_dict(), **self.task}.items() if value is not None}
+        config = {**self.task, **args.to_dict(), **self.task}  # the task's names first, and its values
+        config = {key: value for key, value in config.items() if value is not None}
         data = None if self.records is None else fingerprint(self.records)
         write_origin(Path(str(args.output_dir)), config, data=data, processes=args.world_size)
 
