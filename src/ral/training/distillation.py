@@ -61,13 +61,14 @@ def token_divergence(
     return TokenDivergence(head, torch.cat(hidden), args.distill_beta, args.temperature)
 
 
-def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, needs: Needs) -> nn.Module | None:
+def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, args: RALConfig) -> nn.Module | None:
     """The frozen teacher, if the run needs one; `processor` is the student's.
 
     Raises:
-        ConfigError: settings that need a teacher without one, or a teacher that nothing is learnt from.
+        ConfigError: settings that need a teacher without one, a teacher that nothing is learnt from, heads that it lacks.
         TeacherError: another tokenizer.
     """
+    needs = Needs.of(args)
     if needs.teacher != (teacher is not None):
         raise ConfigError(
             "distill_coef, attention_distill_coef or attention_anchor='teacher' is set, but there is no teacher; give one"
@@ -80,15 +81,10 @@ def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, n
     model = load_model(model_name(str(teacher))) if isinstance(teacher, str | Path) else teacher
     if model.name_or_path:
         check_same_tokens(processor, load_processor(model.name_or_path))
-    make_capturable(model)
-    return frozen(model)
-
-
-def refuse_heads(teacher: nn.Module | None, args: RALConfig) -> None:
-    """Raise ConfigError for `teacher_heads` that the teacher does not have."""
-    if teacher is not None and args.teacher_heads is not None:
-        base = pretrained(teacher)
+    base = make_capturable(model)
+    if args.teacher_heads is not None:
         heads_of(base, resolve_layers(base, args.attention_layers), args.teacher_heads, "teacher_heads")
+    return frozen(model)
 
 
 class _KeepHidden:

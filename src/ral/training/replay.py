@@ -86,7 +86,7 @@ def _of_rollouts(dump: RolloutsDump, model: PreTrainedModel | PeftModel, folder:
     needs = Needs.of(args)
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
     policy = accelerator.prepare_model(prepare_policy(model, args))
-    teacher = load_teacher(dump.teacher, load_processor(folder / MODEL), needs)
+    teacher = load_teacher(dump.teacher, load_processor(folder / MODEL), args)
     teacher = None if teacher is None else prepare_frozen(accelerator, teacher)
     weight = args.attention_coef * dump.factor
     forward = partial(policy_pass, policy, args=args, capture=needs.rows, teacher=teacher)

@@ -51,7 +51,7 @@ from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
 from ral.runs.machine import memory_peak_gib
 from ral.training.balance import GradientBalance
 from ral.training.batches import EpochOrder, RepeatedBatches
-from ral.training.distillation import load_teacher, refuse_heads
+from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
 from ral.training.evidence import require_evidence
 from ral.training.first_prompt import check_way
@@ -117,8 +117,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.scorer = Scorer(rewards, args, processor)
         switched_off = isinstance(policy, PeftModel) and leaves_start(policy)
         self.reference = frozen_copy(policy) if needs.reference and not switched_off else None
-        self.teacher = load_teacher(teacher, processor, needs)
-        refuse_heads(self.teacher, args)
+        self.teacher = load_teacher(teacher, processor, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[TrainingGroup]] = []
         self._means = RunningMeans()
@@ -137,16 +136,10 @@ class RALTrainer(NonFiniteGuardTrainer):
             ],
             **trainer_arguments,
         )  # fmt: skip
-        task = {"model": named(model) or pretrained(policy).name_or_path, "data": named(train_dataset)}
-        task |= {
-            "attention_heads": args.attention_heads,
-            "eval_data": named(eval_dataset),
-            "reward_funcs": named(reward_funcs),
-            "teacher": named(teacher),
-        }
-        self.add_callback(
-            RunOrigin(task | {"reward_weights": reward_weights and list(reward_weights)}, self.train_dataset)
-        )
+        given = {"data": train_dataset, "eval_data": eval_dataset, "reward_funcs": reward_funcs, "teacher": teacher}
+        task = {"model": named(model) or pretrained(policy).name_or_path} | {k: named(v) for k, v in given.items()}
+        task |= {"reward_weights": reward_weights and list(reward_weights), "attention_heads": args.attention_heads}
+        self.add_callback(RunOrigin(task, self.train_dataset))
         if needs.evidence and self.train_dataset is not None:
             require_evidence(self.train_dataset)
         refuse_sharded_rollouts(self.accelerator)
