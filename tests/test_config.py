@@ -9,6 +9,7 @@ import pytest
 
 from ral.config import CHOICES, ConfigError, RALConfig
 from ral.objective.anchors import ANCHORS
+from ral.objective.settings import GRPOFields
 
 
 def config(folder: Path, **settings: Any) -> RALConfig:
@@ -25,7 +26,7 @@ def test_the_defaults_are_the_papers_where_known(tmp_path: Path) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    own = set(RALConfig.__annotations__)
+    own = {*RALConfig.__annotations__, *GRPOFields.__annotations__}
     assert len(own) > 30
     for name in own:
         text = RALConfig.__dataclass_fields__[name].metadata.get("help", "")
@@ -87,8 +88,27 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_is_accepted(tmp_path: Path, name: str) -> None:
+    needed = {"cispo": {"epsilon_high": 5.0}, "luspo": {"importance_sampling_level": "sequence"}}
     for value in CHOICES[name]:
-        assert getattr(config(tmp_path, **{name: value}), name) == value
+        assert getattr(config(tmp_path, **{name: value}, **needed.get(value, {})), name) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss_type": "cispo"}, "'cispo' needs epsilon_high: there it is the largest ratio itself"),
+        ({"loss_type": "sapo", "epsilon_high": 0.3}, r"epsilon_high=0\.3 does nothing with loss_type='sapo'"),
+        ({"loss_type": "sapo", "delta": 4.0}, r"delta=4\.0 does nothing with loss_type='sapo'"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 4.0}, "does nothing with loss_type='cispo'"),
+        ({"delta": 1.2}, r"delta=1\.2 is not above 1 \+ ε_high = 1\.2"),
+        ({"loss_type": "luspo"}, "'luspo' is defined for whole completions; set importance_sampling_level=sequence"),
+    ],
+)
+def test_settings_of_the_token_loss_that_would_do_nothing_are_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +117,9 @@ def test_every_choice_is_accepted(tmp_path: Path, name: str) -> None:
         ("attention_coef", -1.0),
         ("beta", -0.1),
         ("epsilon", -0.1),
+        ("entropy_coef", -0.1),
+        ("top_entropy_quantile", 1.1),
+        ("sapo_temperature_pos", 0.0),
         ("top_k", -1),
         ("num_iterations", 0),
         ("max_completion_length", 0),

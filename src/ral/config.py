@@ -18,7 +18,9 @@ from ral.errors import ConfigError, UsageError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
 from ral.objective.needs import Needs
-from ral.objective.terms import LossType, ScaleRewards
+from ral.objective.settings import GRPOFields
+from ral.objective.terms import ScaleRewards
+from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
 from ral.rewards.answers import Mode
 from ral.rewards.functions import TIME_LIMIT
 from ral.rollouts.engine import ENGINES
@@ -35,7 +37,8 @@ CHOICES: dict[str, Collection[str]] = {
     "attention_advantage": get_args(AttentionAdvantage),
     "attention_kernel": get_args(Kernel),
     "explore_ratio": get_args(TokenRatio),
-    "loss_type": get_args(LossType),
+    "loss_type": TOKEN_LOSSES,
+    "importance_sampling_level": get_args(ImportanceLevel),
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
     "rollout_engine": ENGINES,
@@ -58,8 +61,8 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RALConfig(PromptFields, TrainingArguments):
-    """Settings of Reinforced Attention Learning, together with `PromptSettings` and `transformers.TrainingArguments`.
+class RALConfig(GRPOFields, PromptFields, TrainingArguments):
+    """Settings of Reinforced Attention Learning, with `GRPOFields`, `PromptSettings` and `transformers.TrainingArguments`.
 
     `per_device_train_batch_size` counts completions, as in TRL, and is a multiple of `num_generations`. Defaults are the
     paper's values, if these are known.
@@ -105,15 +108,6 @@ class RALConfig(PromptFields, TrainingArguments):
     # --- GRPO -----------------------------------------------------------------------------------------------------
     num_generations: int = setting(8, "G, completions per prompt.")
     num_iterations: int = setting(2, "Inner updates per rollout batch.")
-    beta: float = setting(0.04, "Weight of the KL to the start model; 0 loads no reference.")
-    epsilon: float = setting(0.2, "The ratio is clipped to [1 − ε, 1 + ε_high].")
-    epsilon_high: float | None = setting(None, "Upper clip; ε if not given.")
-    loss_type: LossType = setting(
-        "dapo", "Normalisation: grpo (per completion), dapo (per token) or dr_grpo (constant)."
-    )
-    scale_rewards: ScaleRewards = setting(
-        "group", "Divide advantages by the group's standard deviation (group) or not (none)."
-    )
 
     # --- rollouts -------------------------------------------------------------------------------------------------
     temperature: float = setting(0.9, "Temperature of sampling and of log-probabilities.")
@@ -165,6 +159,7 @@ class RALConfig(PromptFields, TrainingArguments):
         refuse_credentials(self)
         self.check_prompt()
         self._check_choices()
+        self.check_grpo()
         self._check_ranges()
         self._check_groups()
         self._check_workers()
@@ -200,7 +195,7 @@ class RALConfig(PromptFields, TrainingArguments):
                 raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
 
     def _check_ranges(self) -> None:
-        at_least = {"attention_coef": 0, "beta": 0, "epsilon": 0, "top_k": 0, "gradient_norm_steps": 0}
+        at_least = {"attention_coef": 0, "top_k": 0, "gradient_norm_steps": 0}
         at_least |= {"attention_skip": 0}
         at_least |= {
             "distill_coef": 0,

@@ -377,3 +377,20 @@ def test_credit_reads_advantages_of_another_precision() -> None:
     expected = ANCHORS["credit"].term(state(rows)).loss
     found = ANCHORS["credit"].term(state(rows, advantages=ADVANTAGES.float())).loss
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("anchor", ["old", "ref", "group", "credit", "evidence"])
+def test_a_completion_that_does_not_count_has_no_part_in_the_term(anchor: str) -> None:
+    """`mask_truncated_completions`: the first, a success, was truncated. The term is that of the others alone."""
+    counted = WEIGHTS * torch.tensor([0.0, 1.0, 1.0, 1.0])[:, None]
+    others = torch.tensor([False, True, True, True])
+    now, old = scores(), rows_of(scores(1))
+    loss, gradients = gradient(anchor, now, weights=counted, old=old, target=old)
+    assert loss.isfinite()
+    assert not torch.nan_to_num(gradients[0]).any()
+    logits = now[others].requires_grad_()
+    alone = AttentionState(
+        logits.softmax(-1) * MASK[others][..., None], old[others], old[others], ADVANTAGES[others], WEIGHTS[others], P,
+        EVIDENCE, ANSWER[others],
+    )  # fmt: skip
+    torch.testing.assert_close(ANCHORS[anchor].term(alone).loss.detach(), loss)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,8 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
+from ral.config import RALConfig
+from ral.data.record import Record
 from ral.objective.divergence import jensen_shannon
 from ral.objective.terms import (
     StepTotals,
@@ -26,8 +31,12 @@ from ral.objective.terms import (
     importance,
     token_weights,
 )
+from ral.rollouts.group import OldPass, RewardedGroup, Targets, TrainingGroup
+from ral.rollouts.sampling import Completion
 from ral.testbed.model import build_model, build_processor
 from ral.testbed.rings import ring_records
+from ral.training.advantages import score_groups
+from ral.training.losses import micro_batch_loss, policy_pass
 from tests.tiny import tiny_model
 
 G, PROMPTS, LONGEST = 4, 2, 6
@@ -144,41 +153,113 @@ def test_log_probabilities_are_trls(trl: tuple[GRPOTrainer, dict[str, Any]]) -> 
     torch.testing.assert_close(ours[real], theirs[real], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("epsilon_high", [None, 0.5])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-def test_loss_and_gradient_are_trls(
-    trl: tuple[GRPOTrainer, dict[str, Any]], loss_type: str, beta: float, epsilon_high: float | None
-) -> None:
-    trainer, batch = trl
-    trainer.loss_type, trainer.beta = loss_type, beta
-    trainer.epsilon_low, trainer.epsilon_high = 0.2, 0.2 if epsilon_high is None else epsilon_high
-    batch = batch | {"num_items_in_batch": batch["completion_mask"].sum() * trainer.args.steps_per_generation}
-    theirs = trainer._compute_loss(trainer.model, batch)
+#: Of each case the settings that differ from GRPO's, by TRL's names.
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo": {"loss_type": "grpo"},
+    "dapo": {"loss_type": "dapo"},
+    "dapo, clip higher": {"loss_type": "dapo", "epsilon_high": 0.5},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "bnpo": {"loss_type": "bnpo"},
+    "two-sided": {"loss_type": "dapo", "delta": 1.3},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 1.1},
+    "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.5},
+    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02},
+    "gspo, per token": {"loss_type": "dapo", "importance_sampling_level": "sequence", "epsilon": 0.02},
+    "cispo of completions": {"loss_type": "cispo", "importance_sampling_level": "sequence", "epsilon_high": 1.01},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.02},
+    "high entropy": {"loss_type": "dapo", "top_entropy_quantile": 0.4},
+    "highest entropy": {"loss_type": "grpo", "top_entropy_quantile": 0.0},
+    "entropy bonus": {"loss_type": "dr_grpo", "entropy_coef": 0.3},
+    "bonus of high entropy": {"loss_type": "grpo", "entropy_coef": 0.3, "top_entropy_quantile": 0.4},
+}
+MASKED = ("grpo", "dapo", "dr_grpo", "bnpo", "gspo", "bonus of high entropy")
 
-    outputs = forward_groups(trainer.model, *our_groups(trainer, batch), layers=(), temperature=TEMPERATURE)
-    totals = StepTotals(G * PROMPTS, int(batch["completion_mask"].sum()))
-    terms = []
-    for i, output in zip(range(0, G * PROMPTS, G), outputs, strict=True):
-        own = slice(i, i + G), slice(0, output.logps.shape[1])
-        terms.append(
-            grpo_loss(
-                output.logps,
-                batch["old_per_token_logps"][own],
-                batch["advantages"][i : i + G],
-                token_weights(output.mask, totals, loss_type, LONGEST),
-                epsilon=0.2,
-                epsilon_high=epsilon_high,
-                ref_logps=batch["ref_per_token_logps"][own] if beta else None,
-                beta=beta,
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize(("name", "masked"), [*((n, False) for n in LOSSES), *((n, True) for n in MASKED)])
+def test_loss_and_gradient_are_trls(
+    trl: tuple[GRPOTrainer, dict[str, Any]], name: str, masked: bool, beta: float, tmp_path: Path
+) -> None:
+    """With `mask_truncated_completions` the third completion of each group counts as truncated."""
+    trainer, batch = trl
+    args = RALConfig(
+        output_dir=str(tmp_path), use_cpu=True, num_generations=G, per_device_train_batch_size=G * PROMPTS,
+        max_completion_length=LONGEST, temperature=TEMPERATURE, beta=beta, mask_truncated_completions=masked, **LOSSES[name],
+    )  # fmt: skip
+    told_to(trainer, args)
+    Accelerator(cpu=True)  # of both trainers; new settings take its state away
+    counted = torch.tensor([not masked or i % G != 2 for i in range(G * PROMPTS)])
+    mask = batch["completion_mask"] * counted[:, None]
+    given = {"completion_mask": mask, "num_items_in_batch": mask.sum() * trainer.args.steps_per_generation}
+    theirs = trainer._compute_loss(trainer.model, batch | given)
+
+    groups = training_groups(trainer, batch, args, counted)
+    outputs = policy_pass(trainer.model, groups, args, capture=False, teacher=None)
+    ours = micro_batch_loss(trainer.model, groups, outputs, args)
+    torch.testing.assert_close(ours.token, theirs, atol=1e-6, rtol=1e-5)
+    mine, other = gradient(ours.token, trainer.model), gradient(theirs, trainer.model)
+    assert (mine - other).norm() < 1e-4 * other.norm()
+    assert other.norm() > 1e-4
+    if args.loss_type != "sapo":
+        assert sum(metrics["clip_fraction"].total for metrics in ours.metrics if "clip_fraction" in metrics) > 0
+
+
+def told_to(trainer: GRPOTrainer, args: RALConfig) -> None:
+    """TRL's trainer reads some settings when it is made, some from its arguments."""
+    for name in ("loss_type", "beta", "importance_sampling_level", "top_entropy_quantile", "entropy_coef"):
+        setattr(trainer, name, getattr(args, name))
+    trainer._entropy_bonus_enabled = args.entropy_coef > 0
+    trainer.epsilon_low, trainer.epsilon_high = args.epsilon, args.epsilon_high or args.epsilon
+    for name in ("delta", "sapo_temperature_pos", "sapo_temperature_neg"):
+        setattr(trainer.args, name, getattr(args, name))
+
+
+def training_groups(trainer: GRPOTrainer, batch: dict[str, Any], args: RALConfig, whole: Tensor) -> list[TrainingGroup]:
+    """TRL's batch as our records behind the first inner update; completions are truncated that are not `whole`."""
+    rewards, rewarded = torch.tensor(spread([None] * G)), []
+    for i, (prompt, ids) in enumerate(zip(*our_groups(trainer, batch), strict=True)):
+        completions = [Completion(y, not bool(whole[i * G + g])) for g, y in enumerate(ids)]
+        rewarded.append(
+            RewardedGroup(
+                record=Record("a", "", ""),
+                prompt=prompt,
+                completions=completions,
+                texts=[""] * G,
+                rewards={},
+                reward=rewards,
             )
         )
-    assert sum(term.metrics["clip_fraction"].total for term in terms) > 3, "clipping must be at work"
-    ours = sum(term.loss for term in terms)
-    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-    mine, other = gradient(ours, trainer.model), gradient(theirs, trainer.model)
-    assert (mine - other).norm() < 1e-4 * other.norm()
-    assert other.norm() > 1e-3
+    shuffles = [torch.Generator()] * PROMPTS
+    [scored] = score_groups([rewarded], [shuffles], args, trainer.accelerator)
+    found = []
+    for i, group in enumerate(scored):
+        own = slice(i * G, (i + 1) * G), slice(0, group.mask.shape[1])
+        old = OldPass(logps=batch["old_per_token_logps"][own], rows={})
+        targets = Targets(ref_logps=batch["ref_per_token_logps"][own])
+        found.append(TrainingGroup(scored=group, targets=targets, old=old))
+    return found
+
+
+def test_advantages_over_the_batch_are_trls(trl: tuple[GRPOTrainer, dict[str, Any]], tmp_path: Path) -> None:
+    """Rewards of the second prompt spread less; the batch's deviation divides them all."""
+    trainer, batch = trl
+    rewards = torch.tensor([1.0, 0.1, 0.1, 0.7, 0.5, 0.4, 0.5, 0.5])[:, None]
+    for scale in ("group", "batch", "none"):
+        args = RALConfig(output_dir=str(tmp_path), use_cpu=True, num_generations=G, per_device_train_batch_size=G,
+                         scale_rewards=scale)  # fmt: skip
+        Accelerator(cpu=True)
+        prompts, completions = our_groups(trainer, batch)
+        rewarded = [
+            RewardedGroup(record=Record("a", "", ""), prompt=prompt, completions=[Completion(y, False) for y in ids],
+                          texts=[""] * G, rewards={}, reward=own[:, 0])
+            for prompt, ids, own in zip(prompts, completions, rewards.split(G), strict=True)
+        ]  # fmt: skip
+        scored = score_groups([[group] for group in rewarded], [[torch.Generator()]] * 2, args, trainer.accelerator)
+        trainer.scale_rewards, trainer.beta = scale, 0.0  # it has no reference
+        with patch.object(trainer, "_calculate_rewards", return_value=rewards):
+            rows = [row for row in trainer.train_dataset for _ in range(G)]
+            theirs = trainer._generate_and_score_completions(rows)["advantages"]
+        torch.testing.assert_close(torch.cat([group.advantages for [group] in scored]), theirs)
 
 
 def test_clip_fraction_and_kl_by_hand() -> None:

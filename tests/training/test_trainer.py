@@ -335,7 +335,7 @@ def test_dropout_is_off_unless_kept(tmp_path: Path) -> None:
         assert {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)} == ({0.0} if off else {0.5})
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "cispo", "sapo"])
 def test_accumulating_gradients_is_a_larger_batch(tmp_path: Path, loss_type: str) -> None:
     """Down to the rollouts: every prompt has its own random numbers."""
     found = []
@@ -346,6 +346,7 @@ def test_accumulating_gradients_is_a_larger_batch(tmp_path: Path, loss_type: str
             gradient_accumulation_steps=accumulation,
             per_device_train_batch_size=prompts * G,
             loss_type=loss_type,
+            epsilon_high={"cispo": 5.0}.get(loss_type),
             attention_coef=5.0,
             temperature=1.5,  # lengths that differ
             optim="sgd",

@@ -88,7 +88,7 @@ def group(state: AttentionState) -> Term:
     mask = state.weights > 0
     now = _where_it_looked(state.rows[..., : state.shared_keys], mask)
     then = _where_it_looked(state.old[..., : state.shared_keys], mask)
-    succeeded = state.advantages > 0
+    succeeded = (state.advantages > 0) & mask.any(dim=1)
     target = then[succeeded].mean(dim=0) if bool(succeeded.any()) else torch.zeros_like(then[0])
     # One row per completion, which weighs as much as all its tokens.
     weights = state.weights.sum(dim=1, keepdim=True)

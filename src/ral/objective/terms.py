@@ -8,16 +8,23 @@ L = Σ_groups Σ_tokens w · ℓ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ral.objective.divergence import jensen_shannon
+from ral.objective.token_loss import (
+    TOKEN_LOSSES,
+    Bounds,
+    ImportanceLevel,
+    TokenState,
+    importance_ratio,
+)
+from ral.objective.token_loss import StepTotals as StepTotals  # their older address
+from ral.objective.token_loss import token_weights as token_weights
 
-LossType = Literal["grpo", "dapo", "dr_grpo"]
-ScaleRewards = Literal["group", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
 
 
 #: Bound on the log of a ratio of probabilities, π/π_old or π_ref/π, whose exp would overflow; a ratio of 5e8 is far outside of
@@ -49,48 +56,27 @@ class Term(NamedTuple):
     metrics: dict[str, Mean]
 
 
-def group_advantages(rewards: Tensor, scale: ScaleRewards = "group", epsilon: float = 1e-4) -> Tensor:
+def group_advantages(
+    rewards: Tensor, scale: ScaleRewards = "group", epsilon: float = 1e-4, batch_std: Tensor | None = None
+) -> Tensor:
     """GRPO's advantage A_g = (r_g − mean r) / (std r + ε) inside one group (arXiv 2402.03300, eq. 4).
 
     Args:
-        rewards: `[G]`. scale: `"none"` leaves out the division (Dr. GRPO, arXiv 2503.20783).
+        rewards: `[G]`.
+        scale: `"none"` leaves out the division (Dr. GRPO, arXiv 2503.20783); `"batch"` divides by `batch_std`, the standard
+            deviation over all groups of the rollout batch (arXiv 2508.08221).
 
     Returns:
-        `[G]`; the standard deviation is the unbiased one, as in TRL. All zero where all rewards are equal.
+        `[G]`; standard deviations are unbiased ones, as in TRL. All zero where all rewards are equal.
     """
     if bool((rewards == rewards[0]).all()):
         return torch.zeros_like(rewards)  # the mean of equal floats may differ from them in the last bit
     centred = rewards - rewards.mean()
-    return centred / (rewards.std() + epsilon) if scale == "group" else centred
-
-
-@dataclass(frozen=True)
-class StepTotals:
-    """Numbers of completions and tokens in one optimiser step, over all groups, accumulation steps and processes."""
-
-    completions: int
-    tokens: int
-
-
-def token_weights(mask: Tensor, totals: StepTotals, loss_type: LossType, max_completion_length: int) -> Tensor:
-    """Weight of every token in the step's loss.
-
-    - `grpo` (arXiv 2402.03300): mean over the tokens of a completion, then over completions.
-    - `dapo` (arXiv 2503.14476): mean over all tokens of the step.
-    - `dr_grpo` (arXiv 2503.20783): sum over tokens, divided by completions × the maximal completion length.
-
-    Args:
-        mask: `[G, R]` bool of one group.
-
-    Returns:
-        `[G, R]` float32, zero on padding.
-    """
-    real = mask.float()
-    if loss_type == "grpo":
-        return real / mask.sum(dim=1, keepdim=True) / totals.completions
-    if loss_type == "dapo":
-        return real / totals.tokens
-    return real / (totals.completions * max_completion_length)
+    if scale == "none":
+        return centred
+    spread = rewards.std() if scale == "group" else batch_std
+    assert spread is not None
+    return centred / (spread + epsilon)
 
 
 def importance(logps: Tensor, sampling_logps: Tensor, cap: float) -> Tensor:
@@ -113,14 +99,22 @@ def grpo_loss(
     *,
     epsilon: float,
     epsilon_high: float | None = None,
+    delta: float | None = None,
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05),
+    loss_type: str = "dapo",
+    importance_sampling_level: ImportanceLevel = "token",
+    chosen: Tensor | None = None,
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
 ) -> Term:
-    """Clipped token objective with an optional KL to a reference (arXiv 2402.03300, eq. 3; KL estimator k3).
+    """Token objective with an optional KL to a reference (arXiv 2402.03300, eq. 3; KL estimator k3).
 
     Args:
         logps, old_logps, ref_logps: `[G, R]`. advantages: `[G]`. weights: `[G, R]`, see `token_weights`.
-        epsilon, epsilon_high: the ratio is clipped to [1 − ε, 1 + ε_high] (ε_high = ε where None).
+        epsilon, epsilon_high, delta, sapo_temperatures: see `ral.objective.token_loss.Bounds`; ε_high = ε where None.
+        loss_type: a name in `TOKEN_LOSSES`. Its weights are `weights`.
+        importance_sampling_level: see `importance_ratio`.
+        chosen: `[G, R]` bool, the tokens that are rewarded; None: all. The KL counts all.
         beta: of the KL estimate.
 
     Log-ratios are at least float32 and bounded by `MAX_LOG_RATIO`, so that value and gradient are finite: an infinite ratio
@@ -128,18 +122,31 @@ def grpo_loss(
     """
     mask = weights > 0
     logps = logps.to(torch.promote_types(logps.dtype, torch.float32))
-    advantage = advantages[:, None]
-    ratio = (logps - old_logps).clamp(max=MAX_LOG_RATIO).exp()
-    low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
-    per_token = -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage)
-    clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
-    metrics = {"clip_fraction": Mean.over(clipped.float(), mask), "ratio": Mean.over(ratio, mask)}
+    ratio = importance_ratio((logps - old_logps).clamp(max=MAX_LOG_RATIO), mask, importance_sampling_level)
+    bounds = Bounds(epsilon, epsilon if epsilon_high is None else epsilon_high, delta, *sapo_temperatures)
+    state = TokenState(ratio, logps, advantages[:, None], bounds)
+    per_token, clipped = TOKEN_LOSSES[loss_type].per_token(state)
+    seen = mask if ratio.shape == mask.shape else mask.any(dim=1, keepdim=True)
+    metrics = {"ratio": Mean.over(ratio, seen)}
+    if clipped is not None:
+        metrics["clip_fraction"] = Mean.over(clipped.float(), seen)
+    if chosen is not None:
+        per_token = torch.where(chosen, per_token, 0.0)
     if ref_logps is not None:
         gap = (ref_logps - logps).clamp(max=MAX_LOG_RATIO)
         kl = gap.exp() - gap - 1
         metrics["kl"] = Mean.over(kl, mask)
         per_token = per_token + beta * kl
     return Term((per_token * weights).sum(), metrics)
+
+
+def entropy_bonus(entropy: Tensor, weights: Tensor) -> Tensor:
+    """−Σ w · H, which is lower the more even the distributions of tokens are.
+
+    Args:
+        entropy: `[G, R]` in nats, with gradient. weights: `[G, R]` of a mean.
+    """
+    return -(entropy * weights).sum()
 
 
 def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Tensor) -> Term:

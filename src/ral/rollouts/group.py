@@ -1,6 +1,6 @@
 """Typed records between the stages: a prompt group from rollout to objective.
 
-    SampledGroup → ScoredGroup → TrainingGroup(scored, Targets, OldPass)
+    SampledGroup → RewardedGroup → ScoredGroup → TrainingGroup(scored, Targets, OldPass)
 
 A record is complete and frozen when its stage ends. `TrainingGroup` holds the records of one group. Only its `old` pass is set
 later, by the first inner update.
@@ -57,26 +57,41 @@ class SampledGroup:
         lengths = self.lengths
         return torch.arange(int(lengths.max())) < lengths[:, None]
 
+    def counted(self, mask_truncated: bool) -> Tensor:
+        """`[G, R]` bool, the tokens that the loss counts: all real ones, or (`mask_truncated`) those of whole completions."""
+        if not mask_truncated:
+            return self.mask
+        return self.mask & torch.tensor([not completion.truncated for completion in self.completions])[:, None]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredGroup(SampledGroup):
-    """A sampled group with its rewards and advantages.
+class RewardedGroup(SampledGroup):
+    """A sampled group with its rewards.
 
     Attributes:
-        texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply.
-        reward, advantages: `[G]`.
-        attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
-        weights: `[G, R]`, how much each token counts in the optimiser step.
+        texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply. reward: `[G]`.
         scorer_failures: completions that a scorer failed on.
     """
 
     texts: list[str]
     rewards: dict[str, Tensor]
     reward: Tensor
+    scorer_failures: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroup(RewardedGroup):
+    """A rewarded group with its advantages and weights.
+
+    Attributes:
+        advantages: `[G]`.
+        attention_advantages: `[G]`, the advantages of the attention term: GRPO's own, or a control.
+        weights: `[G, R]`, how much each token counts in the optimiser step.
+    """
+
     advantages: Tensor
     attention_advantages: Tensor
     weights: Tensor
-    scorer_failures: int = 0
 
     def samples(self, step: int, prompt: str) -> Iterator[dict[str, Any]]:
         """One row of `samples.jsonl` per completion; the first holds the text of the `prompt`."""

@@ -17,9 +17,10 @@ from ral.config import RALConfig
 from ral.models.sharding import zero_vision_loss
 from ral.objective.anchors import ANCHORS, AttentionState
 from ral.objective.divergence import jensen_shannon
-from ral.objective.terms import Mean, Term, cancelled_share, distillation_loss, grpo_loss
+from ral.objective.terms import Mean, Term, cancelled_share, distillation_loss, entropy_bonus, grpo_loss
 from ral.rollouts.group import TrainingGroup
 from ral.training.distillation import token_divergence
+from ral.training.entropy import TRAINED, Gather, bonus_weights, chosen_tokens, with_trained_entropy
 from ral.training.forward import packed_forward, rows_of
 
 
@@ -46,13 +47,14 @@ class MicroBatchLoss:
 def policy_pass(
     model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig, *, capture: bool, teacher: nn.Module | None
 ) -> list[GroupOutput]:
-    """Run the pass that trains, with the trained layers' rows (if `capture`) and the divergence from the teacher's tokens."""
+    """Run the pass that trains, with the trained layers' rows (if `capture`) and the statistics of tokens that losses take."""
+    statistics = token_divergence(teacher, groups, args)
     return packed_forward(
         model,
         [group.scored for group in groups],
         args,
         layers=args.attention_layers if capture else (),
-        token_statistics=token_divergence(teacher, groups, args),
+        token_statistics=with_trained_entropy(statistics) if args.entropy_coef else statistics,
     )
 
 
@@ -62,13 +64,20 @@ def micro_batch_loss(
     outputs: Sequence[GroupOutput],
     args: RALConfig,
     measure: bool = False,
+    gather: Gather | None = None,
 ) -> MicroBatchLoss:
-    """The losses of `outputs`, the policy's pass over `groups`, each of which has its old pass; `measure`: see `attention_term`."""
+    """The losses of `outputs`, the policy's pass over `groups`, each of which has its old pass.
+
+    Args:
+        measure: see `attention_term`. gather: see `chosen_tokens`.
+    """
     token = attention = distillation = _nothing(model, groups, args)
     metrics = []
-    for group, output in zip(groups, outputs, strict=True):
+    chosen = chosen_tokens(groups, outputs, args, gather)
+    bonuses = bonus_weights(groups, chosen, args)
+    for group, output, acting, bonus in zip(groups, outputs, chosen, bonuses, strict=True):
         terms = (
-            token_term(group, output, args),
+            token_term(group, output, args, acting, bonus),
             attention_term(group, output, args, measure),
             distillation_term(group, output, args),
         )
@@ -87,8 +96,18 @@ def _nothing(model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig)
     return torch.zeros((), device=args.device)
 
 
-def token_term(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> Term:
-    """GRPO's clipped token loss, with the KL to the reference."""
+def token_term(
+    group: TrainingGroup,
+    output: GroupOutput,
+    args: RALConfig,
+    chosen: Tensor | None = None,
+    bonus: Tensor | None = None,
+) -> Term:
+    """GRPO's token loss, with the KL to the reference and the entropy bonus.
+
+    Args:
+        chosen: `[G, R]`, see `chosen_tokens`; None: all. bonus: `[G, R]`, see `bonus_weights`; None: without the bonus.
+    """
     assert group.old is not None
     targets = group.targets
     term = grpo_loss(
@@ -98,14 +117,21 @@ def token_term(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> Te
         group.weights,
         epsilon=args.epsilon,
         epsilon_high=args.epsilon_high,
+        delta=args.delta,
+        sapo_temperatures=(args.sapo_temperature_pos, args.sapo_temperature_neg),
+        loss_type=args.loss_type,
+        importance_sampling_level=args.importance_sampling_level,
+        chosen=chosen,
         ref_logps=targets.ref_logps if args.beta else None,
         beta=args.beta,
     )
-    metrics = {"entropy": Mean.over(output.entropy, output.mask)}
+    loss, metrics = term.loss, {"entropy": Mean.over(output.entropy, output.mask)}
+    if args.entropy_coef and bonus is not None:
+        loss = loss + args.entropy_coef * entropy_bonus(output.extra[TRAINED], bonus)
     if targets.biased_logps is not None:
         gap = (targets.biased_logps - output.logps).abs()
         metrics["explore/logp_gap"] = Mean.over(gap, output.mask)
-    return Term(term.loss, term.metrics | metrics)
+    return Term(loss, term.metrics | metrics)
 
 
 def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, measure: bool = False) -> Term:

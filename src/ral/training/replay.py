@@ -22,6 +22,7 @@ from ral.data.record_errors import WatchedRecords
 from ral.models.loading import load_policy, load_processor
 from ral.models.sharding import prepare_frozen
 from ral.objective.needs import Needs
+from ral.objective.terms import Term
 from ral.rewards.functions import RewardError, build_rewards, of_record, run_reward
 from ral.rollouts.group import TrainingGroup
 from ral.runs.resume import without_removed
@@ -141,7 +142,9 @@ def _of_group(
     with torch.no_grad(), _watched(policy, modules):
         [output] = forward([group])
     yield from _first_of(modules, place)
-    terms = {"token": token_term, "attention": attention_term, "distillation": distillation_term}
+    terms: dict[str, Callable[..., Term]] = {
+        "token": token_term, "attention": attention_term, "distillation": distillation_term
+    }  # fmt: skip
     with torch.no_grad():
         if group.old is None:
             group.old, _ = old_pass(group, output, args)

@@ -1,4 +1,4 @@
-"""Scores sampled groups: completions → rewards → advantages."""
+"""Rewards sampled groups: completions → texts → rewards."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from ral.config import RALConfig
 from ral.data.answer_boxes import as_asked
 from ral.data.record import Record
 from ral.data.templates import think_opening
-from ral.objective.terms import group_advantages
 from ral.rewards.functions import Reward, RewardError, of_record, score_group
-from ral.rollouts.group import SampledGroup, ScoredGroup
+from ral.rollouts.group import RewardedGroup, SampledGroup
 from ral.rollouts.sampling import Completion
 from ral.training.dumps import FailedReward
 
@@ -45,27 +44,16 @@ class Scorer:
     args: RALConfig
     processor: Any
 
-    def score(self, group: SampledGroup, weights: Tensor, step: int, shuffle: torch.Generator) -> ScoredGroup:
-        """The group with rewards and advantages.
-
-        Args:
-            weights: `[G, R]`, see `ral.objective.terms.token_weights`. step: optimiser steps made before.
-            shuffle: for the control that permutes the advantages of the attention term.
-
-        Raises RewardError, see `reward`.
-        """
+    def rewarded(self, group: SampledGroup, step: int) -> RewardedGroup:
+        """The group with its rewards; step: optimiser steps made before. Raises RewardError, see `reward`."""
         record, texts = self.read(group.record, group.prompt, group.completions)
         earned = self.reward(record, texts, group.completions, step)
-        advantages = group_advantages(earned.total, self.args.scale_rewards).to(self.args.device)
-        return ScoredGroup(
+        return RewardedGroup(
             **vars(group) | {"record": record},
             texts=texts,
             rewards=earned.parts,
             reward=earned.total,
             scorer_failures=earned.failed,
-            advantages=advantages,
-            attention_advantages=self._of_attention(advantages, shuffle),
-            weights=weights,
         )
 
     def read(self, record: Record, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Record, list[str]]:
@@ -73,15 +61,6 @@ class Scorer:
         opening = think_opening(self.processor, self.args.think)
         texts = [completion.text(self.processor, opening) for completion in completions]
         return as_asked(record, self.processor, prompt.inputs), texts
-
-    def _of_attention(self, advantages: Tensor, shuffle: torch.Generator) -> Tensor:
-        match self.args.attention_advantage:
-            case "absolute":
-                return advantages.abs()
-            case "shuffled":
-                return advantages[torch.randperm(len(advantages), generator=shuffle).to(advantages.device)]
-            case _:
-                return advantages
 
     def reward(self, record: Record, texts: list[str], completions: Sequence[Completion], step: int) -> Earned:
         """What the completions of one record earn.

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,20 @@ from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.loading import frozen_copy, load_processor
 from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
-from ral.objective.terms import Mean, StepTotals, token_weights
+from ral.objective.terms import Mean
 from ral.rewards.functions import RewardFunction, build_rewards
 from ral.rollouts.engine import ENGINES
-from ral.rollouts.group import SampledGroup, ScoredGroup, TrainingGroup, draw_look_bias, rollout_metrics
+from ral.rollouts.group import SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
 from ral.rollouts.sampling import Sampling
 from ral.runs.checkpoints import CheckpointError
 from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
 from ral.runs.machine import memory_peak_gib
+from ral.training.advantages import score_groups
 from ral.training.balance import GradientBalance
 from ral.training.batches import EpochOrder, RepeatedBatches
 from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
+from ral.training.entropy import gather_all
 from ral.training.evidence import require_evidence
 from ral.training.first_prompt import check_way
 from ral.training.heads import MeasuredHeads
@@ -196,13 +199,10 @@ class RALTrainer(NonFiniteGuardTrainer):
         places = [self._places(j, len(records)) for j, records in enumerate(batches)]
         # All at once: few rows cost a decoding step as much as many.
         groups = self.sample([record for records in batches for record in records], list(chain.from_iterable(places)))
-        totals = self._totals(groups)
-        remaining = iter(groups)
-        sampled = [list(islice(remaining, len(records))) for records in batches]
-        scored = [
-            [self._score(group, place, totals) for group, place in zip(micro_batch, where, strict=True)]
-            for micro_batch, where in zip(sampled, places, strict=True)
-        ]
+        remaining = (self.scorer.rewarded(group, self._step) for group in groups)
+        rewarded = [list(islice(remaining, len(records))) for records in batches]
+        shuffles = [[self._generator(place, 2) for place in where] for where in places]
+        scored = score_groups(rewarded, shuffles, self.args, self.accelerator)
         if self.is_world_process_zero():
             shown = [group for micro_batch in scored for group in micro_batch][: self.args.samples_per_step]
             texts = (decode_prompt(self.processing_class, group.prompt.input_ids) for group in shown)
@@ -268,7 +268,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         outputs = policy_pass(model, groups, args, capture=self.needs.rows or measure, teacher=self.teacher)
         for group, output in zip(groups, outputs, strict=True):
             self.keep_old(group, output)
-        losses = micro_batch_loss(self.model, groups, outputs, args, measure)
+        losses = micro_batch_loss(self.model, groups, outputs, args, measure, partial(gather_all, self.accelerator))
         for metrics in losses.metrics:
             self._means.add(metrics)
         if measure:
@@ -324,13 +324,6 @@ class RALTrainer(NonFiniteGuardTrainer):
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
         return _adapter_off(self.model) if self.reference is None else gathered(self.reference)
 
-    def _score(self, group: SampledGroup, place: int, totals: StepTotals) -> ScoredGroup:
-        args = self.args
-        weights = token_weights(group.mask, totals, args.loss_type, args.max_completion_length)
-        # Gradients are averaged over processes, the weights already count all of them.
-        weights = weights.to(args.device) * args.world_size
-        return self.scorer.score(group, weights, self._step, self._generator(place, 2))
-
     def _places(self, micro_batch: int, size: int) -> range:
         """Places of this process's micro-batch among all prompts of the optimiser step."""
         first = (micro_batch * self.args.world_size + self.args.process_index) * self.args.prompts_per_batch
@@ -340,11 +333,6 @@ class RALTrainer(NonFiniteGuardTrainer):
         """Random numbers of one prompt: the same resumed or not, accumulated or not, and on however many processes."""
         rollout = self._step // self.args.num_iterations
         return torch.Generator().manual_seed(hash((self.args.seed, rollout, place, stream)) % 2**63)
-
-    def _totals(self, groups: list[SampledGroup]) -> StepTotals:
-        counts = torch.tensor([sum(len(g.completions) for g in groups), sum(int(g.lengths.sum()) for g in groups)])
-        counts = self.accelerator.reduce(counts.to(self.args.device), reduction="sum")
-        return StepTotals(int(counts[0]), int(counts[1]))
 
     def _measures_gradients(self) -> bool:
         """Whether the gradients' norms are measured in this step: all inner updates of every n-th rollout batch."""
