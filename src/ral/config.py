@@ -45,6 +45,16 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+#: Settings of transformers' Trainer that its loop reads and ours does not, with the reason.
+UNUSED: dict[str, str] = {
+    "auto_find_batch_size": "a smaller batch would hold half a group; lower per_device_train_batch_size",
+    "batch_eval_metrics": "compute_metrics gets all texts at once",
+    "include_for_metrics": "compute_metrics gets the records as inputs",
+    "label_smoothing_factor": "reinforcement has no labels",
+    "prediction_loss_only": "held-out records are answered and rewarded; they give no loss",
+}
+
+
 def refuse_credentials(args: TrainingArguments) -> None:
     """Raise ConfigError if a setting holds a credential, because every checkpoint stores a copy of the settings."""
     if args.hub_token:
@@ -155,8 +165,12 @@ class RALConfig(GRPOFields, PromptFields, TrainingArguments):
     ddp_find_unused_parameters: bool | None = setting(False, "DDP need not look for them: every pass uses all weights.")
 
     def __post_init__(self) -> None:
+        chooses = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        if chooses and self.metric_for_best_model is None:
+            self.metric_for_best_model = "reward"
         super().__post_init__()
         refuse_credentials(self)
+        self._check_unused()
         self.check_prompt()
         self._check_choices()
         self.check_grpo()
@@ -245,6 +259,11 @@ class RALConfig(GRPOFields, PromptFields, TrainingArguments):
                 f"{every}={steps} would save between the inner updates of one rollout batch, from where a run "
                 f"cannot be resumed exactly; use a multiple of num_iterations={self.num_iterations}"
             )
+
+    def _check_unused(self) -> None:
+        for name, reason in UNUSED.items():
+            if getattr(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)!r} would do nothing: {reason}; leave it out")
 
     def _check_workers(self) -> None:
         if self.dataloader_num_workers:

@@ -22,7 +22,7 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ral.errors import RunError
-from ral.files import atomic_write_text, json_line, read_jsonl, remove_parts
+from ral.files import atomic_write_text, json_line, read_jsonl, read_yaml, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
 from ral.runs.names import ARTEFACTS, CONFIG, ENVIRONMENT, METRICS, SAMPLES
 from ral.runs.redaction import without_credentials
@@ -51,7 +51,7 @@ def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: 
     held = _run_artefacts(folder)
     if held and not (resume or overwrite):
         raise RunError(
-            f"{folder}: already holds a run ({', '.join(path.name for path in held[:3])}); choose another output_dir, "
+            f"{folder}: already holds a run ({_names(held)}); choose another output_dir, "
             "continue it with --resume, or replace it with --overwrite."
         )
 
@@ -89,11 +89,38 @@ def prepare_run(
     _write_origin(folder, public, facts)
 
 
-def write_origin(
-    output_dir: Path | str, config: Mapping[str, Any], *, data: str | None = None, processes: int = 1
+def claim(
+    output_dir: Path | str,
+    config: Mapping[str, Any],
+    *,
+    data: str | None = None,
+    processes: int = 1,
+    resumed: bool = False,
 ) -> None:
-    """Write `config.yaml` and `environment.json` of a run that claims no folder; the arguments are those of `prepare_run`."""
-    _write_origin(Path(output_dir), _public(config), _facts(data, processes))
+    """Claim `output_dir` for a run that Python starts; the other arguments are those of `prepare_run`.
+
+    A `resumed` run keeps the `config.yaml` and `environment.json` that it was started with, if they are there.
+
+    Raises RunError for a folder that holds another run, and on a resume for settings or data that are not the run's; a setting
+    that only one of both names is not compared, as Python's objects have no names.
+    """
+    folder = Path(output_dir)
+    public, facts = _public(config), _facts(data, processes)
+    held = [path for path in _run_artefacts(folder) if path.name != SAMPLES]  # rollouts alone make no run
+    if held and not resumed:
+        raise RunError(
+            f"{folder}: already holds a run ({_names(held)}); choose another output_dir, continue it with "
+            "train(resume_from_checkpoint=True), or remove the folder."
+        )
+    if resumed and (folder / CONFIG).is_file():
+        old, settings = read_yaml(folder / CONFIG, "the settings of the run"), yaml.safe_load(public)
+        _check_resumed(folder, old | {key: settings[key] for key in old.keys() & settings.keys()}, facts)
+    else:
+        _write_origin(folder, public, facts)
+
+
+def _names(held: list[Path]) -> str:
+    return ", ".join(path.name for path in held[:3])
 
 
 def _public(config: Mapping[str, Any]) -> str:

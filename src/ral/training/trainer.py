@@ -13,10 +13,9 @@ optimiser, scheduler, mixed precision, DDP/FSDP/DeepSpeed, checkpoints, trackers
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -28,6 +27,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PredictionOutput
 
 from ral.attention import GroupOutput, Prompt, prepare_prompt
 from ral.attention.models import pretrained
@@ -42,7 +42,6 @@ from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.loading import frozen_copy, load_processor
 from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
-from ral.objective.terms import Mean
 from ral.rewards.functions import RewardFunction, build_rewards
 from ral.rollouts.engine import ENGINES
 from ral.rollouts.group import SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
@@ -59,6 +58,15 @@ from ral.training.entropy import gather_all
 from ral.training.evidence import require_evidence
 from ral.training.first_prompt import check_way
 from ral.training.heads import MeasuredHeads
+from ral.training.held_out import (
+    Answers,
+    Rows,
+    Sets,
+    answer_records,
+    as_sets,
+    refuse_unknown_metric,
+    refuse_unused,
+)
 from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
 from ral.training.nonfinite import NonFiniteGuardTrainer
@@ -68,9 +76,6 @@ from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
 from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
 
-#: What holds training data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
-Rows = str | Path | Iterable[Mapping[str, Any] | Record]
-
 
 class RALTrainer(NonFiniteGuardTrainer):
     """Post-train a vision-language (or text) model with Reinforced Attention Learning.
@@ -78,11 +83,13 @@ class RALTrainer(NonFiniteGuardTrainer):
     Args:
         model: the policy, or the folder or hub id to load it from.
         args: settings; `RALConfig(output_dir=…)`.
-        train_dataset, eval_dataset: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
+        train_dataset, eval_dataset: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s. `eval_dataset`
+            may be several of them by name; their metrics are then `eval_NAME_reward`.
         reward_funcs: names of the registry or functions with TRL's signature; default 0.9 · accuracy + 0.1 · format.
         reward_weights: one per reward function.
         processing_class: the model's processor (or tokenizer); loaded from the model's folder if not given.
         teacher: model (or folder or hub id) to distil from, with `distill_coef` or `attention_distill_coef`.
+        trainer_arguments: of `transformers.Trainer`; `compute_metrics` gets texts as predictions and solutions as labels.
         peft_config: trains an adapter; the reference is then the model with the adapter switched off, if that is the start.
 
     Raises:
@@ -93,14 +100,14 @@ class RALTrainer(NonFiniteGuardTrainer):
     args: RALConfig
     model: nn.Module
     train_dataset: list[Record] | None
-    eval_dataset: list[Record] | None
+    eval_dataset: Sets | None
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel | str | Path,
         args: RALConfig,
         train_dataset: Rows | None = None,
-        eval_dataset: Rows | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
         reward_funcs: RewardFunction | str | Sequence[RewardFunction | str] | None = None,
         processing_class: Any = None,
         peft_config: PeftConfig | None = None,
@@ -108,6 +115,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         reward_weights: Sequence[float] | None = None,
         **trainer_arguments: Any,
     ):
+        refuse_unused(trainer_arguments)
         args = copy(args)  # measured heads are written into it
         self.needs = needs = Needs.of(args)
         refuse_unknown_targets(needs)
@@ -118,8 +126,14 @@ class RALTrainer(NonFiniteGuardTrainer):
             reward_funcs = [reward_funcs]
         rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think, think_opened=False)
         self.scorer = Scorer(rewards, args, processor)
-        switched_off = isinstance(policy, PeftModel) and leaves_start(policy)
-        self.reference = frozen_copy(policy) if needs.reference and not switched_off else None
+        training = None if train_dataset is None else as_records(train_dataset, name="train_dataset")
+        held_out = as_sets(eval_dataset)
+        refuse_unknown_metric(args, held_out, self.scorer, trainer_arguments.get("compute_metrics"))
+        origin = RunOrigin(
+            training, model=named(model) or pretrained(policy).name_or_path, data=train_dataset, eval_data=eval_dataset,
+            reward_funcs=reward_funcs, reward_weights=reward_weights, teacher=teacher, attention_heads=args.attention_heads,
+        )  # fmt: skip
+        self.reference = _reference_copy(policy) if needs.reference else None
         self.teacher = load_teacher(teacher, processor, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[TrainingGroup]] = []
@@ -128,28 +142,19 @@ class RALTrainer(NonFiniteGuardTrainer):
         self._is_unchecked = True  # whether the model is computed as it computes itself
         self._clock = time.perf_counter()
         super().__init__(
-            model=policy,
-            args=args,
-            train_dataset=None if train_dataset is None else as_records(train_dataset, name="train_dataset"),
-            eval_dataset=None if eval_dataset is None else as_records(eval_dataset, name="eval_dataset"),
-            processing_class=processor,
+            model=policy, args=args, train_dataset=training, eval_dataset=held_out, processing_class=processor,
             callbacks=[
-                MetricsWriter(), LearningWarnings(), self.balance, MeasuredHeads(self),
-                *(trainer_arguments.pop("callbacks", None) or ())
+                origin, MetricsWriter(), LearningWarnings(), self.balance, MeasuredHeads(self),
+                *(trainer_arguments.pop("callbacks", None) or ()),
             ],
             **trainer_arguments,
         )  # fmt: skip
-        given = {"data": train_dataset, "eval_data": eval_dataset, "reward_funcs": reward_funcs, "teacher": teacher}
-        task = {"model": named(model) or pretrained(policy).name_or_path} | {k: named(v) for k, v in given.items()}
-        task |= {"reward_weights": reward_weights and list(reward_weights), "attention_heads": args.attention_heads}
-        self.add_callback(RunOrigin(task, self.train_dataset))
-        if needs.evidence and self.train_dataset is not None:
-            require_evidence(self.train_dataset)
+        if needs.evidence and training is not None:
+            require_evidence(training)
         refuse_sharded_rollouts(self.accelerator)
         self.engine = ENGINES[args.rollout_engine](policy, args)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
-        # In the policy's mixed precision, or the reference would differ from the start.
-        if self.reference is not None:
+        if self.reference is not None:  # in the policy's mixed precision, or it would differ from the start
             self.reference = prepare_frozen(self.accelerator, self.reference, shard=True)
         if self.teacher is not None:  # whole: its vision tower runs where a process has an image, and nowhere else
             self.teacher = prepare_frozen(self.accelerator, self.teacher)
@@ -342,33 +347,39 @@ class RALTrainer(NonFiniteGuardTrainer):
     # --- evaluation while training ----------------------------------------------------------------------------------
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean rewards of the most likely completion of every held-out record, from the engine that makes the rollouts."""
-        started = time.perf_counter()
-        records = self.eval_dataset if eval_dataset is None else as_records(eval_dataset)
-        if records is None:
+        """Mean rewards of the most likely completion of every held-out record; of several sets, each under its name."""
+        sets = self.eval_dataset if eval_dataset is None else as_sets(eval_dataset)
+        if sets is None:
             raise UsageError("RALTrainer needs an eval_dataset to evaluate")
-        greedy = replace(self._sampling(), temperature=0)
-        means = RunningMeans()
-        mine = records[self.args.process_index :: self.args.world_size]
-        self._sync()
-        for start in range(0, len(mine), self.args.per_device_eval_batch_size):
-            batch = mine[start : start + self.args.per_device_eval_batch_size]
-            prompts = [self.prepare(record) for record in batch]
-            completions = self.engine.sample(batch, prompts, 1, greedy)
-            for record, prompt, (completion,) in zip(batch, prompts, completions, strict=True):
-                asked, texts = self.scorer.read(record, prompt, [completion])
-                earned = self.scorer.reward(asked, texts, [completion], self._step)
-                observed = {"reward": earned.total, "scorer_failed": torch.tensor([float(earned.failed)])}
-                observed |= {f"reward/{name}": values for name, values in earned.parts.items()}
-                observed["completion_length"] = torch.tensor([float(len(completion.ids))])
-                means.add({name: Mean.over(values, ~values.isnan()) for name, values in observed.items()})
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in means.averages(self.accelerator).items()}
+        if isinstance(sets, dict):
+            found = [self.evaluate(one, metric_key_prefix=f"{metric_key_prefix}_{key}") for key, one in sets.items()]
+            return {name: value for metrics in found for name, value in metrics.items()}
+        metrics = self._answers(sets, metric_key_prefix).metrics
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._clock += time.perf_counter() - started  # not a part of the training steps' time
         return metrics
+
+    def predict(
+        self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """The most likely completion of every record: `predictions` are the texts, `label_ids` the solutions."""
+        answers = self._answers(as_records(test_dataset, name="test_dataset"), metric_key_prefix)
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, answers.metrics)
+        return answers.output()
+
+    def _answers(self, records: Sequence[Record], prefix: str) -> Answers:
+        started = time.perf_counter()
+        self._sync()
+        answers = answer_records(
+            records, self.engine, self.scorer, self._sampling(), self.prepare, self.accelerator, self._step
+        )
+        self._clock += time.perf_counter() - started  # not a part of the training steps' time
+        return answers.measured(self.compute_metrics, prefix)
 
     # --- what is logged ---------------------------------------------------------------------------------------------
 
@@ -382,6 +393,11 @@ class RALTrainer(NonFiniteGuardTrainer):
             logs["memory_peak_gib"] = memory_peak_gib()
             self._means, self._tokens, self._clock, self._logged_step = RunningMeans(), 0, now, self._step
         super().log(logs, start_time)
+
+
+def _reference_copy(policy: nn.Module) -> nn.Module | None:
+    """A frozen copy of the policy; None where the policy without its adapter is the reference."""
+    return None if isinstance(policy, PeftModel) and leaves_start(policy) else frozen_copy(policy)
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""Held-out records while training: answers to them, their metrics, and what is refused before the first step."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput, SaveStrategy
+
+from ral.attention import Prompt
+from ral.config import RALConfig
+from ral.data.readers import as_records
+from ral.data.record import Record
+from ral.errors import ConfigError, UsageError
+from ral.objective.terms import Mean
+from ral.rollouts.engine import Engine
+from ral.rollouts.sampling import Sampling
+from ral.training.running_means import RunningMeans
+from ral.training.scoring import Scorer
+
+#: What holds data: a path or hub id, a `datasets.Dataset`, rows of a known format, or `Record`s.
+Rows = str | Path | Iterable[Mapping[str, Any] | Record]
+#: The records of one held-out set, or of several by name.
+Sets = list[Record] | dict[str, list[Record]]
+#: transformers' `compute_metrics`: texts of the model as `predictions`, solutions as `label_ids`, records as `inputs`.
+ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
+
+#: Arguments of transformers' Trainer that would do nothing here.
+UNUSED = {
+    "data_collator": "prompts are made of records one by one",
+    "compute_loss_func": "the loss is that of the settings; a new term belongs to `ral.objective`",
+    "preprocess_logits_for_metrics": "held-out records are answered in words; compute_metrics gets the texts",
+    "model_init": "the model is given as `model`",
+}
+
+
+def refuse_unused(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument of transformers' Trainer that would do nothing."""
+    for name, reason in UNUSED.items():
+        if arguments.get(name) is not None:
+            raise UsageError(f"{name} would do nothing in RALTrainer: {reason}; leave it out")
+
+
+def as_sets(data: Rows | Mapping[str, Rows] | None, name: str = "eval_dataset") -> Sets | None:
+    """Read one held-out set, or several by name (a dictionary, a `datasets.DatasetDict`).
+
+    Raises DataError as `as_records` does, and UsageError for a name that cannot stand in a metric's.
+    """
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        return as_records(data, name=name)
+    if odd := [key for key in data if not re.fullmatch(r"[\w.-]+", str(key))]:
+        raise UsageError(f"{name}: {odd[0]!r} cannot name a set of records; use letters, digits, '_', '-' and '.'")
+    return {str(key): as_records(rows, name=f"{name}[{key!r}]") for key, rows in data.items()}
+
+
+def refuse_unknown_metric(args: RALConfig, sets: Sets | None, scorer: Scorer, compute: ComputeMetrics | None) -> None:
+    """Raise ConfigError if no evaluation measures what the best model is chosen by.
+
+    `compute` may add metrics whose names are not known yet: it is then taken at its word.
+    """
+    if not (args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST) or sets is None:
+        return
+    wanted = str(args.metric_for_best_model).removeprefix("eval_")
+    names = ["reward", *(f"reward/{reward.name}" for reward in scorer.rewards), "completion_length", "scorer_failed"]
+    known = [f"{key}_{name}" for key in sets for name in names] if isinstance(sets, dict) else names
+    of_own = compute is not None and (not isinstance(sets, dict) or wanted.startswith(tuple(f"{key}_" for key in sets)))
+    if wanted not in known and not of_own:
+        raise ConfigError(
+            f"metric_for_best_model={wanted!r} is not measured on the held-out records; choose one of {', '.join(known)}"
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The most likely answers to held-out records, in their order, of all processes.
+
+    Attributes:
+        texts: the model's turns. metrics: means of rewards and lengths, and what `compute_metrics` gave.
+    """
+
+    records: Sequence[Record]
+    texts: list[str]
+    metrics: dict[str, float]
+
+    def measured(self, compute: ComputeMetrics | None, prefix: str) -> Answers:
+        """With the metrics of `compute`, and every metric's name behind `prefix`.
+
+        Raises UsageError for a result that is no dictionary of new numbers.
+        """
+        metrics = dict(self.metrics)
+        if compute is not None:
+            texts, solutions, _ = self.output()
+            found = compute(EvalPrediction(texts, solutions, inputs=self.records))  # type: ignore[arg-type]
+            if not isinstance(found, Mapping):
+                kind = type(found).__name__
+                raise UsageError(f"compute_metrics returned {kind}; expected a dictionary of numbers by name")
+            for name, value in found.items():
+                if name in metrics:
+                    raise UsageError(
+                        f"compute_metrics returned {name!r}, which is measured already; choose another name"
+                    )
+                if not isinstance(value, numbers.Real):
+                    raise UsageError(f"compute_metrics returned {name!r}: {value!r}; expected a number")
+                metrics[str(name)] = float(value)
+        return replace(self, metrics={f"{prefix}_{name}": value for name, value in metrics.items()})
+
+    def output(self) -> PredictionOutput:
+        """transformers' form: the texts as predictions, the solutions as labels."""
+        solutions = [record.solution for record in self.records]
+        return PredictionOutput(self.texts, solutions, self.metrics)  # type: ignore[arg-type]
+
+
+def answer_records(
+    records: Sequence[Record],
+    engine: Engine,
+    scorer: Scorer,
+    sampling: Sampling,
+    prepare: Callable[[Record], Prompt],
+    accelerator: Accelerator,
+    step: int,
+) -> Answers:
+    """The most likely completion of every record, from the engine that makes the rollouts, and the mean rewards.
+
+    All processes must call this; each answers its share. `step`: optimiser steps made before.
+    """
+    greedy = replace(sampling, temperature=0)
+    means, texts = RunningMeans(), []
+    rank, size = accelerator.process_index, scorer.args.per_device_eval_batch_size
+    places = range(rank, len(records), accelerator.num_processes)
+    for start in range(0, len(places), size):
+        batch = [records[place] for place in places[start : start + size]]
+        prompts = [prepare(record) for record in batch]
+        completions = engine.sample(batch, prompts, 1, greedy)
+        for record, prompt, (completion,) in zip(batch, prompts, completions, strict=True):
+            asked, (text,) = scorer.read(record, prompt, [completion])
+            earned = scorer.reward(asked, [text], [completion], step)
+            observed = {"reward": earned.total, "scorer_failed": torch.tensor([float(earned.failed)])}
+            observed |= {f"reward/{name}": values for name, values in earned.parts.items()}
+            observed["completion_length"] = torch.tensor([float(len(completion.ids))])
+            means.add({name: Mean.over(values, ~values.isnan()) for name, values in observed.items()})
+            texts.append(text)
+    placed = list(zip(places, texts, strict=True))
+    if accelerator.num_processes > 1:
+        placed = sorted(gather_object(placed))
+    return Answers(records, [text for _, text in placed], means.averages(accelerator))
