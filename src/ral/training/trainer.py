@@ -348,7 +348,7 @@ class RALTrainer(NonFiniteGuardTrainer):
 
     def evaluate(
         self,
-        eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        eval_dataset: Any = None,  # Rows, or several of them by name
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -365,7 +365,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         return metrics
 
     def predict(
-        self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """The most likely completion of every record: `predictions` are the texts, `label_ids` the solutions."""
         answers = self._answers(as_records(test_dataset, name="test_dataset"), metric_key_prefix)
