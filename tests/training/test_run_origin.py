@@ -46,8 +46,8 @@ def test_the_output_of_python_is_evaluated_and_reported_as_it_was_trained(tmp_pa
 
 
 def test_only_what_has_a_name_is_named() -> None:
-    assert [named(value) for value in ("a", Path("b"), ["c", "d"], [len], [{"problem": "?"}], [], None, len)] == [
-        "a", "b", ["c", "d"], None, None, None, None, None,
+    assert [named(value) for value in ("a", Path("b"), ["c", "d"], [len], [{"problem": len}], [], None, len, {"x": "y"}, 4)] == [
+        "a", "b", ["c", "d"], None, None, None, None, None, {"x": "y"}, 4,
     ]  # fmt: skip
 
 
