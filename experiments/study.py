@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import numpy as np
 from experiments.common import RECIPES, RESULTS, evaluated, trained
 from experiments.studies import STUDIES, Study
 from ral.evaluate.settings import EvalSettings
+from ral.evaluate.tasks.selection import find_task
 from ral.files import atomic_write_text, read_jsonl
 from ral.recipe import Recipe, load_recipe
 from ral.runs.folder import machine_class
+from ral.runs.names import ITEMS, LOOKS
 from ral.testbed import model_name
 
 #: Blocks of updates that a training curve is averaged over.
@@ -43,7 +46,11 @@ class Cell:
         pointing, mass, visual_share: of the last trained layer, at the row that predicts the answer; None without boxes.
         curve: mean reward of sampled completions in each of `BLOCKS` equal parts of the run.
         signal: attention gradient's norm over the token gradient's, the mean over measured updates; None if never seen.
-        seconds: of training. commit: of the source that ran.
+        seconds: of training. commit: of the source that ran. finished: when, in UTC.
+        tokens: mean length of the held-out completions.
+        followed: share of held-out answers that are the hint's; None without hints. control: accuracy on the `control_task`.
+        causal: what hiding the box changes the answer's log-probability by, less what random tokens do (nats); None if not probed.
+        watch: during the run, on `look_items` held-out items: step, accuracy, mass in box, visual share, tokens, causal.
     """
 
     arm: str
@@ -58,6 +65,12 @@ class Cell:
     seconds: float
     commit: str | None
     machine: str = field(default_factory=machine_class)
+    finished: str | None = None
+    tokens: float | None = None
+    followed: float | None = None
+    control: float | None = None
+    causal: float | None = None
+    watch: tuple[tuple[float | None, ...], ...] = ()
 
 
 def overrides(study: Study, arm: str, seed: int, output: Path) -> list[str]:
@@ -82,7 +95,11 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
     folder = trained(recipe)
     task = _task(recipe)
     settings = EvalSettings.of_model(folder, show=0)
-    summary = evaluated(str(folder), task, study.held_out, folder / "eval" / task, settings)
+    probed = EvalSettings.of_model(folder, show=0, probes=study.probes)
+    summary = evaluated(str(folder), task, study.held_out, folder / "eval" / task, probed)
+    control = study.control_task
+    other = evaluated(str(folder), control, study.held_out, folder / "eval" / control, settings) if control else {}
+    items = list(read_jsonl(folder / "eval" / task / "items.jsonl"))
     rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "step_seconds" in row]
     steps = [0, *(row["step"] for row in rows)]
     rewards = np.array_split([row["reward"] for row in rows], BLOCKS)
@@ -93,22 +110,60 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
         arm=arm,
         seed=seed,
         accuracy=summary["accuracy"],
-        correct=_bits(item["correct"] == 1 for item in read_jsonl(folder / "eval" / task / "items.jsonl")),
+        correct=_bits(item["correct"] == 1 for item in items),
         **{name: looking.get(name) for name in LOOKING},
         curve=tuple(round(float(np.mean(block)), 4) for block in rewards if len(block)),
         signal=float(np.mean(signals)) if signals else None,
         seconds=round(sum(row["step_seconds"] * (b - a) for row, a, b in zip(rows, steps, steps[1:], strict=False)), 1),
         commit=commit,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        tokens=float(np.mean([item["tokens"] for item in items])),
+        followed=_followed(items, task, study.held_out),
+        control=other.get("accuracy"),
+        causal=_causal(summary["probes"]),
+        watch=_watch(folder / LOOKS / ITEMS),
     )
+
+
+def _followed(items: Sequence[dict[str, Any]], task: str, held_out: int) -> float | None:
+    """Share of the answers that are what the hint says; None where the records have none."""
+    records = list(find_task(task, n=held_out).records())
+    if any("hint" not in record.extra for record in records):
+        return None
+    return float(np.mean([item["prediction"] == r.extra["hint"] for item, r in zip(items, records, strict=True)]))
+
+
+def _causal(probes: dict[str, Any] | None) -> float | None:
+    return probes["masking"]["difference"] if probes and "masking" in probes else None
+
+
+def _watch(looks: Path) -> tuple[tuple[float | None, ...], ...]:
+    """Means of every look of a run, in the order of `Cell.watch`; empty where none were taken."""
+    rows = list(read_jsonl(looks)) if looks.exists() else []
+    found = []
+    for step in sorted({row["step"] for row in rows}):
+        taken = [row for row in rows if row["step"] == step]
+        grounded = [row["grounding"] for row in taken if row["grounding"]]
+        masked = [row["probes"]["masking"] for row in taken if row["probes"] and row["probes"].get("masking")]
+        figures = (
+            [row["correct"] for row in taken],
+            [one["mass"] for one in grounded],
+            [one["visual_share"] for one in grounded],
+            [row["tokens"] for row in taken],
+            [one["box"] - one["random"] for one in masked],
+        )
+        found.append((step, *(round(float(np.mean(values)), 4) if values else None for values in figures)))
+    return tuple(found)
 
 
 def run_start(study: Study, output: Path) -> dict[str, Any]:
     """The checkpoint that all arms start from, asked as the baseline is."""
     recipe = recipe_of(study, study.baseline, 0, output)
-    settings = EvalSettings.of_config(recipe.settings(), show=0)
+    settings = EvalSettings.of_config(recipe.settings(), show=0, probes=study.probes)
     summary = evaluated(model_name(recipe.model), _task(recipe), study.held_out, output / "start", settings)
     looking = summary["grounding"] or {}
-    return {"accuracy": summary["accuracy"], **{name: looking.get(name) for name in LOOKING}}
+    found = {"accuracy": summary["accuracy"], **{name: looking.get(name) for name in LOOKING}}
+    return found | ({"causal": _causal(summary["probes"])} if study.probes else {})
 
 
 def run(study: Study, cells: Sequence[tuple[str, int]], output: Path, workers: int) -> Iterator[Cell]:
@@ -138,7 +193,10 @@ def read_cells(name: str) -> list[Cell]:
     """The cells of a study that are known so far."""
     file = result_file(name)
     found = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else []
-    return [Cell(**{**cell, "curve": tuple(cell["curve"])}) for cell in found]
+    return [
+        Cell(**{**cell, "curve": tuple(cell["curve"]), "watch": tuple(map(tuple, cell.get("watch", ())))})
+        for cell in found
+    ]
 
 
 def write_cells(name: str, start: Mapping[str, Any], cells: Sequence[Cell]) -> None:
@@ -183,7 +241,9 @@ def commands(study: Study, arm: str, seed: int, output: Path) -> list[str]:
     words = shlex.join(overrides(study, arm, seed, output))
     return [
         f"ral train recipes/testbed/{study.arms[arm].recipe}.yaml {words}",
-        f"ral eval {folder} --tasks {_task(recipe)} --n {study.held_out}",
+        f"ral eval {folder} --tasks {_task(recipe)} --n {study.held_out}"
+        + (f" --probes {study.probes}" if study.probes else ""),
+        *([f"ral eval {folder} --tasks {study.control_task} --n {study.held_out}"] if study.control_task else []),
     ]
 
 

@@ -17,6 +17,7 @@ from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, UsageError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
+from ral.objective.evidence_settings import EVIDENCE_CHOICES, EvidenceFields
 from ral.objective.needs import Needs
 from ral.objective.settings import GRPOFields
 from ral.objective.terms import ScaleRewards
@@ -42,6 +43,7 @@ CHOICES: dict[str, Collection[str]] = {
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
     "rollout_engine": ENGINES,
+    **EVIDENCE_CHOICES,
 }
 
 
@@ -71,8 +73,8 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RALConfig(GRPOFields, PromptFields, TrainingArguments):
-    """Settings of Reinforced Attention Learning, with `GRPOFields`, `PromptSettings` and `transformers.TrainingArguments`.
+class RALConfig(GRPOFields, EvidenceFields, PromptFields, TrainingArguments):
+    """Settings of Reinforced Attention Learning, with `GRPOFields`, `EvidenceFields`, `PromptSettings` and `TrainingArguments`.
 
     `per_device_train_batch_size` counts completions, as in TRL, and is a multiple of `num_generations`. Defaults are the
     paper's values, if these are known.
@@ -273,6 +275,8 @@ class RALConfig(GRPOFields, PromptFields, TrainingArguments):
             )
 
     def _check_attention_term(self) -> None:
+        uses_evidence = ANCHORS[self.attention_anchor].uses("evidence")
+        self.check_evidence(self.attention_anchor, uses_evidence, self.attention_keys, self.prompts_per_batch)
         if not self.attention_coef:
             return
         if ANCHORS[self.attention_anchor].needs_inner_updates and self.num_iterations == 1:

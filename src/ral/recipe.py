@@ -109,6 +109,10 @@ class Recipe(BaseRecipe):
         default=0, metadata={"help": "Record where the model looks every n steps, for the report; 0: never."}
     )
     look_items: int = field(default=6, metadata={"help": "Number of records of `eval_data` for these looks."})
+    look_probes: str = field(
+        default="",
+        metadata={"help": "Further measures of these looks, as `probes` of `ral eval`: `masking`, `heads` …"},
+    )
     args: RALConfig
 
 

@@ -19,7 +19,7 @@ from ral.data.record import Record
 from ral.errors import ConfigError
 from ral.evaluate.answering import answer
 from ral.evaluate.scoring import items_of
-from ral.evaluate.settings import EvalSettings
+from ral.evaluate.settings import EvalSettings, parse_probes
 from ral.evaluate.tasks import Task
 from ral.evaluate.tasks.own import by_type
 from ral.rollouts.sampling import evaluating
@@ -34,13 +34,16 @@ class LookRecorder(TrainerCallback):
     It draws no random number: training goes on as it would without. Of several processes all look, as sharded weights are
     used together, and the main one writes. On a resumed run, looks after the checkpoint are taken again.
 
-    Raises ConfigError without records, and unless `every` is at least 1.
+    `probes` are further measures of looking (`ral.evaluate.probes`), separated by commas.
+
+    Raises ConfigError without records, and unless `every` is at least 1; DataError for an unknown probe.
     """
 
-    def __init__(self, records: Sequence[Record], every: int):
+    def __init__(self, records: Sequence[Record], every: int, probes: str = ""):
         if every < 1 or not records:
             raise ConfigError(f"every={every} with {len(records)} records: looks need a number of steps and a record")
-        self.records, self.every = list(records), every
+        parse_probes(probes)
+        self.records, self.every, self.probes = list(records), every, probes
         self.task = Task(LOOKS, lambda table, media: iter(self.records), by_type)
         self._taken: int | None = None
 
@@ -65,7 +68,8 @@ class LookRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, processing_class: Any, **kwargs: Any
     ) -> None:
         settings = EvalSettings.of_config(vars(args))
-        settings = replace(settings, layer=resolve_layers(make_capturable(model), [settings.layer])[0])
+        layer = resolve_layers(make_capturable(model), [settings.layer])[0]
+        settings = replace(settings, layer=layer, probes=self.probes)
         folder = _folder(args) if state.is_world_process_zero else None
         shown = {record.id for record in self.records}
         with evaluating(model):

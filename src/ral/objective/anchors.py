@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ral.attention.rows import renormalise
+from ral.objective.divergence import DIVERGENCES
 from ral.objective.terms import Mean, Term, attention_loss
 
 
@@ -27,8 +28,11 @@ class AttentionState:
         target: `[G, R, K]` the target rows that the anchor asked for, such as the reference's or the teacher's.
         advantages: `[G]`. weights: `[G, R]`, see `ral.objective.terms.token_weights`.
         shared_keys: how many leading keys are the same position in every completion (the prompt's).
-        evidence: `[shared_keys]` bool, true on keys that show the evidence; None if unknown or not requested.
-        answer: `[G, R]` bool, the tokens that give the answer, if evidence was requested.
+        evidence: how much a look at each key is worth, from 0 to 1 (or bool), `[shared_keys]`, or `[G, R, shared_keys]` where
+            rows have evidence of their own; None if unknown or not requested.
+        answer: `[G, R]` bool, the rows that evidence trains, if it was requested: those of the answer, or others (`evidence_rows`).
+        density: `[shared_keys]` or `[G, R, shared_keys]`, the distribution that rows are pulled to; None: to raised old rows.
+        divergence: of `evidence`, by its name in `ral.objective.divergence.DIVERGENCES`.
     """
 
     rows: Tensor
@@ -39,6 +43,8 @@ class AttentionState:
     shared_keys: int
     evidence: Tensor | None = None
     answer: Tensor | None = None
+    density: Tensor | None = None
+    divergence: str = "jsd"
 
 
 @dataclass(frozen=True)
@@ -110,30 +116,44 @@ def credit(state: AttentionState) -> Term:
 
 
 def evidence(state: AttentionState) -> Term:
-    """JSD(p_θ ‖ p_old · e^{1[k ∈ evidence]} / Z) in the answer's rows: rewards attention on the evidence directly.
+    """D(p_θ ‖ p_old · e^{w(k)} / Z), w = 1 on the evidence: rewards attention on the evidence directly.
 
-    As `credit`, but the value of a look is known instead of estimated: 1 on the evidence, 0 elsewhere. The expected value of a
-    row is its mass on the evidence. The gradient is exact, so rollouts need not be compared with each other. First order while some
-    of the attention is elsewhere. A group without known evidence contributes nothing, and `without_evidence` counts it. Only the
-    answer's rows are trained, because other rows may need to look at places that the data does not mark.
+    As `credit`, but the worth w of a look is known instead of estimated. The expected worth of a row is its mass on the
+    evidence. The gradient is exact, so rollouts need not be compared with each other. First order while some of the attention
+    is elsewhere. A group without known evidence contributes nothing, and `without_evidence` counts it. Only the answer's rows
+    are trained unless `evidence_rows` says otherwise, because other rows may need to look at places that the data does not mark.
+
+    With a density the target is that, as in EASE (arXiv 2605.30912): KL(p_θ ‖ mixture of Gaussians on the boxes).
     """
     if state.evidence is None:
         return Term(0.0 * state.rows.sum(), {"attention/without_evidence": Mean.of(1.0)})
     assert state.answer is not None
-    answers = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
-    term = _improved(answers, state.evidence.to(state.rows.dtype))
+    trained = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
+    worth = state.evidence.to(state.rows.dtype)
+    if state.density is None:
+        term = _improved(trained, worth, state.divergence)
+    else:
+        term = _pulled(trained, state.density.to(state.rows.dtype), state.divergence)
     looks = renormalise(state.rows[..., : state.shared_keys].detach())
     seen = {
         "attention/without_evidence": Mean.of(0.0),
-        "attention/on_evidence": Mean.over(looks[..., state.evidence].sum(dim=-1), answers.weights > 0),
+        "attention/on_evidence": Mean.over((looks * worth).sum(dim=-1), trained.weights > 0),
+        "attention/evidence_rows": Mean.over((trained.weights > 0).float(), state.weights > 0),
     }
     return Term(term.loss, term.metrics | seen)
 
 
-def _improved(state: AttentionState, worth: Tensor) -> Term:
-    """JSD(p_θ ‖ argmax_q E_q[worth] − KL(q ‖ p_old)) of every row on the prompt's keys; worth: `[shared_keys]`."""
-    rows, old = (renormalise(rows[..., : state.shared_keys]) for rows in (state.rows, state.old))
-    return attention_loss(rows, renormalise(old * worth.exp()), torch.ones_like(state.advantages), state.weights)
+def _improved(state: AttentionState, worth: Tensor, divergence: str = "jsd") -> Term:
+    """D(p_θ ‖ argmax_q E_q[worth] − KL(q ‖ p_old)) of every row on the prompt's keys; worth: `[…, shared_keys]`."""
+    old = renormalise(state.old[..., : state.shared_keys])
+    return _pulled(state, old * worth.exp(), divergence)
+
+
+def _pulled(state: AttentionState, target: Tensor, divergence: str) -> Term:
+    """D(p_θ ‖ target) of every row on the prompt's keys, whatever was rewarded; target: `[…, shared_keys]`, in any scale."""
+    rows = renormalise(state.rows[..., : state.shared_keys])
+    target = renormalise(target).expand_as(rows)
+    return attention_loss(rows, target, torch.ones_like(state.advantages), state.weights, DIVERGENCES[divergence])
 
 
 def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:

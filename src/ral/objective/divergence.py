@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,6 +66,26 @@ def _gradient(x: Tensor, other: Tensor, grad: Tensor) -> Tensor:
     for out, a, b, upstream in _chunks(result, x, other, grad[..., None] / 2):
         torch.mul(_log_ratio(a, b), upstream, out=out)
     return result
+
+
+def kullback_leibler(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) = Σ p · ln(p/q) in nats along the last dimension; infinite where q is 0 and p is not.
+
+    Zeros of p are safe: they add nothing, and nothing flows into them.
+
+    Args:
+        p, q: `[..., K]` non-negative, rows summing to 1 (or p all zero: that gives 0). q is constant to autograd.
+
+    Returns:
+        `[...]`.
+    """
+    seen = p > 0
+    logs = torch.where(seen, p, 1.0).log() - torch.where(seen, q.detach(), 1.0).log()
+    return (p * logs).sum(dim=-1)
+
+
+#: By name, as settings have them: (policy rows, target rows) → divergence.
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"jsd": jensen_shannon, "kl": kullback_leibler}
 
 
 def generalised_jensen_shannon(student_logps: Tensor, teacher_logps: Tensor, beta: float) -> Tensor:

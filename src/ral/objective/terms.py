@@ -7,7 +7,7 @@ L = Σ_groups Σ_tokens w · ℓ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -149,13 +149,20 @@ def entropy_bonus(entropy: Tensor, weights: Tensor) -> Tensor:
     return -(entropy * weights).sum()
 
 
-def attention_loss(rows: Tensor, target: Tensor, advantages: Tensor, weights: Tensor) -> Term:
-    """L_attn = Σ w · A · JSD(p_θ ‖ target): pulled to the target where A > 0, pushed from it where A < 0.
+def attention_loss(
+    rows: Tensor,
+    target: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    divergence_of: Callable[[Tensor, Tensor], Tensor] = jensen_shannon,
+) -> Term:
+    """L_attn = Σ w · A · D(p_θ ‖ target): pulled to the target where A > 0, pushed from it where A < 0.
 
     Args:
         rows, target: `[G, R, K]`, the target detached. advantages: `[G]`. weights: `[G, R]`.
+        divergence_of: D, Jensen–Shannon's as in the paper or another of `ral.objective.divergence`.
     """
-    divergence = jensen_shannon(rows, target)
+    divergence = divergence_of(rows, target)
     mask = weights > 0
     per_token = advantages[:, None] * divergence
     metrics = {

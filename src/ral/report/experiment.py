@@ -111,7 +111,17 @@ def _most_evaluated(arms: Sequence[Arm]) -> str | None:
 
 
 #: Settings that do not tell one arm from another.
-_OF_ONE_RUN = {"seed", "data_seed", "output_dir", "logging_dir", "run_name", "look_steps", "look_items", "disable_tqdm"}
+_OF_ONE_RUN = {
+    "seed",
+    "data_seed",
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "look_steps",
+    "look_items",
+    "look_probes",
+    "disable_tqdm",
+}
 
 
 def grouped(found: Sequence[Arm], notices: list[str]) -> list[Arm]:

@@ -117,7 +117,9 @@ class Targets:
         ref_logps: `[G, R]` of the start model.
         target_rows: layer → `[G, R, K]`, the anchor's target.
         biased_logps: `[G, R]` of the policy under the look bias.
-        evidence: `[P]` bool, the prompt's tokens that show it. answer: `[G, R]` bool, the completions' tokens that give the answer.
+        evidence: the prompt's tokens that show it: `[P]` bool (or a worth from 0 to 1), or `[G, R, P]` where each row has its own.
+        answer: `[G, R]` bool, the rows that evidence trains: of the tokens that give the answer, or what `evidence_rows` chooses.
+        density: the mixture of Gaussians on the boxes, in the shapes of `evidence`.
         teacher_rows: one `[G, R, K]` per trained layer. teacher_hidden: `[ΣR, d]`. Both of the distillation's teacher.
     """
 
@@ -126,6 +128,7 @@ class Targets:
     biased_logps: Tensor | None = None
     evidence: Tensor | None = None
     answer: Tensor | None = None
+    density: Tensor | None = None
     teacher_rows: list[Tensor] | None = None
     teacher_hidden: Tensor | None = None
 
@@ -178,10 +181,16 @@ class TrainingGroup:
 
     def shared_evidence(self, keys: Keys, skip: int = 0) -> Tensor | None:
         """Which of the `shared_keys` show the evidence."""
-        evidence = self.targets.evidence
-        if evidence is None:
+        return self._on_keys(self.targets.evidence, keys, skip)
+
+    def shared_density(self, keys: Keys, skip: int = 0) -> Tensor | None:
+        """The mixture of Gaussians on the `shared_keys`; not renormalised where keys are left out."""
+        return self._on_keys(self.targets.density, keys, skip)
+
+    def _on_keys(self, values: Tensor | None, keys: Keys, skip: int) -> Tensor | None:
+        if values is None:
             return None
-        return evidence[self.prompt.visual] if keys == "visual" else evidence[skip:]
+        return values[..., self.prompt.visual] if keys == "visual" else values[..., skip:]
 
 
 def selected_rows(output: GroupOutput, keys: Keys, skip: int = 0) -> dict[int, Tensor]:

@@ -19,6 +19,7 @@ from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
+from ral.testbed.shortcut import HINTS, both_ways, shortcut_records
 
 Split = Literal["train", "test"]
 #: Draws `n` records with a seed. A longer draw begins with a shorter one of the same seed.
@@ -80,6 +81,33 @@ def _easy_vqa_evaluated(n: int | None, seed: int) -> list[Record]:
     ]
 
 
+#: How often the hint of a shortcut set is right in training, in per cent.
+HINT_RIGHT = (80, 90, 95, 97)
+
+
+def _shortcut(hint: str, right: int) -> EmbeddedSet:
+    """Trained on hints that are right in `right` per cent, tested on hints that are wrong."""
+
+    def read(split: Split, n: int) -> list[Record]:
+        share = right / 100 if split == "train" else 0.0
+        return shortcut_records(n, SEEDS[split], hint=hint, right=share)
+
+    return EmbeddedSet(
+        name=f"shortcut-{hint}-{right}",
+        sizes={"train": 4096, "test": 512},
+        read=read,
+        evaluated=lambda n, seed: shortcut_records(512 if n is None else n, -1 - seed, hint=hint),
+        worked=partial(both_ways, hint=hint),
+        note="The hint of every question is wrong.",
+    )
+
+
+def _agreeing(hint: str) -> EmbeddedSet:
+    """The control of the shortcut sets: the hint is always right."""
+    draw = partial(shortcut_records, hint=hint, right=1.0)
+    return replace(drawn(f"shortcut-{hint}-100", draw, 4096, 512), note="The hint of every question is right.")
+
+
 SETS: dict[str, EmbeddedSet] = {
     one.name: one
     for one in (
@@ -96,6 +124,8 @@ SETS: dict[str, EmbeddedSet] = {
             cluster="image",
             note="About 74 % of the questions are yes or no.",
         ),
+        *(_shortcut(hint, right) for hint in HINTS for right in HINT_RIGHT),
+        *map(_agreeing, HINTS),
     )
 }
 

@@ -4,20 +4,83 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ral.attention import Prompt
-from ral.data.boxes import tile_mask
-from ral.data.record import Record
+from ral.data.box_density import tile_density
+from ral.data.boxes import Size, tile_mask
+from ral.data.placebo import MOVES, borrowed, keeps, moved
+from ral.data.record import Box, Record
 from ral.data.shown_media import shown_media
 from ral.data.spans import answer_span, passage
 from ral.errors import DataError
+from ral.families.tiles import Tile
+from ral.objective.evidence_settings import EvidenceFields
 from ral.rewards.answers import Mode, extract_answer
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the tokens of a prompt stand for, and the boxes on it: of its pictures, or of its document.
+
+    Attributes:
+        tokens: `[N]` where the visual tokens (or the document's) stand in the prompt. length: P, of the prompt.
+        tiles: what of which picture each of them shows. sizes: (width, height) of each picture, in the pixels of `boxes`.
+        boxes: the evidence; `Box.medium` is the number of a picture.
+    """
+
+    tokens: Tensor
+    length: int
+    tiles: tuple[Tile, ...]
+    sizes: Sequence[Size]
+    boxes: tuple[Box, ...]
+
+    def mask(self) -> Tensor | None:
+        """`[P]` bool, true on the tokens that show a box; None without boxes."""
+        return self._on_prompt(tile_mask(self.tiles, self.boxes, self.sizes)) if self.boxes else None
+
+    def density(self, settings: EvidenceFields) -> Tensor | None:
+        """`[P]` float32, the mixture of Gaussians on the boxes (`tile_density`); None without boxes."""
+        if not self.boxes:
+            return None
+        sigma, background = settings.evidence_sigma, settings.evidence_background
+        return self._on_prompt(tile_density(self.tiles, self.boxes, self.sizes, sigma, background).astype(np.float32))
+
+    def _on_prompt(self, values: NDArray) -> Tensor:
+        found = torch.from_numpy(values)
+        return found.new_zeros(self.length).index_put((self.tokens.cpu(),), found).to(self.tokens.device)
+
+
+def places_of(
+    record: Record, prompt: Prompt, processor: Any, num_frames: int | None = None, fps: float | None = None
+) -> Places:
+    """The pictures or the document of `record` in its `prompt`, with its boxes. Media are decoded once more.
+
+    `num_frames` and `fps` are those that the prompt was encoded with. A box on a frame that was not sampled was not seen, and is
+    left out.
+
+    Raises DataError for media and spans that do not fit, and for a model whose visual tokens stand for unknown pixels.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    length = len(prompt.input_ids)
+    if text := passage(tokenizer, prompt.input_ids, record):
+        tokens = torch.arange(length, device=prompt.input_ids.device)[text.tokens]
+        return Places(tokens, length, (Tile(0, 1, len(tokens)),), text.sizes, text.boxes)
+    shows = shown_media(record, processor, num_frames, fps)
+    if not prompt.tiles and shows.pictures:
+        raise DataError(
+            f"{record.origin}: has boxes, but which pixels the visual tokens of this model stand for is not known; choose "
+            "another attention_anchor than evidence, or a model with geometry (docs/models.md)"
+        )
+    return Places(prompt.places, length, prompt.tiles, shows.sizes, shows.boxes)
 
 
 def evidence_tokens(
@@ -25,26 +88,38 @@ def evidence_tokens(
 ) -> Tensor | None:
     """`[P]` bool, true on the tokens of `prompt` that show the evidence of its `record`; None where it is not known.
 
-    `num_frames` and `fps` are those that the prompt was encoded with. A box on a frame that was not sampled was not seen, and
-    a record with no other is one whose evidence is not known. Media are decoded once more.
+    A record whose boxes are all on frames that were not sampled is one whose evidence is not known.
 
     Raises DataError for boxes and spans that do not fit.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    inside = torch.zeros_like(prompt.visual)
-    if text := passage(tokenizer, prompt.input_ids, record):
-        for box in text.boxes:
-            inside[text.tokens][int(box.x0) : int(box.x1)] = True
-    elif record.boxes:
-        shows = shown_media(record, processor, num_frames, fps)
-        if not prompt.tiles:
-            raise DataError(
-                f"{record.origin}: has boxes, but which pixels the visual tokens of this model stand for is not known; choose "
-                "another attention_anchor than evidence, or a model with geometry (docs/models.md)"
-            )
-        mask = tile_mask(prompt.tiles, shows.boxes, shows.sizes)
-        inside[prompt.places] = torch.from_numpy(mask).to(inside.device)
-    return inside if bool(inside.any()) else None
+    if not record.grounded:
+        return None
+    return places_of(record, prompt, processor, num_frames, fps).mask()
+
+
+def with_control(all_places: Sequence[Places], records: Sequence[Record], control: str) -> list[Places]:
+    """The places of all groups of a micro-batch with their boxes, or with placebo or spoiled ones (`evidence_control`).
+
+    `shuffled` gives each group with boxes those of the next that has some.
+    """
+    if control in MOVES:
+        return [
+            replace(one, boxes=tuple(moved(one.boxes, one.sizes, control, record.id)))
+            for one, record in zip(all_places, records, strict=True)
+        ]
+    if control == "none":
+        return list(all_places)
+    if control == "half":
+        return [
+            one if keeps(record.id) else replace(one, boxes=()) for one, record in zip(all_places, records, strict=True)
+        ]
+    known = [number for number, one in enumerate(all_places) if one.boxes]
+    found = list(all_places)
+    for number, other in zip(known, known[1:] + known[:1], strict=True):
+        own, lender = all_places[number], all_places[other]
+        boxes = borrowed(lender.boxes, lender.sizes, own.sizes) if other != number else ()
+        found[number] = replace(own, boxes=tuple(boxes))
+    return found
 
 
 def answer_tokens(texts: Sequence[str], ids: Sequence[Tensor], processor: Any, mode: Mode, think: bool) -> Tensor:

@@ -96,7 +96,8 @@ def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record
         raise ConfigError(
             f"look_steps={recipe.look_steps} needs held-out records to look at; set eval_data, or look_steps to 0"
         )
-    looks = [LookRecorder((held_out or [])[: recipe.look_items], recipe.look_steps)] if recipe.look_steps else []
+    looked = (held_out or [])[: recipe.look_items]
+    looks = [LookRecorder(looked, recipe.look_steps, recipe.look_probes)] if recipe.look_steps else []
     model, processor = start_model(recipe)
     return RALTrainer(
         model,

@@ -145,7 +145,7 @@ def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, m
     metrics: dict[str, Mean] = {}
     losses = [torch.zeros((), device=output.logps.device)]
     anchor, keys = ANCHORS[args.attention_anchor], (args.attention_keys, args.attention_skip)
-    shared_keys, evidence = group.shared_keys(*keys), group.shared_evidence(*keys)
+    shared_keys, evidence, density = group.shared_keys(*keys), group.shared_evidence(*keys), group.shared_density(*keys)
     for layer, current in rows.items():
         old = group.old.rows[layer]
         # Without a target the term is measured, but not trained: an arm without the attention term.
@@ -159,6 +159,8 @@ def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, m
             shared_keys,
             evidence,
             targets.answer,
+            density,
+            args.evidence_divergence,
         )
         term = anchor.term(state)
         losses.append(term.loss / len(rows))

@@ -17,13 +17,12 @@ from torch import nn
 from ral.attention import GroupOutput
 from ral.attention.models import pretrained, resolve_layers
 from ral.config import RALConfig
-from ral.data.record_errors import name_in_errors
 from ral.errors import ConfigError
 from ral.objective.needs import Needs
 from ral.objective.terms import Mean, importance
 from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup
 from ral.training.distillation import teacher_pass
-from ral.training.evidence import answer_tokens, evidence_tokens
+from ral.training.evidence_sources import SOURCES
 from ral.training.forward import packed_forward, rows_of
 
 #: Mean distance of log-probabilities per token below which two passes are of one model; bfloat16 rounds to some hundredths.
@@ -75,15 +74,9 @@ def of_biased_policy(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Ta
 
 
 def of_evidence(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
-    """Which tokens show the evidence and which give the answer; no pass of any model."""
-    return [_evidence(sources.args, sources.processor, group) for group in groups]
-
-
-def _evidence(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
-    with name_in_errors(group.record):
-        evidence = evidence_tokens(group.record, group.prompt, processor, args.num_frames, args.fps)
-    answer = answer_tokens(group.texts, group.ids, processor, args.scorer, args.think)
-    return Targets(evidence=evidence, answer=answer.to(args.device))
+    """Which tokens show the evidence, and which rows are to look at them (`ral.training.evidence_sources`)."""
+    args = sources.args
+    return SOURCES[args.evidence_from](args, sources.processor, sources.policy, groups)
 
 
 def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:

@@ -149,7 +149,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             ],
             **trainer_arguments,
         )  # fmt: skip
-        if needs.evidence and training is not None:
+        if needs.evidence and args.evidence_from == "data" and training is not None:
             require_evidence(training)
         refuse_sharded_rollouts(self.accelerator)
         self.engine = ENGINES[args.rollout_engine](policy, args)

@@ -1,0 +1,51 @@
+"""Boxes as a smooth distribution over visual tokens: a mixture of Gaussians with a background (EASE, arXiv 2605.30912)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ral.data.boxes import Size
+from ral.data.record import Box
+
+if TYPE_CHECKING:
+    from ral.families.tiles import Tile
+
+
+def tile_density(
+    tiles: Sequence[Tile], boxes: Sequence[Box], sizes: Sequence[Size], sigma: float, background: float
+) -> NDArray[np.float64]:
+    """`[N]` over the visual tokens of all `tiles`, summing to 1: (1 − α) · mean of the boxes' Gaussians + α · uniform.
+
+    A box's Gaussian has its mean at the box's centre and standard deviations of `sigma` (σ) times its width and height. It is
+    taken at the centres of tokens and sums to 1. The paper gives σ = 0.25 and α = 0.1 (`background`); equal weights of
+    boxes and a σ for each axis are assumed.
+
+    Args:
+        sizes: (width, height) of every picture; `Box.medium` numbers them.
+    """
+    spots = [_gaussian(tiles, box, sizes[box.medium], sigma) for box in boxes]
+    return (1 - background) * np.mean(spots, axis=0) + background / len(spots[0])
+
+
+def _gaussian(tiles: Sequence[Tile], box: Box, size: Size, sigma: float) -> NDArray[np.float64]:
+    """`[N]`, summing to 1; 0 on other pictures, and on tokens that show nothing (newlines)."""
+    logs = []
+    for tile in tiles:
+        left, top, right, bottom = tile.box
+        x = _exponents(left, right, tile.columns, box.x0 / size[0], box.x1 / size[0], sigma)
+        y = _exponents(top, bottom, tile.rows, box.y0 / size[1], box.y1 / size[1], sigma)
+        shows = tile.flat(np.full((tile.rows, tile.columns), tile.picture == box.medium))
+        logs.append(np.where(shows, tile.flat(y[:, None] + x), -np.inf))
+    joined = np.concatenate(logs)
+    weights = np.exp(joined - joined.max())  # of a box far smaller than a token, the nearest token
+    return weights / weights.sum()
+
+
+def _exponents(low: float, high: float, cells: int, start: float, stop: float, sigma: float) -> NDArray[np.float64]:
+    """Log-density, up to a constant, at the centres of `cells` from `low` to `high`, all in shares of the picture."""
+    centres = low + (np.arange(cells) + 0.5) / max(cells, 1) * (high - low)
+    return -0.5 * ((centres - (start + stop) / 2) / (sigma * (stop - start))) ** 2
