@@ -24,7 +24,7 @@ def test_every_arm_is_a_recipe(name: str, arm: str) -> None:
     assert recipe.args.seed == 7
     assert recipe.args.output_dir == f"runs/{arm}/seed-7"
     for key, value in {**study.common, **study.arms[arm].changes}.items():
-        assert getattr(recipe if key == "model" else recipe.args, key) == value
+        assert getattr(recipe if hasattr(recipe, key) else recipe.args, key) == value
     baseline = recipe_of(study, study.baseline, 7, Path("runs"))
     assert recipe.args.max_steps == baseline.args.max_steps or arm == "grpo-long"
     for same in ("learning_rate", "num_generations", "per_device_train_batch_size", "temperature"):
