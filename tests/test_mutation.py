@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("mutmut")
 
 from experiments import mutation
+from experiments.covering import Covering, statement
 from experiments.mutants import mutants
 from experiments.mutation import (
     PAGE,
@@ -98,7 +99,9 @@ def tree(tmp_path: Path) -> Tree:
             "    assert subprocess.check_output([sys.executable, '-c', code]) == b'5\\n'\n"
         ),
         "tests/objective/test_sums.py": (
-            "from ral.objective.sums import add, count\n\n\ndef test_here():\n    assert add(1, 0) == 1\n    assert count(3) == 0\n"
+            "import pytest\nfrom ral.objective.sums import add, count\n\n\ndef test_here():\n    assert add(1, 0) == 1\n    assert count(3) == 0\n"
+            "\n\n@pytest.fixture(scope='module')\ndef total():\n    return add(2, 0)\n\n\ndef test_first(total):\n    assert total\n"
+            "\n\ndef test_second(total):\n    assert total\n"
         ),
     }
     for name, content in files.items():
@@ -113,13 +116,51 @@ def tree(tmp_path: Path) -> Tree:
 FILE = "src/ral/objective/sums.py"
 
 
-def test_the_tests_of_the_module_come_first(tree: Tree) -> None:
-    assert tree.tests("objective") == ["tests/objective/test_a.py", "tests/objective/test_sums.py"]
-    assert tree.tests("objective", FILE)[0] == "tests/objective/test_sums.py"
+def test_a_mutant_gets_the_tests_that_run_its_statement(tree: Tree, tmp_path: Path) -> None:
+    """Those of a module's fixture too, which the first of them alone runs, and last those that start processes."""
+    kept = tmp_path / "kept.json"
+    covering = mutation.warm_up(tree, tree.tests("objective"), (), kept)
+    source, name = (tree.folder / FILE).read_text(), "objective/sums.py"
+    here, first, second = (f"tests/objective/test_sums.py::test_{t}" for t in ("here", "first", "second"))
+    elsewhere = "tests/objective/test_a.py::test_elsewhere"
+
+    def tests(covering: Covering, change: str) -> tuple[set[str], str]:
+        found = covering.of(name, source, source[: source.index(change)].count("\n") + 1)
+        return set(found[:-1]), found[-1]
+
+    assert tests(covering, "a + b") == ({here, first, second}, elsewhere)
+    assert tests(covering, "n -= 1") == ({here}, elsewhere)
+    assert tests(covering, "a * 2") == (set(), elsewhere)
+    assert covering.starters == {elsewhere}
+
+    def add(file: str, text: str) -> None:
+        path = tree.folder / file
+        path.write_text(path.read_text() + text)
+
+    add(
+        "tests/objective/test_a.py",
+        "\n\ndef test_unseen():\n    from ral.objective.sums import unseen\n    assert unseen(2) == 4\n",
+    )
+    (tree.folder / "tests/objective/test_sums.py").unlink()
+    again = mutation.warm_up(tree, tree.tests("objective"), (), kept)
+    assert tests(again, "a * 2") == ({"tests/objective/test_a.py::test_unseen"}, elsewhere)
+    assert tests(again, "a + b") == (set(), elsewhere), "a test that is gone is forgotten"
+    add(FILE, "\n\nLIMIT = 2\n")
+    moved = mutation.warm_up(tree, tree.tests("objective"), (), kept)
+    assert tests(moved, "a + b") == ({"tests/objective/test_a.py::test_unseen"}, elsewhere), (
+        "lines moved: all of the module"
+    )
+
+
+def test_a_place_is_its_statement_or_the_head_of_it() -> None:
+    source = "X = 1\nclass A:\n    y = 2\n    def f(self,\n          a=1):\n        if (a or\n            self):\n            return (a,\n                    2)\n"
+    places = [statement(source, line) for line in range(1, 10)]
+    function, head, body = range(4, 10), range(6, 8), range(8, 10)
+    assert places == [None, None, None, function, function, head, head, body, body]
 
 
 def test_mutants_are_killed_here_and_in_other_processes_and_by_the_clock(tree: Tree) -> None:
-    tests = tree.tests("objective", FILE)
+    tests = ["tests/objective/test_sums.py", "tests/objective/test_a.py"]
     untouched = (tree.folder / FILE).read_text()
     assert run_tests(tree, tests, Limits(30, 60), write_bytecode=True).failed is None
 
@@ -143,7 +184,8 @@ def test_mutants_are_killed_here_and_in_other_processes_and_by_the_clock(tree: T
 def test_a_sample_grows_and_a_run_goes_on_where_it_was(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mutation, "warm_up", lambda tree, tests: Limits(4, 30))
+    monkeypatch.setattr(mutation, "COVERINGS", tmp_path / "coverings")
+    monkeypatch.setattr(mutation, "PATIENCE", 2.0)
     few, more = (sample(tree, "objective", 0, n) for n in (3, 6))
     assert [mutant.key for _, mutant in few] == [mutant.key for _, mutant in more[:3]]
     assert [m.key for _, m in sample(tree, "objective", 1, 6)] != [m.key for _, m in more]
@@ -155,11 +197,12 @@ def test_a_sample_grows_and_a_run_goes_on_where_it_was(
     assert len(read(tmp_path / "objective.jsonl")) == 3
 
 
-def test_tests_that_fail_anyway_judge_no_mutant(tree: Tree) -> None:
+def test_tests_that_fail_anyway_judge_no_mutant(tree: Tree, tmp_path: Path) -> None:
     (tree.folder / "tests/objective/test_a.py").write_text("def test_a():\n    assert False\n")
     with pytest.raises(RuntimeError, match=r"without a mutation, tests/objective/test_a\.py::test_a fails"):
-        mutation.warm_up(tree, tree.tests("objective"))
-    assert mutation.warm_up(tree, ["--deselect=tests/objective/test_a.py::test_a", *tree.tests("objective")]).whole > 60
+        mutation.warm_up(tree, tree.tests("objective"), (), tmp_path / "kept.json")
+    left_out = ["--deselect=tests/objective/test_a.py::test_a"]
+    assert mutation.warm_up(tree, tree.tests("objective"), left_out, tmp_path / "kept.json").tests
 
 
 def result(key: str, outcome: str) -> Result:
@@ -177,6 +220,22 @@ def test_equivalent_survivors_count_neither_way() -> None:
     assert "| `a.py:1` | `` 1 \\| 2 `` → `` 2 `` | equivalent | as before |" in shown
     assert "Not run yet:" in shown
     assert "not looked at yet" in page({"objective": [replace(rows[2], key="new")]}, reasons)
+
+
+def test_what_a_seed_found_at_first_is_a_line_of_its_own() -> None:
+    """Tests that were written for its survivors do not raise it. Results from before that was noted have no part in it."""
+    rows = [
+        replace(result(key, outcome), seed=2, first=first)
+        for key, outcome, first in [
+            ("a", "killed", "killed"),
+            ("b", "killed", "survived"),
+            ("c", "survived", "survived"),
+        ]
+    ]
+    shown = page({"objective": [*rows, result("d", "killed")]}, {"c": {"kind": "equivalent", "reason": "as before"}})
+    assert "| `objective` | 4 | 3 | 1 | 100.0 % [44, 100]" in shown
+    assert "| 2 | 3 | 1 | 1 | 50.0 % [9, 91] | 100.0 % [34, 100] |" in shown
+    assert "| 0 |" not in shown
 
 
 def test_the_page_is_that_of_the_result_files() -> None:

@@ -1,4 +1,7 @@
-"""Positions as the checkpoints were trained, for any mix of images and videos, and what depends on them."""
+"""Positions as the checkpoints were trained, for any mix of images and videos, and what depends on them.
+
+The oracle, `tests/families/trained.py`, was compared with the code of transformers 4.49.0 (`experiments/positions.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ral.attention import forward_group, prepare_prompt
 from ral.attention.models import rope_positions
 from ral.rollouts.sampling import Sampling, sample
 from tests.families.trained import trained_positions
-from tests.tiny import IMAGE, PATCH_VALUES, VIDEO, completions, tiny_model
+from tests.tiny import IMAGE, PATCH_VALUES, VIDEO, VISION_START, completions, tiny_model
 
 KINDS = ("qwen2_vl", "qwen2_5_vl")
 
@@ -64,6 +67,77 @@ def test_they_are_those_of_transformers_4_49(
 
 
 CONFIGS: dict[str, PreTrainedModel] = {kind: tiny_model(kind) for kind in KINDS}
+
+
+#: What `get_rope_index` of transformers 4.49.0 gives for `PINNED`, by family and seconds per patch of the two videos.
+PUBLISHED: dict[tuple[str, tuple[float, float] | None], tuple[list[int], ...]] = {
+    ("qwen2_vl", None): (
+        [0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 7, 7, 7, 7, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18],
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7, 7, 8, 8, 9, 9, 10, 11, 11, 11, 11, 11, 11, 17, 18],
+        [0, 1, 2, 3, 2, 3, 2, 3, 5, 6, 7, 8, 7, 8, 7, 8, 10, 11, 11, 11, 11, 11, 11, 17, 18],
+    ),
+    ("qwen2_5_vl", None): (
+        [0, 1, 2, 2, 4, 4, 6, 6, 7, 8, 9, 9, 9, 9, 9, 9, 12, 13, 15, 17, 19, 21, 23, 24, 25],
+        [0, 1, 2, 2, 2, 2, 2, 2, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13, 13, 13, 13, 13, 13, 24, 25],
+        [0, 1, 2, 3, 2, 3, 2, 3, 7, 8, 9, 10, 9, 10, 9, 10, 12, 13, 13, 13, 13, 13, 13, 24, 25],
+    ),
+    ("qwen2_5_vl", (2.5, 0.7)): (
+        [0, 1, 2, 2, 7, 7, 12, 12, 13, 14, 15, 15, 15, 15, 15, 15, 18, 19, 20, 21, 23, 24, 26, 27, 28],
+        [0, 1, 2, 2, 2, 2, 2, 2, 13, 14, 15, 15, 16, 16, 17, 17, 18, 19, 19, 19, 19, 19, 19, 27, 28],
+        [0, 1, 2, 3, 2, 3, 2, 3, 13, 14, 15, 16, 15, 16, 15, 16, 18, 19, 19, 19, 19, 19, 19, 27, 28],
+    ),
+    ("qwen2_5_vl", (30.0, 0.1)): (
+        [
+            0,
+            1,
+            2,
+            2,
+            62,
+            62,
+            122,
+            122,
+            123,
+            124,
+            125,
+            125,
+            125,
+            125,
+            125,
+            125,
+            128,
+            129,
+            129,
+            129,
+            129,
+            129,
+            130,
+            131,
+            132,
+        ],
+        [0, 1, 2, 2, 2, 2, 2, 2, 123, 124, 125, 125, 126, 126, 127, 127, 128, 129, 129, 129, 129, 129, 129, 131, 132],
+        [0, 1, 2, 3, 2, 3, 2, 3, 123, 124, 125, 126, 125, 126, 125, 126, 128, 129, 129, 129, 129, 129, 129, 131, 132],
+    ),
+}
+#: A word, a video of 3 × (1, 2) tokens, a word, an image of (3, 2), a video of 6 × (1, 1), two words; a start before each.
+PINNED: dict[str, Any] = {
+    "input_ids": torch.tensor(
+        [[5, VISION_START, *[VIDEO] * 6, 6, VISION_START, *[IMAGE] * 6, VISION_START, *[VIDEO] * 6, 7, 8]]
+    ),
+    "image_grid_thw": torch.tensor([[1, 6, 4]]),
+    "video_grid_thw": torch.tensor([[3, 2, 4], [6, 2, 2]]),
+}
+
+
+@pytest.mark.parametrize(("kind", "seconds"), PUBLISHED)
+def test_they_are_the_numbers_that_transformers_4_49_gave(kind: str, seconds: tuple[float, float] | None) -> None:
+    """Five times 0.7 s are 3.5 s, position 7, in float32 as there, and less in float64."""
+    ids, inputs = PINNED["input_ids"][0], dict(PINNED)
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
+    if seconds:
+        inputs["second_per_grid_ts"] = torch.tensor(seconds)
+    expected = list(PUBLISHED[kind, seconds])
+    assert rope_positions(CONFIGS[kind], ids, inputs).tolist() == expected
+    assert trained_positions(CONFIGS[kind].config, ids, inputs)[:, 0].tolist() == expected
 
 
 def test_time_is_rounded_down_once_from_a_product_in_float() -> None:

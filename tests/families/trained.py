@@ -1,4 +1,8 @@
-"""The positions that Qwen2-VL and Qwen2.5-VL were trained with, written after `get_rope_index` of transformers 4.49."""
+"""The positions that Qwen2-VL and Qwen2.5-VL were trained with: `get_rope_index` of transformers 4.49 in other words.
+
+Compared with the code of transformers 4.49.0 by `python -m experiments.positions`: 600 prompts with random mixes of images and
+videos, 2.0 million tokens, none different.
+"""
 
 from __future__ import annotations
 
