@@ -12,17 +12,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from ral.attention import Prompt, forward_groups, prepare_prompt
 from ral.attention.models import special_visual_token_ids
-from ral.attention.prefix import SharedPrefix
-from ral.rollouts import sampling
+from ral.rollouts import batch, graphs, sampling
+from ral.rollouts.batch import Entry, Part
 from ral.rollouts.group import draw_look_bias
-from ral.rollouts.sampling import Completion, Sampling, _draw, eos_token_ids, sample
+from ral.rollouts.sampling import Completion, Sampling, _draw, eos_token_ids, sample, stream
 from ral.testbed.model import build_tokenizer
 from tests.families.trained import as_trained
-from tests.tiny import EOS, IMAGE, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
+from tests.tiny import EOS, IMAGE, TEXT, TEXT_KINDS, VIDEO, VISION_END, VISION_KINDS, VISION_START, prompt, tiny_model
 
 LONGEST = 8
 GREEDY = Sampling(LONGEST, (EOS,), temperature=0)
@@ -100,7 +100,7 @@ def test_a_seed_gives_the_same_completions_whatever_leaves_the_batch(monkeypatch
     sampling = Sampling(12, (EOS, *range(15)), temperature=1.3)  # many ends, so that rows leave early
     found = {}
     for share in (0.0, 0.25, 2.0):
-        monkeypatch.setattr("ral.rollouts.sampling.DROP_SHARE", share)
+        monkeypatch.setattr("ral.rollouts.batch.DROP_SHARE", share)
         found[share] = ids(sample(model, prompts, 6, sampling, each(prompts)))
     lengths = {len(y) for group in found[0.0] for y in group}
     assert len(lengths) > 3
@@ -117,8 +117,8 @@ def test_completions_are_the_same_however_many_are_in_the_batch(biased: bool, mo
     looks = [draw_look_bias(p, 3, 4.0, seeded(i)) for i, p in enumerate(prompts)] if biased else None
     settings = Sampling(12, (EOS, *range(15)), temperature=1.3)
     parts: list[int] = []
-    advance = sampling._advance
-    monkeypatch.setattr(sampling, "_advance", lambda model, batch: parts.append(len(batch)) or advance(model, batch))
+    advance = graphs.advance
+    monkeypatch.setattr(graphs, "advance", lambda model, batch: parts.append(len(batch)) or advance(model, batch))
 
     def found(rows: int | None) -> list[list[list[int]]]:
         parts.clear()
@@ -138,22 +138,82 @@ def test_completions_are_the_same_however_many_are_in_the_batch(biased: bool, mo
     assert alone == expected
 
 
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "mistral"])
+def test_with_memory_allocated_before_it_is_used_completions_are_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs: every step of a batch has the same shapes, and writes into the same memory until that is used up."""
+    sliding = kind == "mistral"
+    model = mistral(window=9) if sliding else tiny_model(kind)
+    kinds = ["text"] * 5 if sliding else ["image", "text", "images", "video", "text"]
+    prompts = [prepare_prompt(model, prompt(k, seed=i, words=3 + 4 * i)) for i, k in enumerate(kinds)]
+    looks = [draw_look_bias(p, 3, 4.0, seeded(i)) for i, p in enumerate(prompts)]
+    settings = Sampling(12, (EOS, *range(15)), temperature=1.3)
+
+    def found() -> list[list[list[int]]]:
+        return ids(sample(model, prompts, 3, settings, each(prompts), looks, rows=7))
+
+    expected, memory = found(), []
+    monkeypatch.setattr(batch, "ALLOCATED_ON", {"cpu"})
+    monkeypatch.setattr(batch, "ROOM", 5)  # more is made room for on the way
+    advance = graphs.advance
+
+    def watched(model: Any, parts: Sequence[Part]) -> None:
+        advance(model, parts)
+        memory.append([(p.prefix, p.prefix.own[0].keys.data_ptr(), p.prefix.own[0].keys.shape[2]) for p in parts])
+
+    monkeypatch.setattr(graphs, "advance", watched)
+    assert found() == expected
+    assert {room for step in memory for _, _, room in step} == {5, 10, 12}
+    held: dict[int, int] = {}
+    for prefix, address, _ in (one for step in memory for one in step):
+        assert held.setdefault(id(prefix), address) == address
+    assert len(held) < len(memory), "steps share their memory"
+
+
+def mistral(window: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    text = {name: value for name, value in TEXT.items() if name != "bos_token_id"}
+    return MistralForCausalLM(MistralConfig(**text, sliding_window=window)).eval()
+
+
+def test_prompts_are_taken_as_there_is_room_and_leave_as_they_end() -> None:
+    """Of a stream, one prompt more is taken than is decoded: here at most 8, with one row each, and a quarter of a batch is 1."""
+    model = tiny_model()
+    prompts = [prepare_prompt(model, prompt("text", seed=i, words=5 + i)) for i in range(20)]
+    settings = Sampling(12, (EOS, *range(25)), temperature=1.3)
+    expected = ids(sample(model, prompts, 2, settings, each(prompts)))
+    taken, left, most = [], [], 0
+
+    def source() -> Any:
+        for i, (one, generator) in enumerate(zip(prompts, each(prompts), strict=True)):
+            taken.append(i)
+            yield Entry(i, one, generator)
+
+    found = {}
+    for entry, completions in stream(model, source(), 2, settings, lambda longest: 8):
+        left.append(entry.number)
+        most = max(most, len(taken) - len(left) + 1)  # with the one that leaves here
+        found[entry.number] = [completion.ids.tolist() for completion in completions]
+    assert [found[i] for i in range(20)] == expected
+    assert left != sorted(left), "who ends first leaves first"
+    assert most <= 8 + 1
+
+
 def test_no_more_rows_are_in_the_batch_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     prompts = [prepare_prompt(model, prompt("text", seed=i, words=5 + i)) for i in range(9)]
     sizes, lengths = [], []
-    advance, prefill = sampling._advance, sampling._prefill
+    advance, prefill = graphs.advance, sampling.prefill
 
-    def entering(model: Any, every: Any, chosen: list[int], *others: Any) -> Any:
-        lengths.append([len(every[i].input_ids) for i in chosen])
-        return prefill(model, every, chosen, *others)
+    def entering(model: Any, entries: list[Entry], *others: Any) -> Any:
+        lengths.append([entry.length for entry in entries])
+        return prefill(model, entries, *others)
 
     monkeypatch.setattr(
-        sampling,
-        "_advance",
-        lambda model, batch: sizes.append(sum(len(p.rows) for p in batch)) or advance(model, batch),
+        graphs, "advance", lambda model, batch: sizes.append(sum(p.size for p in batch)) or advance(model, batch)
     )
-    monkeypatch.setattr(sampling, "_prefill", entering)
+    monkeypatch.setattr(sampling, "prefill", entering)
     sample(model, prompts, 4, Sampling(12, (EOS, *range(25)), temperature=1.3), each(prompts), rows=13)
     assert max(sizes) == 12
     flat = [length for batch in lengths for length in batch]
@@ -268,13 +328,12 @@ def test_what_is_sampled_does_not_depend_on_what_it_is_batched_with() -> None:
 def test_bfloat16_decodes_within_its_rounding_of_the_packed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's keys and values are held as the model has them; the chosen tokens are nearly the likeliest in float32."""
     model = tiny_model().bfloat16()
-    held: list[SharedPrefix] = []
-    monkeypatch.setattr(
-        sampling, "SharedPrefix", lambda *args, **named: held.append(SharedPrefix(*args, **named)) or held[0]
-    )
+    held: list[Part] = []
+    enter = sampling.prefill
+    monkeypatch.setattr(sampling, "prefill", lambda *args: held.append(enter(*args)) or held[0])
     image = {k: v.bfloat16() if v.is_floating_point() else v for k, v in INPUTS["image"].items()}
     [[found]] = sample(model, [prepare_prompt(model, image)], 1, GREEDY)
-    assert {x.dtype for pair in held[0].layers.values() for x in pair} == {torch.bfloat16}
+    assert {x.dtype for pair in held[0].prefix.layers.values() for x in pair} == {torch.bfloat16}
     banned = torch.tensor(special_visual_token_ids(model))
 
     def gap(logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
@@ -348,7 +407,7 @@ def disagreement(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> float:
         return chosen
 
     monkeypatch.setattr(sampling, "_draw", drawing)
-    monkeypatch.setattr(sampling, "DROP_SHARE", 2)
+    monkeypatch.setattr(batch, "DROP_SHARE", 2)
     prompts = [prepare_prompt(model, prompt("image", seed=i)) for i in range(3)]
     groups = [[one.ids for one in group] for group in sample(model, prompts, 8, Sampling(12, (EOS,)), each(prompts))]
     outputs = forward_groups(model, prompts, groups, layers=())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +34,40 @@ class OwnCache:
         self.length += 1
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
+    def put(self, key: Tensor, value: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one token's `[N, H_kv, 1, D]` at `place [1]`; all keys and values `[N, H_kv, room, D]`, filled or not."""
+        self.keys.index_copy_(2, place, key.to(self.keys.dtype))
+        self.values.index_copy_(2, place, value)
+        return self.keys, self.values
+
     def of(self, rows: Tensor) -> OwnCache:
         return OwnCache(self.keys[rows], self.values[rows], self.length)
+
+
+@dataclass
+class Room:
+    """How much of the completions' room is filled, known to the device alone.
+
+    With it a step has the same shapes and addresses for every token: it can be recorded once and replayed (`rollouts/graphs.py`).
+
+    Attributes:
+        place: `[1]` where the newest token stands; -1 before the first. empty: `[room]` bool, false up to there.
+    """
+
+    place: Tensor
+    empty: Tensor
+
+    @classmethod
+    def of_size(cls, size: int, device: torch.device) -> Room:
+        return cls(torch.full((1,), -1, device=device), torch.ones(size, dtype=torch.bool, device=device))
+
+    def step(self) -> None:
+        """One more token is filled."""
+        self.place.add_(1)
+        self.empty.index_fill_(0, self.place, False)
+
+    def enlarged(self, by: int) -> Room:
+        return Room(self.place.clone(), nn.functional.pad(self.empty, (0, by), value=True))
 
 
 @dataclass(eq=False)
@@ -65,6 +97,8 @@ class SharedPrefix:
         bias: `[N, P]` added to the scores of the prompt's keys, in `bias_layers` (None: in every layer), or None.
         own: per decoder layer what the completions hold; `attend` fills it.
         states: per decoder layer that carries a state, the completions' (`fork.States`).
+        padded: whether any prompt is padded. The host knows it, and need not ask the device.
+        room: of the completions, whose memory is allocated before it is used; None: it grows with them.
     """
 
     layers: Mapping[int, tuple[Tensor, Tensor]]
@@ -75,20 +109,45 @@ class SharedPrefix:
     own: dict[int, OwnCache] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
 
-    def of(self, prompts: Tensor, rows: Tensor) -> SharedPrefix:
+    padded: bool = True
+    room: Room | None = None
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return len(self.seen) * self.width
+
+    def of(self, prompts: Tensor, rows: Tensor, padded: bool = True) -> SharedPrefix:
         """The same for the prompts `[b]`, ascending, and `rows [b·w]` of the completions: w for each prompt."""
         every = len(prompts) == len(self.seen)
-        return SharedPrefix(
-            self.layers
+        return replace(
+            self,
+            layers=self.layers
             if every
             else {i: (keys[prompts], values[prompts]) for i, (keys, values) in self.layers.items()},
-            self.seen[prompts],
-            len(rows) // len(prompts),
-            None if self.bias is None else self.bias[rows],
-            self.bias_layers,
-            {layer: own.of(rows) for layer, own in self.own.items()},
-            {layer: states.each(lambda state: state[rows], recording=False) for layer, states in self.states.items()},
+            seen=self.seen[prompts],
+            width=len(rows) // len(prompts),
+            bias=None if self.bias is None else self.bias[rows],
+            own={layer: own.of(rows) for layer, own in self.own.items()},
+            states={
+                layer: states.each(lambda state: state[rows], recording=False) for layer, states in self.states.items()
+            },
+            padded=padded,
         )
+
+    def with_room(self, size: int) -> SharedPrefix:
+        """The same with allocated room for `size` tokens of every completion, those included that are there."""
+        room = self.room or Room.of_size(0, self.seen.device)
+        more = (0, 0, 0, size - len(room.empty))
+        own = self.own or {
+            layer: OwnCache(keys.new_empty(shape), values.new_empty(shape[:3] + values.shape[3:]))
+            for layer, (keys, values) in self.layers.items()
+            for shape in [(self.size, keys.shape[1], 0, keys.shape[3])]
+        }
+        larger = {
+            i: OwnCache(nn.functional.pad(o.keys, more), nn.functional.pad(o.values, more)) for i, o in own.items()
+        }
+        return replace(self, own=larger, room=room.enlarged(more[3]))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sight: Sight = EVERYTHING
@@ -103,8 +162,11 @@ class SharedPrefix:
         """
         rows, heads, _, channels = query.shape
         prompt_keys, prompt_values = self.layers[layer]
-        own = self.own.setdefault(layer, OwnCache(key.to(value.dtype)[:, :, :0], value[:, :, :0]))
-        own_keys, own_values = own.append(key, value)
+        if self.room is None:
+            own = self.own.setdefault(layer, OwnCache(key.to(value.dtype)[:, :, :0], value[:, :, :0]))
+            own_keys, own_values = own.append(key, value)
+        else:
+            own_keys, own_values = self.own[layer].put(key, value, self.room.place)
         q = query.to(value.dtype).view(rows, key.shape[1], -1, channels)  # [N, H_kv, H/H_kv, D]
         scores = torch.cat(
             [self._by_row(self._by_prompt(q) @ prompt_keys.transpose(-1, -2)), q @ own_keys.transpose(-1, -2)], dim=-1
@@ -113,19 +175,22 @@ class SharedPrefix:
         length = prompt_keys.shape[2]
         if self._hidden is not None:
             scores[..., :length].masked_fill_(self._hidden, float("-inf"))
+        if self.room is not None:
+            scores[..., length:].masked_fill_(self.room.empty, float("-inf"))
         if self.bias is not None and (self.bias_layers is None or layer in self.bias_layers):
             scores[..., :length] += self.bias[:, None, None]
-        if not sight.reaches(length + own.length):
+        if not sight.reaches(scores.shape[-1]):
             place = torch.arange(scores.shape[-1], device=scores.device) - self._padding[:, None]
-            scores.masked_fill_(sight.hides(place[:, -1:], place)[:, None, None], float("-inf"))
-        on_prompt, on_own = scores.softmax(dim=-1).to(value.dtype).split([length, own.length], dim=-1)
+            newest = place[:, -1:] if self.room is None else length + self.room.place - self._padding[:, None]
+            scores.masked_fill_(sight.hides(newest, place)[:, None, None], float("-inf"))
+        on_prompt, on_own = scores.softmax(dim=-1).to(value.dtype).split([length, own_keys.shape[2]], dim=-1)
         output = self._by_row(self._by_prompt(on_prompt) @ prompt_values) + on_own @ own_values
         return output.reshape(rows, 1, heads, -1).to(query.dtype)
 
     @cached_property
     def _hidden(self) -> Tensor | None:
         """`[N, 1, 1, P]`, true on padding; None where there is none. The same in every layer and step."""
-        return None if bool(self.seen.all()) else ~self.seen.repeat_interleave(self.width, dim=0)[:, None, None]
+        return ~self.seen.repeat_interleave(self.width, dim=0)[:, None, None] if self.padded else None
 
     @cached_property
     def _padding(self) -> Tensor:
@@ -150,7 +215,7 @@ class Prefixes(tuple[SharedPrefix, ...]):
     @property
     def sizes(self) -> list[int]:
         """Completions of each."""
-        return [len(prefix.seen) * prefix.width for prefix in self]
+        return [prefix.size for prefix in self]
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of a decoding step, besides the newest tokens and their positions."""

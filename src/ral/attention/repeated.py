@@ -120,7 +120,7 @@ class CachedRows:
     bias: Tensor | None = None
     bias_layers: tuple[int, ...] | None = None
 
-    def of(self, prompts: Tensor, rows: Tensor) -> CachedRows:
+    def of(self, prompts: Tensor, rows: Tensor, padded: bool = True) -> CachedRows:
         """As `SharedPrefix.of`; the cache is the same object, cut to these rows."""
         self.cache.reorder_cache(rows)
         bias = None if self.bias is None else self.bias[rows]

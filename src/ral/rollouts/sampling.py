@@ -7,11 +7,12 @@ number of processes, and with or without dropped rows.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,25 +24,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ral.attention import Prompt, vision_features
-from ral.attention.carried import Carried
-from ral.attention.models import (
-    family,
-    has_vision,
-    make_capturable,
-    pretrained,
-    resolve_layers,
-    special_visual_token_ids,
-    why_repeated,
-)
-from ral.attention.prefix import Prefixes, Record, SharedPrefix
-from ral.attention.repeated import CachedRows
+from ral.attention import Prompt
+from ral.attention.models import make_capturable, resolve_layers, special_visual_token_ids
 from ral.errors import ConfigError
-from ral.families.family import joined
 from ral.models.eos_tokens import eos_token_ids as eos_token_ids  # its older address
-
-#: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
-DROP_SHARE = 0.25
+from ral.rollouts.batch import DROP_SHARE, Entry, Part, all_newest, prefill
+from ral.rollouts.graphs import Steps
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: `ids [R]` (R ≥ 1) with its end-of-sequence token, unless it was `truncated` at the limit.
+    """One sampled completion: `ids [R]` (R ≥ 1, on the CPU) with its end-of-sequence token, unless it was `truncated` at the limit.
 
     `logps [R]` are its log-probabilities from another engine that sampled it; None if the policy itself did.
     """
@@ -111,28 +99,87 @@ def sample(
     Returns:
         Per prompt, `num_generations` completions.
     """
+    every = len(prompts) * num_generations
+    limit = every if rows is None else rows
+    own: Sequence[torch.Generator | None] = generators or [None] * len(prompts)
+    looks: Sequence[Tensor | None] = look_bias or [None] * len(prompts)
+    entries = [Entry(i, *one) for i, one in enumerate(zip(prompts, own, looks, strict=True))]
+    if limit < every:  # like lengths enter together, so that little is padding; the largest first
+        entries.sort(key=lambda entry: entry.length, reverse=True)
+    ended = stream(model, entries, num_generations, sampling, lambda longest: limit, bias_layers=bias_layers)
+    found = {entry.number: completions for entry, completions in ended}
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def stream(
+    model: nn.Module,
+    entries: Iterable[Entry],
+    num_generations: int,
+    sampling: Sampling,
+    rows: Callable[[int], int],
+    *,
+    bias_layers: Sequence[int] | None = None,
+) -> Iterator[tuple[Entry, list[Completion]]]:
+    """Sample completions for prompts that come one by one; each leaves when its last completion has ended.
+
+    The model is in evaluation mode until the last prompt has left.
+
+    Args:
+        entries: taken when there is room for them, and a quarter of a batch before. All have a look bias, or none has.
+        rows: completions in the batch at most, where the longest prompt has so many tokens; those of one prompt at least.
+        Others as for `sample`.
+    """
     base = make_capturable(model)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
-    limit = len(prompts) if rows is None else max(1, rows // num_generations)
-    waiting = list(range(len(prompts)))
-    if limit < len(prompts):  # like lengths enter together, so that little is padding; the largest first
-        waiting.sort(key=lambda i: len(prompts[i].input_ids), reverse=True)
-    written = _Written(prompts, num_generations, sampling, generators, special_visual_token_ids(base))
-    batch: list[_Part] = []
+    draw = _Draw(sampling, special_visual_token_ids(base))
+    ends, longest = frozenset(sampling.eos_token_ids), sampling.max_completion_length
+    waiting = _Waiting(iter(entries))
+    batch: list[Part] = []
+    steps = Steps(model)
     with evaluating(base):
         while waiting or batch:
-            room = limit - math.ceil(sum(len(part.rows) for part in batch) / num_generations)
-            if waiting and (not batch or room >= min(len(waiting), max(1, DROP_SHARE * limit))):
-                entering, waiting = waiting[:room], waiting[room:]
-                bias = None if look_bias is None else [look_bias[i] for i in entering]
-                batch.append(_prefill(model, prompts, entering, num_generations, bias, biased))
+            limit = max(1, rows(waiting.longest) // num_generations)
+            taken = math.ceil(sum(part.size for part in batch) / num_generations)
+            if entering := waiting.take(limit - taken, max(1, int(DROP_SHARE * limit)), empty=not batch):
+                batch.append(prefill(model, entering, num_generations, longest, biased, sampling.temperature > 0))
             for part in batch:
-                written.add(part)
-            batch = _unfinished(batch, written.ended, sampling.max_completion_length)
+                draw(part)
+            for part, newest in zip(batch, all_newest(batch), strict=True):
+                for number in part.write(newest, ends, longest):
+                    written = part.written[number]
+                    yield part.entries[number], [Completion(torch.tensor(y), y[-1] not in ends) for y in written]
+            batch = [part for part in batch if part.keep_running()]
             if batch:
-                _advance(model, batch)
-    found = written.completions()
-    return [found[i : i + num_generations] for i in range(0, len(found), num_generations)]
+                steps.advance(batch, longest)
+
+
+class _Waiting:
+    """The prompts that have not entered yet. It takes few more from their source than can enter."""
+
+    def __init__(self, source: Iterator[Entry]):
+        self.source, self.longest = source, 0
+        self.next: deque[Entry] = deque()
+        self._fetch(1)
+
+    def __bool__(self) -> bool:
+        return bool(self.next)
+
+    def take(self, room: int, few: int, empty: bool) -> list[Entry]:
+        """As many as there is `room` for; none while fewer than a `few` could enter and more wait, unless the batch is `empty`."""
+        self._fetch(few)
+        if not empty and room < min(few, len(self.next)):
+            return []
+        self._fetch(room)
+        taken = [self.next.popleft() for _ in range(min(room, len(self.next)))]
+        self._fetch(1)
+        return taken
+
+    def _fetch(self, count: int) -> None:
+        """Have `count` at hand, or all that are left."""
+        for entry in islice(self.source, max(0, count - len(self.next))):
+            self.next.append(entry)
+            self.longest = max(self.longest, entry.length)
 
 
 @contextmanager
@@ -147,170 +194,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@dataclass
-class _Part:
-    """Completions that entered the batch together.
+class _Draw:
+    """Draws the next token of every row of a part; what ended before is drawn in vain."""
 
-    Attributes:
-        rows: `[N]` their numbers among all completions. start: `[N]` the positions of their first tokens, the same on each of
-            `axes` (none, or the three of M-RoPE).
-        logits: `[N, V]` of their next tokens. length: tokens that each of them has. newest: `[N]` the last of these.
-    """
-
-    prefix: SharedPrefix | CachedRows
-    rows: Tensor
-    start: Tensor
-    axes: Sequence[int]
-    logits: Tensor
-    length: int = 0
-    newest: Tensor = field(init=False)
-
-    def keep(self, prompts: Tensor, rows: Tensor) -> None:
-        """Go on with some of its prompts and rows, see `SharedPrefix.of`."""
-        self.prefix = self.prefix.of(prompts, rows)
-        self.rows, self.start, self.newest = self.rows[rows], self.start[rows], self.newest[rows]
-
-
-class _Written:
-    """All completions so far, as tables `[N, R]` and `[N]`; samples their tokens."""
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        num_generations: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator] | None,
-        banned: Sequence[int],
-    ):
-        device, total, longest = (
-            prompts[0].input_ids.device,
-            len(prompts) * num_generations,
-            sampling.max_completion_length,
-        )
-        own: Sequence[torch.Generator | None] = generators or [None] * len(prompts)
-        each = [torch.rand(longest, num_generations, generator=one, dtype=torch.float64) for one in own]
-        self.uniform = torch.cat(each, dim=1).to(device)
+    def __init__(self, sampling: Sampling, banned: Sequence[int]):
         self.temperature, self.processors = sampling.temperature, _processors(sampling)
         # A sampled visual placeholder would make the next forward pass look for features that do not exist.
-        self.banned = torch.tensor(banned, dtype=torch.long, device=device)
-        self.eos = torch.tensor(sampling.eos_token_ids, device=device)
-        self.tokens: Any = torch.zeros(total, longest, dtype=torch.long, device=device)
-        self.lengths = torch.full((total,), longest, device=device)
-        self.ended = torch.zeros(total, dtype=torch.bool, device=device)
+        self.banned = torch.tensor(banned, dtype=torch.long)
 
-    def add(self, part: _Part) -> None:
-        """Draw the next token of every row of `part`; what ended before is drawn in vain."""
-        rows, step = part.rows, part.length
+    def __call__(self, part: Part) -> None:
+        self.banned = self.banned.to(part.logits.device)
         scores = part.logits.float().index_fill(-1, self.banned, float("-inf"))
-        scores = self.processors(self.tokens[rows, :step], scores)
-        part.newest = self.tokens[rows, step] = _draw(scores, self.uniform[step, rows], self.temperature)
-        ends = torch.isin(part.newest, self.eos) & ~self.ended[rows]
-        self.lengths[rows] = torch.where(ends, step + 1, self.lengths[rows])
-        self.ended[rows] |= ends
+        scores = self.processors(part.tokens[:, : part.length], scores)  # type: ignore[arg-type]
+        uniform = None if part.uniform is None else part.uniform[part.length]
+        part.newest = part.tokens[:, part.length] = _draw(scores, uniform, self.temperature)
         part.length += 1
-
-    def completions(self) -> list[Completion]:
-        cut = zip(self.tokens, self.lengths.tolist(), self.ended.tolist(), strict=True)
-        return [Completion(tokens[:length].clone(), not ended) for tokens, length, ended in cut]
-
-
-def _prefill(
-    model: nn.Module,
-    every: Sequence[Prompt],
-    chosen: Sequence[int],
-    num_generations: int,
-    look_bias: Sequence[Tensor] | None,
-    bias_layers: tuple[int, ...] | None,
-) -> _Part:
-    """One left-padded pass over the `chosen` of all prompts: what their completions start from."""
-    prompts = [every[i] for i in chosen]
-    base, device = pretrained(model), prompts[0].input_ids.device
-    longest = max(len(p.input_ids) for p in prompts)
-
-    def left_padded(values: Tensor) -> Tensor:
-        return nn.functional.pad(values, (longest - values.shape[-1], 0))
-
-    features = [p.features if p.features is not None else vision_features(model, p.inputs) for p in prompts]
-    mask = torch.stack([left_padded(torch.ones_like(p.input_ids)) for p in prompts])
-    # The padding token's value is irrelevant; 0 is never a visual placeholder.
-    ids = torch.stack([left_padded(p.input_ids) for p in prompts])
-    record, shared = Record(), why_repeated(model) is None
-    how: dict[str, Any] = {"use_cache": False, "record": Carried(record)} if shared else {"use_cache": True}
-    outputs = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=torch.stack([left_padded(p.position_ids) for p in prompts], dim=-2),
-        **({"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}),
-        **how,
-        **family(base).per_token(base, ids, torch.ones_like(mask, dtype=torch.bool)),
-        **({"mm_encoder_outputs": joined(features)} if has_vision(base) else {}),
-    )
-    own = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
-    prefix: SharedPrefix | CachedRows
-    if shared:
-        states = {i: state.each(lambda held: held[own], recording=False) for i, state in record.states.items()}
-        prefix = SharedPrefix(record.layers, mask.bool(), num_generations, states=states)
-    else:
-        outputs.past_key_values.reorder_cache(own)
-        prefix = CachedRows(outputs.past_key_values, mask.bool()[own], num_generations)
-    if look_bias is not None:
-        bias = torch.cat([left_padded(bias.to(device)) for bias in look_bias])
-        prefix = replace(prefix, bias=bias, bias_layers=bias_layers)
-    numbers = torch.tensor(chosen, device=device)[:, None] * num_generations
-    rows = (numbers + torch.arange(num_generations, device=device)).flatten()
-    start = torch.tensor([p.next_position for p in prompts], device=device)
-    start, logits = (x.repeat_interleave(num_generations, dim=0) for x in (start, outputs.logits[:, -1]))
-    return _Part(prefix, rows, start, prompts[0].position_ids.shape[:-1], logits)
-
-
-def _unfinished(batch: Sequence[_Part], ended: Tensor, longest: int) -> list[_Part]:
-    """The parts in which a completion still runs, without those of its rows that can leave it."""
-    running = [~ended[part.rows].view(-1, part.prefix.width) for part in batch]
-    counts = torch.cat(
-        [rows.sum(dim=1) for rows in running]
-    ).tolist()  # the one value of a step that the host waits for
-    kept = []
-    for part, rows in zip(batch, running, strict=True):
-        own, counts = counts[: len(rows)], counts[len(rows) :]
-        left = sum(count > 0 for count in own) * max(own)
-        if left == 0 or part.length == longest:
-            continue
-        if len(part.rows) - left >= DROP_SHARE * len(part.rows):
-            part.keep(*_still_needed(rows, max(own)))
-        kept.append(part)
-    return kept
-
-
-def _advance(model: nn.Module, batch: Sequence[_Part]) -> None:
-    """The logits of the next tokens, by one pass over the newest ones of the whole batch.
-
-    Parts that hold a copy of the prompt for each completion take a pass each: their caches are apart.
-    """
-    if len(batch) > 1 and any(isinstance(part.prefix, CachedRows) for part in batch):
-        for part in batch:
-            _advance(model, [part])
-        return
-    newest = torch.cat([part.newest for part in batch])
-    positions = torch.cat([part.start + part.length - 1 for part in batch])
-    first = batch[0].prefix
-    prefix = first if isinstance(first, CachedRows) else Prefixes(part.prefix for part in batch)  # type: ignore[misc]
-    logits = model(
-        input_ids=newest[:, None],
-        position_ids=positions[:, None].expand(*batch[0].axes, -1, 1),
-        **prefix.arguments(),
-    ).logits[:, -1]
-    for part, own in zip(batch, logits.split([len(part.rows) for part in batch]), strict=True):
-        part.logits = own
-
-
-def _still_needed(running: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Of `running [B, W]`: the prompts `[b]` that have a running row, and `[b·width]` rows of theirs, all running ones among them.
-
-    Every prompt keeps as many, so ended rows stay where another prompt has more that run.
-    """
-    prompts = running.any(dim=1).nonzero()[:, 0]
-    columns = running[prompts].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return prompts, (prompts[:, None] * running.shape[1] + columns).flatten()
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:
@@ -324,10 +222,11 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
     return processors
 
 
-def _draw(scores: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def _draw(scores: Tensor, uniform: Tensor | None, temperature: float) -> Tensor:
     """Tokens `[N]` by inverse transform of one uniform number per row: rows do not share a random stream."""
     if temperature == 0:
         return scores.argmax(dim=-1)
+    assert uniform is not None
     cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
     # Scaled by the total, so that rounding never points past the last token with any mass.
     return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0].clamp_max(
