@@ -178,3 +178,34 @@ def test_check_writes_a_clean_copy_and_names_as_many_rows_as_asked(tmp_path: Pat
     assert found.stdout.count("field 'solution'") == 8
     assert "1 clean rows written" in found.stdout
     assert runner.invoke(app, ["check", str(tmp_path / "clean")]).exit_code == 0
+
+
+def test_check_takes_several_files_and_recipes_with_their_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        row = {"problem": f"{name}?", "solution": "x", "image": "red.png"}
+        Path(f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    Image.new("RGB", (56, 56), "red").save("red.png")
+    both = runner.invoke(app, ["check", "a.jsonl", "b.jsonl"])
+    assert (both.exit_code, both.stdout.startswith("2 rows: 2 free-form; 2 images")) == (0, True), both.output
+    Path("open.jsonl").write_text(json.dumps({"frage": "Describe it.", "image": "red.png"}) + "\n")
+    Path("mine.py").write_text(
+        "def long(completions, **columns):\n    return [float(len(c) > 9) for c in completions]\n"
+    )
+    Path("mine.yaml").write_text(
+        "model: start\ndata: [{path: open.jsonl, columns: {problem: frage}}, a.jsonl]\neval_data: {b: b.jsonl}\n"
+        "reward_funcs: [mine.py:long]\nsystem_prompt: Look.\ntemplate: plain\nuse_cpu: true\n"
+    )
+    found = runner.invoke(app, ["check", "mine.yaml", "--show", "1"])
+    assert found.exit_code == 0, found.output
+    assert "2 rows" in found.stdout
+    assert "Look." in found.stdout, "asked as the recipe asks"
+    assert "media shared with evaluation data" in found.stdout
+    Path("judged.yaml").write_text(Path("mine.yaml").read_text().replace("mine.py:long", "accuracy"))
+    judged = runner.invoke(app, ["check", "judged.yaml"])
+    assert judged.exit_code == 1
+    assert "open.jsonl: line 1: field 'solution': expected the answer as text or number, found nothing" in judged.stdout
+    twice = runner.invoke(app, ["check", "mine.yaml", "--columns", "{problem: frage}"])
+    assert (twice.exit_code, "--columns is the recipe's to say" in twice.stderr) == (2, True)

@@ -22,9 +22,7 @@ from ral.runs.names import EVALUATIONS, ITEMS, REPORT
 from ral.runs.redaction import redacted
 
 if TYPE_CHECKING:
-    from ral.data.record import Record
     from ral.evaluate.answering import Glance
-    from ral.rewards.answers import Mode
 
 
 #: Modules whose notes to their own callers a user can do nothing about.
@@ -228,7 +226,9 @@ def export(
 @app.command(cls=_TakesPromptSettings)
 def check(
     context: typer.Context,
-    data: Annotated[str, typer.Argument(help="A file, a folder or a hub id.", show_default=False)],
+    data: Annotated[
+        list[str], typer.Argument(help="Files, folders or hub ids; or a recipe of `ral train`.", show_default=False)
+    ],
     data_root: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
     allow_outside: Annotated[
@@ -244,29 +244,49 @@ def check(
         str | None, typer.Option(help="Evaluation data; its media must not be in the training data.")
     ] = None,
     scorer: Annotated[
-        str, typer.Option("--scorer", "--mode", help="Scorer that reads solutions, as in training: strict or compat.")
-    ] = "strict",
-    model: Annotated[str | None, typer.Option(help="Count prompt tokens with this model's processor.")] = None,
+        str | None,
+        typer.Option(
+            "--scorer", "--mode", help="Scorer that reads solutions: strict or compat.", show_default="strict"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Count prompt tokens with this model's processor.", show_default="the recipe's")
+    ] = None,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Longest prompt to accept; needs --model.", show_default="what the model takes")
+        int | None, typer.Option(help="Longest prompt to accept; needs a model.", show_default="what the model takes")
     ] = None,
     examples: Annotated[int, typer.Option(help="Rows to name for every kind of problem.")] = 5,
-    show: Annotated[int, typer.Option(help="Prompts to print, exactly as the model gets them; needs --model.")] = 0,
+    show: Annotated[int, typer.Option(help="Prompts to print, exactly as the model gets them; needs a model.")] = 0,
     clean: Annotated[Path | None, typer.Option(help="Folder to write the good rows to, with their media.")] = None,
 ) -> None:
-    """List the content of a data set and its errors. Exit code 1 if training would fail."""
-    from ral.data.check import check_records
-    from ral.data.readers import read_records
-    from ral.data.settings import PromptSettings
-    from ral.recipe import parse_settings
-    from ral.rewards.answers import Mode
+    """List the content of data and its errors. Exit code 1 if training would fail.
 
+    Of a recipe, the data, prompts, model and rewards are the recipe's.
+    """
+    from ral.data.check import check_records
+    from ral.rewards.answers import Mode
+    from ral.training.checked_data import of_files, of_recipe
+
+    own: dict[str, Any] = {
+        "--data-root": data_root,
+        "--columns": columns,
+        "--box-scale": box_scale,
+        "--eval-data": eval_data,
+    }
+    own |= {"--scorer": scorer, "--allow-outside": allow_outside or None}
+    if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
+        if given := [name for name, value in own.items() if value is not None]:
+            raise UsageError(f"{given[0]} is the recipe's to say; leave it out, or check the data file itself.")
+        checked = of_recipe(Path(data[0]), context.args)
+    else:
+        checked = of_files(
+            data, context.args, split=split, eval_data=eval_data, scorer=_choice(Mode, scorer or "strict", "--scorer"),
+            reading={"root": data_root, "allow_outside": allow_outside, **_naming(columns, box_scale)},
+        )  # fmt: skip
+    model = model or checked.model
     if model is None and (max_prompt_tokens is not None or show):
         needs = "--max-prompt-tokens" if max_prompt_tokens is not None else "--show"
         raise UsageError(f"{needs} needs --model, whose processor makes the prompts' tokens.")
-    mode: Mode = _choice(Mode, scorer, "--scorer")
-    reading = {"root": data_root, "allow_outside": allow_outside, **_naming(columns, box_scale)}
-    prompt = PromptSettings(**parse_settings(PromptSettings, context.args))
     processor = None
     if model is not None:
         from ral.models.loading import load_processor, prompt_budget
@@ -275,11 +295,8 @@ def check(
         max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
     with _counted("rows") as progress:
         result = check_records(
-            lambda on_error: read_records(data, split=split, on_error=on_error, **reading),
-            unscorable=partial(_unscorable, mode=mode),
-            evaluation=read_records(eval_data, split="test", **reading) if eval_data else (),
-            processor=processor, max_prompt_tokens=max_prompt_tokens, prompt=prompt, show=show, clean=clean,
-            progress=progress,
+            checked.read, unscorable=checked.unscorable, evaluation=checked.evaluation, processor=processor,
+            max_prompt_tokens=max_prompt_tokens, prompt=checked.prompt, show=show, clean=clean, progress=progress,
         )  # fmt: skip
     typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
@@ -293,14 +310,6 @@ def _naming(columns: str | None, box_scale: str | None) -> dict[str, Any]:
         "columns": None if columns is None else _mapping(columns, "--columns"),
         "box_scale": None if box_scale is None else _choice(BoxScale, box_scale, "--box-scale"),
     }
-
-
-def _unscorable(record: Record, mode: Mode) -> str:
-    """Why no answer to one of the record's solutions could ever be right, or ""."""
-    from ral.rewards.answers import unscorable
-
-    reasons = (unscorable(one, record.problem_type, record.options, mode) for one in record.solutions)
-    return next(filter(None, reasons), "")
 
 
 def _mapping(value: str, option: str) -> dict[str, Any]:
@@ -345,6 +354,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the choice of items.")] = 0,
     data: Annotated[str | None, typer.Option(help="A benchmark's table on this machine.", show_default="hub")] = None,
     media: Annotated[Path | None, typer.Option(help="Folder of images and videos outside the table.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Column names of your own data, as in a recipe.", show_default="the run's")
+    ] = None,
+    box_scale: Annotated[
+        str | None, typer.Option(help="What boxes of your own data count.", show_default="the run's")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
 ) -> None:
@@ -353,14 +368,16 @@ def evaluate(
 
     from ral.evaluate.answering import load_for_answering
     from ral.evaluate.runner import evaluate
-    from ral.evaluate.settings import EvalSettings, run_folder
+    from ral.evaluate.settings import EvalSettings, run_folder, saved_settings
     from ral.evaluate.tasks.selection import find_task
     from ral.recipe import parse_settings
     from ral.report import write_items
 
     path = _model_path(model)
     settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
-    chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media) for name in tasks.split(",")]
+    naming = _naming(columns, box_scale)
+    naming = {key: saved_settings(path).get(key) if value is None else value for key, value in naming.items()}
+    chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media, **naming) for name in tasks.split(",")]
     if output is None:
         run = run_folder(path)
         if run is None:

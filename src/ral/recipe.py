@@ -34,6 +34,7 @@ from typing import (
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ral.data.named_sources import named_sets, sources_of
 from ral.data.record import BoxScale
 from ral.data.wording import read_template
 from ral.errors import DataError
@@ -54,14 +55,14 @@ class BaseRecipe:
     model: str = field(
         metadata={"help": "Checkpoint folder or hub id of the model to train; `start` is the embedded one."}
     )
-    data: str | list[str] = field(
+    data: str | list[str | dict[str, Any]] | dict[str, Any] = field(
         metadata={
             "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told`, `needles` (text); "
-            "or a list of them, to be mixed."
+            "or a list of them, to be mixed. `{path: …, weight: …, max_records: …}` says how often and how much."
         }
     )
-    eval_data: str | list[str] | None = field(
-        default=None, metadata={"help": "Held-out data, in any form `data` takes."}
+    eval_data: str | list[str | dict[str, Any]] | dict[str, Any] | None = field(
+        default=None, metadata={"help": "Held-out data, in any form `data` takes, or several sets by name."}
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder that media paths in the data start from."})
     allow_outside: bool = field(
@@ -115,6 +116,13 @@ class Recipe(BaseRecipe):
     )
     args: RALConfig
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """As `BaseRecipe.reading`; rows need a solution only if a reward does."""
+        from ral.rewards.solutions import reads_solutions
+
+        return {**super().reading, "needs_solution": reads_solutions(self.reward_funcs)}
+
 
 Task = BaseRecipe  # its older name
 
@@ -151,6 +159,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), kind: type[Base
     for key in ("model", "data"):
         if not values.get(key):
             raise DataError(f"{path}: {key!r} is missing; a recipe names at least a model and its data.")
+    with _naming(path):
+        sources_of(values["data"])
+        named_sets(values.get("eval_data") or "")
     values |= {key: _typed(values[key], types, f"{path}: {key}") for key, types in _nested().items() if values.get(key)}
     with _naming(path):
         args = settings(**{key: value for key, value in values.items() if key not in hints})

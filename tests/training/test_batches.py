@@ -9,6 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ral.data.mixture import Part, epoch_order
 from ral.training.batches import RepeatedBatches
 
 
@@ -82,3 +83,19 @@ def test_every_process_sees_its_own_prompts_again(processes: int) -> None:
 def test_too_few_prompts_are_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match=r"7 prompts.*takes 8 \(2 per micro-batch × 4 micro-batches\).*lower"):
         RepeatedBatches(7, 2, 4, 1, shuffle=False, seed=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mixture_is_dealt_out_by_its_shares(processes: int) -> None:
+    """What one process sees of an epoch is what several see together, and a resumed run goes on in it."""
+    parts = [Part(8, 2.0), Part(40, 1.0)]  # 8 + 4 an epoch
+    batches = RepeatedBatches(48, 2, 2, 1, shuffle=True, seed=0, parts=parts)
+    assert (batches.steps, batches.dropped) == (3, 0)
+    batches.set_epoch(5)
+    shards = [
+        list(BatchSamplerShard(batches, num_processes=processes, process_index=i, split_batches=False))
+        for i in range(processes)
+    ]
+    seen = [place for row in zip(*shards, strict=True) for batch in row for place in batch]
+    assert seen == epoch_order(parts, 0, 5)
+    assert sum(place < 8 for place in seen) == 8

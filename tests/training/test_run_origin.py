@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
+from PIL import Image
 from typer.testing import CliRunner
 
 from ral import RALConfig, RALTrainer
@@ -14,7 +16,7 @@ from ral.data.fingerprint import fingerprint
 from ral.errors import ConfigError
 from ral.evaluate.settings import EvalSettings
 from ral.files import read_yaml
-from ral.models.loading import load_config, load_processor
+from ral.models.loading import export, load_config, load_processor
 from ral.testbed.rings import ring_records
 from ral.training.run_origin import named
 
@@ -74,3 +76,28 @@ def test_a_mistyped_folder_is_refused_without_the_hub(
             load(name)
     with pytest.raises(ConfigError, match=said):
         RALTrainer(name, RALConfig("out", use_cpu=True), ring_records(2, seed=1))
+
+
+def test_a_checkpoint_is_asked_as_it_was_trained_wherever_it_lies(tmp_path: Path) -> None:
+    args = RALConfig(
+        str(tmp_path / "run"), template="plain", max_completion_length=3, num_generations=2, per_device_train_batch_size=2,
+        max_steps=2, use_cpu=True, save_strategy="steps", save_steps=2, system_prompt="Answer.",
+    )  # fmt: skip
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    RALTrainer("start", args, ring_records(4, seed=3), peft_config=adapter).train()
+    (tmp_path / "run/checkpoint-2").rename(tmp_path / "kept")
+    export(tmp_path / "kept", tmp_path / "whole")
+    for folder in ("kept", "whole"):
+        settings = EvalSettings.of_model(tmp_path / folder)
+        assert (settings.template, settings.max_completion_length, settings.system_prompt) == ("plain", 3, "Answer.")
+    rows = [{"caption": "What colour?", "label": "red", "picture": str(tmp_path / "a.png"), "boxes": [[0, 0, 0.5, 1]]}]
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", str(tmp_path / "whole"), "--tasks", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, words)
+    assert (found.exit_code, "'caption', 'label'" in found.output) == (2, True), "columns of another name"
+    columns = "{problem: caption, solution: label, images: picture}"
+    found = CliRunner().invoke(app, [*words, "--columns", columns, "--box-scale", "unit"])
+    assert found.exit_code == 0, found.output
+    (item,) = map(json.loads, (tmp_path / "out/own/items.jsonl").read_text().splitlines())
+    assert (item["solution"], item["boxes"]) == ("red", [[0.0, 0.0, 28.0, 56.0]])

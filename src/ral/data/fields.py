@@ -45,13 +45,15 @@ class ReadOptions:
     """How rows are read.
 
     base: folder that media paths start from, and may not leave unless `allow_outside`. columns: our names for columns of
-    the source. box_scale: what the coordinates of boxes count; None: what the format says.
+    the source. box_scale: what the coordinates of boxes count; None: what the format says. needs_solution: refuse a row without
+    an answer, which otherwise has the solution "".
     """
 
     base: Path
     allow_outside: bool = False
     columns: Mapping[str, Any] = field(default_factory=dict)
     box_scale: BoxScale | None = None
+    needs_solution: bool = True
 
 
 class Fields:
@@ -128,6 +130,8 @@ class Fields:
     def answers(self, *names: str) -> tuple[str, ...]:
         """The valid answers, without tags: one, or a list of them. Four numbers in a list are one answer, a box."""
         value = self.take(*names)
+        if value is None and not self.reading.needs_solution:
+            return ("",)
         if isinstance(value, list | tuple) and len(value) == 1:
             value = value[0]
         if isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value)):
@@ -275,9 +279,9 @@ class Fields:
     ) -> Record:
         """The record of a dialogue. `solutions` default to its last reply."""
         if solutions is None:
-            if dialogue.reply is None or not dialogue.reply.strip():
+            solutions = [(dialogue.reply or "").strip() and str(dialogue.reply)]
+            if self.reading.needs_solution and not solutions[0]:
                 raise self.fail("solution", "an answer, in a column `solution` or in a last reply, found nothing")
-            solutions = [dialogue.reply]
         images = self._placed(dialogue.images, self.media(*IMAGE_COLUMNS), "images")
         videos = self._placed(dialogue.videos, self.media(*VIDEO_COLUMNS), "videos")
         return self.record(

@@ -10,15 +10,18 @@ from typing import Any
 
 from PIL import Image
 
+from ral.data.mixture import Mixture
 from ral.data.record import Record
 
 
 def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 over records in their order: everything that training sees of them.
 
-    Images in memory count with their pixels; files with their name and size, so that data may move to another folder.
+    Of a mixture the weights count, too. Images in memory count with their pixels; files with their name and size, so that data may move to another folder.
     """
     digest = hashlib.sha256()
+    if isinstance(records, Mixture):
+        digest.update(json.dumps(records.parts).encode())
     for record in records:
         media = [_medium(medium) for medium in (*record.images, *record.videos)]
         seen = {**record.columns(), "problem": record.problem, "trace": record.trace, "media": media}

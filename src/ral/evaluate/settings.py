@@ -11,7 +11,7 @@ from ral.data.settings import PromptSettings, setting
 from ral.errors import ConfigError, DataError
 from ral.files import read_yaml
 from ral.rewards.answers import Mode
-from ral.runs.folder import CONFIG
+from ral.runs.names import CONFIG, TRAINING_ARGS
 
 #: Measures of looking that can be asked for, see `ral.evaluate.probes`.
 PROBES = ("heads", "relative", "sinks", "masking", "masking-text")
@@ -40,9 +40,8 @@ class EvalSettings(PromptSettings):
 
     @classmethod
     def of_model(cls, model: str | Path, **changes: Any) -> EvalSettings:
-        """The settings of the run whose folder `model` is or lies in, if it lies in one; `changes` that are not None win."""
-        run = run_folder(model)
-        return cls.of_config({} if run is None else read_yaml(run / CONFIG, "the settings of the run"), **changes)
+        """The settings that `model` was trained with, as `saved_settings` finds them; `changes` that are not None win."""
+        return cls.of_config(saved_settings(model), **changes)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
@@ -59,6 +58,18 @@ def parse_probes(text: str) -> tuple[str, ...]:
     if unknown := sorted(names - {*PROBES, "all"}):
         raise DataError(f"no probe is called {unknown[0]!r}; known are all, {', '.join(PROBES)}")
     return PROBES if "all" in names else tuple(name for name in PROBES if name in names)
+
+
+def saved_settings(model: str | Path) -> dict[str, Any]:
+    """The settings of the run whose folder `model` is or lies in; what is saved beside the weights wins over the folder's.
+
+    Empty for a model that says nothing of a run.
+    """
+    run, beside = run_folder(model), Path(model) / TRAINING_ARGS
+    files = [] if run is None else [run / CONFIG]
+    if run != Path(model) and beside.is_file():
+        files.append(beside)  # JSON is YAML
+    return {key: value for file in files for key, value in read_yaml(file, "the settings of the run").items()}
 
 
 def run_folder(model: str | Path) -> Path | None:

@@ -30,7 +30,7 @@ from ral.data.templates import chat_template
 from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.adapters import load_adapter
 from ral.models.eos_tokens import write_eos_tokens
-from ral.runs.names import FINAL
+from ral.runs.names import FINAL, TRAINING_ARGS
 
 #: Any of them says that a folder holds a processor or a tokenizer.
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -137,6 +137,8 @@ def export(name: str | Path, output: Path) -> None:
         write_eos_tokens(model, processor)
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
+        if (settings := Path(folder) / TRAINING_ARGS).is_file():
+            shutil.copy(settings, unfinished)  # `ral eval` asks as the run did
         if output.exists():
             output.rmdir()  # it is empty
         unfinished.replace(output)

@@ -26,6 +26,8 @@ LOOKS = "looks"
 FINAL = "final"
 EVALUATIONS = "eval"
 REPORT = "report.html"
+#: The settings beside saved weights: in a checkpoint, in `final/`, and where a model is exported to.
+TRAINING_ARGS = "training_args.json"
 
 #: In the folder of an evaluation; `ITEMS` and `MEDIA` in that of the looks, too.
 ITEMS = "items.jsonl"

@@ -7,12 +7,15 @@ read it. A set that is added to `SETS` is known to all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from ral.data.mixture import Mixture, shares
+from ral.data.named_sources import Source, named_sets, sources_of
 from ral.data.readers import read_records
 from ral.data.record import DataError, Record
 from ral.testbed.easy_vqa import easy_vqa_records
@@ -147,26 +150,51 @@ def find_set(source: str) -> tuple[EmbeddedSet, int | None] | None:
     return SETS[name], n
 
 
-def load_data(source: str | Sequence[str], split: Split, **reading: Any) -> list[Record]:
+def load_data(data: Any, split: Split, **reading: Any) -> list[Record]:
     """The records of one split of a testbed's set by name (`find_set`), or whatever `read_records` reads.
 
-    Of several sources, the records of all, one source after the other; training shuffles them. `reading` holds arguments of
-    `read_records`, and what that raises is raised.
+    Of several sources (`ral.data.named_sources.sources_of`), the records of all, one source after the other, which training shuffles;
+    with weights, a `Mixture` of them. `reading` holds arguments of `read_records`, and what that raises is raised.
     """
-    if not isinstance(source, str):
-        return [record for one in source for record in load_data(one, split, **reading)]
-    if (found := find_set(source)) is None:
-        return list(read_records(source, split=split, **reading))
-    one, n = found
-    return one.read(split, one.sizes[split] if n is None else n)
+    sources = sources_of(data)
+    read = [list(read_source(source, split, **reading)) for source in sources]
+    if any(source.weight is not None for source in sources):
+        return Mixture(read, [1.0 if source.weight is None else source.weight for source in sources])
+    return list(chain.from_iterable(read))
 
 
-def count_data(source: str | Sequence[str], **reading: Any) -> int | None:
-    """Records to train on, as `load_data` reads them; None where that is not known without loading from elsewhere."""
-    if not isinstance(source, str):
-        counts = [count_data(one, **reading) for one in source]
-        return None if None in counts else sum(count for count in counts if count is not None)
-    if (found := find_set(source)) is not None:
+def load_sets(data: Any, split: Split = "test", **reading: Any) -> list[Record] | dict[str, list[Record]]:
+    """The records of a held-out set, or of several by name, see `ral.data.named_sources.named_sets`."""
+    sets = {
+        name: [record for source in sources for record in read_source(source, split, **reading)]
+        for name, sources in named_sets(data).items()
+    }
+    return sets.get("", sets)
+
+
+def read_source(source: Source, split: str, **reading: Any) -> Iterator[Record]:
+    """The records of one source, a file's one at a time; no more than its `max_records`.
+
+    Raises DataError for a split that a set of the testbed does not have.
+    """
+    most = source.max_records
+    if (found := find_set(source.path)) is not None:
         one, n = found
-        return one.sizes["train"] if n is None else n
-    return len(load_data(source, "train", **reading)) if Path(source).exists() else None
+        if split != "train" and split != "test":  # noqa: PLR1714 (a type checker reads this)
+            raise DataError(f"{source.path}: has the splits train and test, not {split!r}")
+        n = one.sizes[split] if n is None else n
+        return iter(one.read(split, n if most is None else min(n, most)))
+    return islice(read_records(source.path, split=split, **{**reading, **source.reading}), most)
+
+
+def count_data(data: Any, **reading: Any) -> int | None:
+    """Records of an epoch, as `load_data` reads them; None where that is not known without loading from elsewhere."""
+    sources = sources_of(data)
+    if not all(find_set(source.path) or Path(source.path).exists() for source in sources):
+        return None
+    if len(sources) == 1 and (found := find_set(sources[0].path)) is not None:
+        one, n = found
+        n = one.sizes["train"] if n is None else n
+        return n if sources[0].max_records is None else min(n, sources[0].max_records)
+    records = load_data(data, "train", **reading)
+    return sum(shares(records.parts)) if isinstance(records, Mixture) else len(records)

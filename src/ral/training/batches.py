@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ral.data.mixture import Part, epoch_order, shares
 from ral.errors import ConfigError
 
 
@@ -20,14 +21,25 @@ class RepeatedBatches:
     left out for ever.
 
     Args:
-        size: number of prompts. batch_size: prompts per micro-batch. per_step: A·W. repeats: inner updates.
+        size: number of prompts. parts: of a mixture, whose epochs take shares of its sources. batch_size: prompts per micro-batch. per_step: A·W. repeats: inner updates.
         shuffle, seed: the order of an epoch depends on seed and epoch only.
 
     Raises:
         ConfigError: fewer prompts than one step needs.
     """
 
-    def __init__(self, size: int, batch_size: int, per_step: int, repeats: int, *, shuffle: bool, seed: int):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        per_step: int,
+        repeats: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        parts: Sequence[Part] = (),
+    ):
+        size = sum(shares(parts)) if parts else size
         self.steps = size // (batch_size * per_step)
         if self.steps == 0:
             raise ConfigError(
@@ -36,7 +48,7 @@ class RepeatedBatches:
                 "gradient_accumulation_steps, or add data"
             )
         self.size, self.batch_size, self.per_step, self.repeats = size, batch_size, per_step, repeats
-        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.shuffle, self.seed, self.epoch, self.parts = shuffle, seed, 0, parts
         self.drop_last = True
 
     @property
@@ -51,7 +63,9 @@ class RepeatedBatches:
         return self.steps * self.per_step * self.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.shuffle:
+        if self.parts:
+            order = epoch_order(self.parts, self.seed, self.epoch)
+        elif self.shuffle:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.size, generator=generator).tolist()
         else:

@@ -34,12 +34,10 @@ from ral.runs.checkpoints import (
     seal,
 )
 from ral.runs.interruption import Interrupted, Interruption
+from ral.runs.names import TRAINING_ARGS
 from ral.runs.redaction import without_credentials
 
 logger = logging.getLogger(__name__)
-
-#: The settings beside saved weights.
-SETTINGS = "training_args.json"
 
 
 class ExactResumeTrainer(Trainer):
@@ -133,7 +131,7 @@ class ExactResumeTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             settings = without_credentials(self.args.to_dict())
-            atomic_write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+            atomic_write_text(folder / TRAINING_ARGS, json.dumps(settings, indent=1) + "\n")
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -6,6 +6,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,29 @@ def refuse_unused(arguments: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} would do nothing in RALTrainer: {reason}; leave it out")
 
 
-def as_sets(data: Rows | Mapping[str, Rows] | None, name: str = "eval_dataset") -> Sets | None:
-    """Read one held-out set, or several by name (a dictionary, a `datasets.DatasetDict`).
+def as_sets(
+    data: Rows | Mapping[str, Rows] | None, name: str = "eval_dataset", *, needs_solution: bool = True
+) -> Sets | None:
+    """Read one held-out set, or several by name (a dictionary, a `datasets.DatasetDict`); see `as_records`.
 
     Raises DataError as `as_records` does, and UsageError for a name that cannot stand in a metric's.
     """
     if data is None:
         return None
     if not isinstance(data, Mapping):
-        return as_records(data, name=name)
+        return as_records(data, name=name, needs_solution=needs_solution)
     if odd := [key for key in data if not re.fullmatch(r"[\w.-]+", str(key))]:
         raise UsageError(f"{name}: {odd[0]!r} cannot name a set of records; use letters, digits, '_', '-' and '.'")
-    return {str(key): as_records(rows, name=f"{name}[{key!r}]") for key, rows in data.items()}
+    return {
+        str(key): as_records(rows, name=f"{name}[{key!r}]", needs_solution=needs_solution) for key, rows in data.items()
+    }
+
+
+def flat(sets: Sets | None) -> list[Record]:
+    """The records of all sets, a record of each in turn."""
+    if not isinstance(sets, dict):
+        return sets or []
+    return [record for row in zip_longest(*sets.values()) for record in row if record is not None]
 
 
 def refuse_unknown_metric(args: RALConfig, sets: Sets | None, scorer: Scorer, compute: ComputeMetrics | None) -> None:

@@ -21,8 +21,9 @@ from ral.runs.folder import prepare_run, refuse_occupied
 from ral.runs.interruption import Interrupted
 from ral.runs.names import FINAL
 from ral.testbed import model_name
-from ral.testbed.sets import load_data
+from ral.testbed.sets import load_data, load_sets
 from ral.training.exact_resume import ExactResumeTrainer
+from ral.training.held_out import Sets, flat
 from ral.training.live_report import LiveReport
 from ral.training.run_origin import RunOrigin
 from ral.training.terminal import show
@@ -41,7 +42,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
 
 def run(
     task: AnyRecipe,
-    build: Callable[[AnyRecipe, list[Record], list[Record] | None], ExactResumeTrainer],
+    build: Callable[[AnyRecipe, list[Record], Sets | None], ExactResumeTrainer],
     *,
     resume: bool,
     overwrite: bool,
@@ -65,7 +66,7 @@ def run(
             prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
     trainer.remove_callback(RunOrigin)  # the recipe says more
     trainer.add_callback(LiveReport())
-    held = f", {len(held_out):,} held out" if held_out else ""
+    held = f", {len(flat(held_out)):,} held out" if held_out else ""
     show(trainer, f"{task.model} on {len(training):,} records{held}")
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -91,12 +92,12 @@ def _save_final(trainer: ExactResumeTrainer, folder: Path) -> None:
         unfinished.replace(final)
 
 
-def _reinforcement(recipe: Recipe, training: list[Record], held_out: list[Record] | None) -> RALTrainer:
+def _reinforcement(recipe: Recipe, training: list[Record], held_out: Sets | None) -> RALTrainer:
     if recipe.look_steps and not held_out:
         raise ConfigError(
             f"look_steps={recipe.look_steps} needs held-out records to look at; set eval_data, or look_steps to 0"
         )
-    looked = (held_out or [])[: recipe.look_items]
+    looked = flat(held_out)[: recipe.look_items]
     looks = [LookRecorder(looked, recipe.look_steps, recipe.look_probes)] if recipe.look_steps else []
     model, processor = start_model(recipe)
     return RALTrainer(
@@ -126,7 +127,7 @@ def start_model(task: BaseRecipe) -> tuple[PreTrainedModel, Any]:
     return load_model(name, task.quantization, training_dtype(adapter=task.peft is not None)), load_processor(name)
 
 
-def datasets(task: BaseRecipe) -> tuple[list[Record], list[Record] | None]:
+def datasets(task: BaseRecipe) -> tuple[list[Record], Sets | None]:
     """The records that a task trains on, and those held out."""
-    held_out = None if task.eval_data is None else load_data(task.eval_data, "test", **task.reading)
+    held_out = None if task.eval_data is None else load_sets(task.eval_data, "test", **task.reading)
     return load_data(task.data, "train", **task.reading), held_out

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from ral.attention.models import family, pretrained, trains_vision
 from ral.config import refuse_credentials, replayed
 from ral.data.answer_boxes import as_asked
+from ral.data.mixture import Mixture
 from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.record import Record
 from ral.data.record_errors import WatchedRecords
@@ -35,6 +37,7 @@ from ral.models.sharding import gather_vision, zero_vision_loss
 from ral.recipe import BaseRecipe
 from ral.runs.folder import MetricsWriter
 from ral.training.dumps import ExamplesDump
+from ral.training.held_out import Sets
 from ral.training.launch import run, start_model
 from ral.training.nonfinite import NonFiniteGuardTrainer
 
@@ -161,11 +164,15 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
         )
 
 
-def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | None) -> WorkedExamplesTrainer:
+def build_trainer(task: SFTTask, train: list[Record], held_out: Sets | None) -> WorkedExamplesTrainer:
     """The trainer of a task on its data. Raises ConfigError for an adapter of a frozen vision tower; see `fine_tune`."""
     args = task.args
-    train = worked_examples(train, think=args.think)
-    held_out = worked_examples(held_out, think=args.think) if held_out else []
+    if isinstance(train, Mixture):
+        raise ConfigError(
+            "weight of a source belongs to `ral train`; `ral sft` takes every record once an epoch: leave it out"
+        )
+    sets = held_out if isinstance(held_out, dict) else {"": held_out or []}
+    parts = [worked_examples(one, think=args.think) if one else [] for one in (train, *sets.values())]
     model, processor = start_model(task)
     write_eos_tokens(model, processor)
     if args.freeze_vision:
@@ -173,14 +180,17 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: list[Record] | N
     adapter = lora_config(task, model, args.freeze_vision)
     policy = model if adapter is None else put_adapter(model, adapter, args.seed)
     refuse_adapter_of_frozen_vision(model, args.freeze_vision)
-    records = [*train, *held_out]
+    records = [record for part in parts for record in part]
+    places = list(accumulate((len(part) for part in parts), initial=0))
     numbers = Dataset.from_dict({"number": range(len(records))})
+    train_set, *held = (numbers.select(range(*place)) for place in pairwise(places))
+    evaluated: Any = dict(zip(sets, held, strict=True))
     return WorkedExamplesTrainer(
         policy,
         args,
         data_collator=Examples(processor, WatchedRecords(records), args),
-        train_dataset=numbers.select(range(len(train))),
-        eval_dataset=numbers.select(range(len(train), len(records))) if held_out else None,
+        train_dataset=train_set,
+        eval_dataset=(evaluated if isinstance(held_out, dict) else evaluated[""]) if held_out else None,
         processing_class=processor,
         callbacks=[MetricsWriter()],
     )

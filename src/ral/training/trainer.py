@@ -32,6 +32,7 @@ from transformers.trainer_utils import PredictionOutput
 from ral.attention import GroupOutput, Prompt, prepare_prompt
 from ral.attention.models import pretrained
 from ral.config import RALConfig, replayed
+from ral.data.mixture import Mixture
 from ral.data.prompt import decode_prompt, encode_prompt
 from ral.data.readers import as_records
 from ral.data.record import Record
@@ -172,6 +173,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             self.args.num_iterations,
             shuffle=True,
             seed=self.args.seed,
+            parts=self.train_dataset.parts if isinstance(self.train_dataset, Mixture) else (),
         )
         self.add_callback(EpochOrder(batches))
         records: Any = self.train_dataset  # a list is a map-style dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ral.data.readers import read_records
 from ral.data.record import Record
@@ -20,14 +21,16 @@ def by_type(answer: str, record: Record, mode: Mode) -> float:
     )
 
 
-def own_task(data: str | Path, root: Path | None = None, split: str = "test") -> Task:
+def own_task(data: str | Path, root: Path | None = None, split: str = "test", **reading: Any) -> Task:
     """The records of `data`, which `read_records` reads with media under `root`, as the task called like the file.
+
+    `reading` holds further arguments of `read_records`.
 
     Reported by problem type; records about one image or video file are one cluster.
     """
 
     def source(table: str | Path | None = None, media: Path | None = None) -> Iterator[Record]:
-        for record in read_records(table or data, root=media or root, split=split):
+        for record in read_records(table or data, root=media or root, split=split, **reading):
             first = next((medium for medium in (*record.images, *record.videos) if isinstance(medium, Path)), record.id)
             own = {"problem_type": record.problem_type, "medium": str(first)}
             yield replace(record, extra={**record.extra, **own})

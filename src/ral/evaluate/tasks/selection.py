@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from ral.data.record import Record
+from ral.data.record import BoxScale, Record
 from ral.errors import DataError
 from ral.evaluate.tasks import BENCHMARKS
 from ral.evaluate.tasks.own import own_task
@@ -18,12 +19,20 @@ from ral.testbed.sets import SETS
 
 
 def find_task(
-    name: str, *, n: int | None = None, seed: int = 0, data: str | Path | None = None, media: Path | None = None
+    name: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
+    media: Path | None = None,
+    columns: Mapping[str, Any] | None = None,
+    box_scale: BoxScale | None = None,
 ) -> Task:
     """The task called `name` with `n` items (default: all), drawn with `seed` and kept in their order.
 
-    Where no task has that name it may be a file or folder of one's own data, see `own_task`. `data` and `media` are a
-    benchmark's table and its folder of media where they lie on this machine, see `Task.records`.
+    Where no task has that name it may be a file or folder of one's own data, see `own_task`, which `columns` and `box_scale` say
+    how to read (`read_records`). `data` and `media` are a benchmark's table and its folder of media where they lie on this
+    machine, see `Task.records`.
 
     Raises `DataError` for an unknown name, with the nearest known one, for `n` < 1, and for `data` of a testbed task or
     of a file.
@@ -37,7 +46,7 @@ def find_task(
     if name not in BENCHMARKS and Path(name).exists():
         if data is not None:
             raise DataError(f"{name} is a file already; leave out data, which says where a benchmark lies")
-        task = own_task(name)
+        task = own_task(name, columns=columns, box_scale=box_scale)
     elif name in BENCHMARKS:
         task = BENCHMARKS[name]
     else:
