@@ -208,4 +208,4 @@ def test_check_takes_several_files_and_recipes_with_their_rewards(
     assert judged.exit_code == 1
     assert "open.jsonl: line 1: field 'solution': expected the answer as text or number, found nothing" in judged.stdout
     twice = runner.invoke(app, ["check", "mine.yaml", "--columns", "{problem: frage}"])
-    assert (twice.exit_code, "--columns is the recipe's to say" in twice.stderr) == (2, True)
+    assert (twice.exit_code, "columns is the recipe's to say" in twice.stderr) == (2, True)

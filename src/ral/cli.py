@@ -265,41 +265,32 @@ def check(
     """
     from ral.data.check import check_records
     from ral.rewards.answers import Mode
-    from ral.training.checked_data import of_files, of_recipe
+    from ral.training.checked_data import checked_data
 
-    own: dict[str, Any] = {
-        "--data-root": data_root,
-        "--columns": columns,
-        "--box-scale": box_scale,
-        "--eval-data": eval_data,
-    }
-    own |= {"--scorer": scorer, "--allow-outside": allow_outside or None}
-    if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
-        if given := [name for name, value in own.items() if value is not None]:
-            raise UsageError(f"{given[0]} is the recipe's to say; leave it out, or check the data file itself.")
-        checked = of_recipe(Path(data[0]), context.args)
-    else:
-        checked = of_files(
-            data, context.args, split=split, eval_data=eval_data, scorer=_choice(Mode, scorer or "strict", "--scorer"),
-            reading={"root": data_root, "allow_outside": allow_outside, **_naming(columns, box_scale)},
-        )  # fmt: skip
+    checked = checked_data(
+        data, context.args, split=split, eval_data=eval_data,
+        scorer=_choice(Mode, scorer, "--scorer") if scorer else None,
+        reading={"root": data_root, "allow_outside": allow_outside or None, **_naming(columns, box_scale)},
+    )  # fmt: skip
     model = model or checked.model
     if model is None and (max_prompt_tokens is not None or show):
         needs = "--max-prompt-tokens" if max_prompt_tokens is not None else "--show"
         raise UsageError(f"{needs} needs --model, whose processor makes the prompts' tokens.")
-    processor = None
-    if model is not None:
-        from ral.models.loading import load_processor, prompt_budget
-
-        processor = load_processor(_model_path(model))
-        max_prompt_tokens = max_prompt_tokens or prompt_budget(_model_path(model))
+    processor, budget = (None, None) if model is None else _prompting(model)
     with _counted("rows") as progress:
         result = check_records(
             checked.read, unscorable=checked.unscorable, evaluation=checked.evaluation, processor=processor,
-            max_prompt_tokens=max_prompt_tokens, prompt=checked.prompt, show=show, clean=clean, progress=progress,
+            max_prompt_tokens=max_prompt_tokens or budget, prompt=checked.prompt, show=show, clean=clean, progress=progress,
         )  # fmt: skip
     typer.echo(redacted(result.to_text(examples)))
     raise typer.Exit(result.exit_code)
+
+
+def _prompting(model: str) -> tuple[Any, int | None]:
+    """The processor of a model, and the tokens that its positions reach."""
+    from ral.models.loading import load_processor, prompt_budget
+
+    return load_processor(_model_path(model)), prompt_budget(_model_path(model))
 
 
 def _naming(columns: str | None, box_scale: str | None) -> dict[str, Any]:

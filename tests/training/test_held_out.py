@@ -142,6 +142,27 @@ def test_sets_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         trainer(tmp_path, {"a/b": HELD_OUT})
 
 
+def test_rows_need_a_solution_where_a_reward_reads_it(tmp_path: Path) -> None:
+    def long(completions: list[str], **columns: Any) -> list[float]:
+        assert columns["solution"] == [""] * len(completions)
+        return [float(len(text)) for text in completions]
+
+    def right(completions: list[str], solution: list[str], **columns: Any) -> list[float]:
+        return [float(one == other) for one, other in zip(completions, solution, strict=True)]
+
+    rows = [{"problem": "Describe a cat."}] * 4
+    args = RALConfig(
+        str(tmp_path), use_cpu=True, num_generations=2, per_device_train_batch_size=2, max_steps=1, max_completion_length=4,
+        attention_coef=0.0, num_iterations=1, save_strategy="no",
+    )  # fmt: skip
+    run = RALTrainer(copy.deepcopy(MODEL), args, rows, {"a": rows[:1]}, long, processing_class=PROCESSOR)
+    run.train()
+    assert run.evaluate()["eval_a_reward"] > 0
+    for rewards in (None, ["format", "accuracy"], right):
+        with pytest.raises(DataError, match="train_dataset: row 1: field 'solution'"):
+            RALTrainer(copy.deepcopy(MODEL), args, rows, None, rewards, processing_class=PROCESSOR)
+
+
 def test_a_run_of_python_overwrites_no_other(tmp_path: Path) -> None:
     first = trainer(tmp_path, save_strategy="steps", save_steps=2)
     first.train()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ral.data.mixture import Mixture, shares
 from ral.data.named_sources import Source, named_sets, sources_of
@@ -180,10 +180,11 @@ def read_source(source: Source, split: str, **reading: Any) -> Iterator[Record]:
     most = source.max_records
     if (found := find_set(source.path)) is not None:
         one, n = found
-        if split != "train" and split != "test":  # noqa: PLR1714 (a type checker reads this)
-            raise DataError(f"{source.path}: has the splits train and test, not {split!r}")
-        n = one.sizes[split] if n is None else n
-        return iter(one.read(split, n if most is None else min(n, most)))
+        if split not in one.sizes:
+            raise DataError(f"{source.path}: has the splits {', '.join(one.sizes)}, not {split!r}")
+        known = cast(Split, split)
+        n = one.sizes[known] if n is None else n
+        return iter(one.read(known, n if most is None else min(n, most)))
     return islice(read_records(source.path, split=split, **{**reading, **source.reading}), most)
 
 

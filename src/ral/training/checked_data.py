@@ -12,7 +12,7 @@ from typing import Any
 from ral.data.named_sources import Source, named_sets, sources_of
 from ral.data.record import Record
 from ral.data.settings import PromptSettings
-from ral.errors import DataError
+from ral.errors import DataError, UsageError
 from ral.recipe import load_recipe, parse_settings
 from ral.rewards.answers import Mode, unscorable
 from ral.rewards.solutions import judges_answers
@@ -35,27 +35,39 @@ class CheckedData:
     model: str | None = None
 
 
-def of_files(
+def checked_data(
     data: Sequence[str],
     words: Sequence[str],
     *,
     split: str,
     eval_data: str | None,
-    scorer: Mode,
+    scorer: Mode | None,
     reading: Mapping[str, Any],
 ) -> CheckedData:
-    """Files, folders and hub ids; `words` are prompt settings of the command line, `reading` arguments of `read_records`."""
+    """Files, folders and hub ids, or one recipe of `ral train`.
+
+    Args:
+        words: prompt settings of the command line. reading: arguments of `read_records`.
+
+    Raises UsageError for an option beside a recipe that the recipe itself says, and what `load_recipe` raises.
+    """
+    reading = {name: value for name, value in reading.items() if value is not None}
+    if len(data) == 1 and data[0].endswith((".yaml", ".yml")):
+        given = {"eval_data": eval_data, "scorer": scorer, **reading}
+        if own := [name for name, value in given.items() if value is not None]:
+            option = {"root": "data_root"}.get(own[0], own[0])
+            raise UsageError(f"{option} is the recipe's to say; leave it out, or check the data file itself.")
+        return _of_recipe(Path(data[0]), words)
     evaluation = [] if eval_data is None else [Source(path=eval_data)]
     return CheckedData(
         read=partial(_read, [Source(path=one) for one in data], split, reading),
         evaluation=_read(evaluation, "test", reading, None),
-        unscorable=partial(_unscorable, mode=scorer),
+        unscorable=partial(_unscorable, mode=scorer or "strict"),
         prompt=PromptSettings(**parse_settings(PromptSettings, words)),
     )
 
 
-def of_recipe(path: Path, words: Sequence[str]) -> CheckedData:
-    """The data of a recipe of `ral train`; `words` override its keys. Raises what `load_recipe` raises."""
+def _of_recipe(path: Path, words: Sequence[str]) -> CheckedData:
     recipe = load_recipe(path, words)
     sets = {} if recipe.eval_data is None else named_sets(recipe.eval_data)
     judged = judges_answers(recipe.reward_funcs)

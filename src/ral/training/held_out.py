@@ -22,6 +22,8 @@ from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.errors import ConfigError, UsageError
 from ral.objective.terms import Mean
+from ral.rewards.functions import RewardFunction
+from ral.rewards.solutions import reads_solutions
 from ral.rollouts.engine import Engine
 from ral.rollouts.sampling import Sampling
 from ral.training.running_means import RunningMeans
@@ -66,6 +68,15 @@ def as_sets(
     return {
         str(key): as_records(rows, name=f"{name}[{key!r}]", needs_solution=needs_solution) for key, rows in data.items()
     }
+
+
+def as_data(
+    train: Rows | None, held_out: Rows | Mapping[str, Rows] | None, rewards: Sequence[str | RewardFunction] | None
+) -> tuple[list[Record] | None, Sets | None]:
+    """Training and held-out records; rows need a solution if one of `rewards` reads it."""
+    needed = reads_solutions(rewards)
+    training = None if train is None else as_records(train, name="train_dataset", needs_solution=needed)
+    return training, as_sets(held_out, needs_solution=needed)
 
 
 def flat(sets: Sets | None) -> list[Record]:

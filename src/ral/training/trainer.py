@@ -64,6 +64,7 @@ from ral.training.held_out import (
     Rows,
     Sets,
     answer_records,
+    as_data,
     as_sets,
     refuse_unknown_metric,
     refuse_unused,
@@ -127,8 +128,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             reward_funcs = [reward_funcs]
         rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think, think_opened=False)
         self.scorer = Scorer(rewards, args, processor)
-        training = None if train_dataset is None else as_records(train_dataset, name="train_dataset")
-        held_out = as_sets(eval_dataset)
+        training, held_out = as_data(train_dataset, eval_dataset, reward_funcs)
         refuse_unknown_metric(args, held_out, self.scorer, trainer_arguments.get("compute_metrics"))
         origin = RunOrigin(
             training, model=named(model) or pretrained(policy).name_or_path, data=train_dataset, eval_data=eval_dataset,
