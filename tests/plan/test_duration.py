@@ -19,9 +19,9 @@ def test_a_forward_has_the_operations_that_are_counted() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward_groups(model, [known], [completions((R,) * G)], layers=())
     setup = setup_for(model, weights_of(model, None, four_bits=False))
-    stack = setup.model.decoder
+    decoder = setup.model.decoder
     # The counter does not know the CPU's attention kernel: four operations for a pair of query and key and a channel.
-    attention = stack.layers * 4 * stack.query_width * (P**2 / 2 + G * R * (P + G * R))
+    attention = len(decoder.layers) * 4 * decoder.layers[0].queries * (P**2 / 2 + G * R * (P + G * R))
     assert forward_flops(setup, setup.model) - attention == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -50,7 +50,7 @@ def test_halving_the_utilisation_doubles_the_updates() -> None:
 def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
     setup, instant = published(rollout_rows=8), Machine(layer_ms=1e-9)
     assert decoding_seconds(setup, Machine()) == pytest.approx(28e-3)
-    read = 2 * (setup.model.decoder.layers * setup.model.decoder.matrices + setup.model.vocabulary * 3584)
+    read = 2 * setup.model.active
     assert decoding_seconds(setup, instant) == pytest.approx(read / 3.35e12, rel=0.1)
     # Without shards autocast casts all weights in every decoding step.
     assert decoding_seconds(replace(setup, sharding="ddp"), instant) > 3.5 * decoding_seconds(setup, instant)

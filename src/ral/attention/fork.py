@@ -97,6 +97,11 @@ def carries_state(kind: Any) -> bool:
     return bool(WRITES & set(inspect.unwrap(kind.forward).__code__.co_names))
 
 
+def has_state(module: nn.Module) -> bool:
+    """Whether a layer carries a state, understanding a packed row or not."""
+    return any(carries_state(kind) for kind in type(module).__mro__ if "forward" in vars(kind))
+
+
 def install(model: nn.Module) -> None:
     """Let the layers of a model that carry a state understand a packed row; idempotent.
 

@@ -29,10 +29,11 @@ Sizes = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class VisualToken:
-    """The input of one visual token: pixels of a frame, frames of a video, and numbers of the processor's output."""
+    """The input of one visual token: pixels of a frame, frames of a video, patches of the tower, numbers of the processor's output."""
 
     pixels: int
     frames: int
+    patches: int
     values: int
 
 
@@ -105,12 +106,19 @@ class Family:
                 found[modality] = getattr(model, name, encode)(**here, return_dict=True)
         return found
 
+    def patches_per_token(self, config: Any) -> int:
+        """Patches of the tower, of one frame, behind a visual token."""
+        return int(getattr(config.vision_config, "spatial_merge_size", 1)) ** 2
+
     def visual_token(self, config: Any) -> VisualToken:
         """The cost of one visual token, for plans."""
-        sizes = config.vision_config
-        pixels = (sizes.patch_size * getattr(sizes, "spatial_merge_size", 1)) ** 2
-        frames = getattr(sizes, "temporal_patch_size", 1)
-        return VisualToken(pixels, frames, pixels * frames * getattr(sizes, "in_channels", 3))
+        sizes, patches = config.vision_config, self.patches_per_token(config)
+        pixels, frames = side_of(sizes.patch_size) ** 2 * patches, getattr(sizes, "temporal_patch_size", 1)
+        return VisualToken(pixels, frames, patches, pixels * frames * getattr(sizes, "in_channels", 3))
+
+    def most_tokens(self, config: Any, max_pixels: int | None) -> int | None:
+        """The most visual tokens of one image of at most so many pixels, for plans; None: there is no bound."""
+        return None if max_pixels is None else max_pixels // self.visual_token(config).pixels
 
     def patch_values(self, config: Any) -> int | None:
         """Numbers in one row of `pixel_values`, where every row is one patch; None where the tower takes whole images."""
@@ -248,6 +256,11 @@ def _one_behind_the_other(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     return tuple(piece for part in parts for piece in part)
+
+
+def side_of(size: int | Sequence[int]) -> int:
+    """The side of a square that a configuration gives as one number or as two."""
+    return size if isinstance(size, int) else size[0]
 
 
 def runs(mask: Tensor) -> list[int]:

@@ -34,3 +34,14 @@ class Idefics3(Family):
         self._unbounded(min_pixels)
         tile = image_processor.max_image_size["longest_edge"]
         return {} if max_pixels is None else {"size": {"longest_edge": max(int(max_pixels**0.5) // tile, 1) * tile}}
+
+    def patches_per_token(self, config: Any) -> int:
+        return config.scale_factor**2  # type: ignore[no-any-return]
+
+    def most_tokens(self, config: Any, max_pixels: int | None) -> int | None:
+        if max_pixels is None:
+            return None
+        sizes = config.vision_config
+        tiles = max(int(max_pixels**0.5) // sizes.image_size, 1) ** 2
+        each = (sizes.image_size // sizes.patch_size) ** 2 // self.patches_per_token(config)
+        return (tiles + (tiles > 1)) * each  # type: ignore[no-any-return]

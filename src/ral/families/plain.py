@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ral.families.family import Family, Sizes
+from ral.families.family import Family, Sizes, side_of
 from ral.families.tiles import Tile
 
 
@@ -19,6 +19,17 @@ class Square(Family):
 
     def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile] | None:
         return [Tile(picture, isqrt(n), isqrt(n)) for picture, n in enumerate(self.runs(processor, ids))]
+
+    def patches_per_token(self, config: Any) -> int:
+        return self._patches(config) // self.most_tokens(config, None)
+
+    def most_tokens(self, config: Any, max_pixels: int | None) -> int:
+        """Every image has the same, which a configuration names where they are pooled."""
+        return getattr(config, "mm_tokens_per_image", None) or self._patches(config)
+
+    def _patches(self, config: Any) -> int:
+        sizes = config.vision_config
+        return (side_of(sizes.image_size) // side_of(sizes.patch_size)) ** 2  # type: ignore[no-any-return]
 
 
 class Plain(Family):

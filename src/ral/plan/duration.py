@@ -73,7 +73,7 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
     forward = forward_flops(s, model)
     prompts = s.prompts * s.accumulation
     prefill = prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2)
-    vision = prompts * 2 * model.vision_parameters * s.visual * 4  # four patches a token
+    vision = prompts * 2 * model.vision_parameters * s.visual * model.visual_patches
     # Prompts enter as rows end, so that the batch stays full until the last of them.
     decoding = prompts / s.sampled * (s.completion - 1) * decoding_seconds(s, machine)
     rollouts = (vision + prefill) / speed + decoding
@@ -93,24 +93,34 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
 
 
 def forward_flops(s: Setup, model: ModelShape) -> float:
-    """Time of one packed pass: every token through the blocks, completion tokens through the output embedding."""
-    pairs = s.prompt**2 / 2 + sum(block * (s.prompt + block) for block in s.blocks)
+    """Operations of one pass: every token through the layers, completion tokens through the output embedding."""
     head = 2 * model.vocabulary * model.decoder.hidden * s.prompts * s.group * s.completion
+    if not model.shared:
+        length = s.prompt + s.completion
+        return s.prompts * s.group * _decoder_flops(model, length, length**2 / 2) + head
+    pairs = s.prompt**2 / 2 + sum(block * (s.prompt + block) for block in s.blocks)
     return s.prompts * _decoder_flops(model, s.layout.total, pairs) + head
 
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:
-    """Time of one decoding step for all rollouts in the batch, which reads every weight and the mean cache once."""
-    stack = s.model.decoder
+    """Time of one decoding step for all rollouts in the batch, which reads the weights that they take and the mean cache once."""
+    decoder, rollouts = s.model.decoder, s.sampled * s.group
     # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, again in every decoding step.
     each = FLOAT + 2 * HALF if s.sharding == "ddp" and s.mixed and s.weights.method == "full" else s.compute
-    weights = each * (stack.layers * stack.matrices + s.model.vocabulary * stack.hidden)
-    held = s.sampled * (FLOAT * s.prompt + s.compute * s.group * s.completion / 2)
-    cache = 2 * stack.layers * stack.key_width * held
-    return max((weights + cache) / (machine.bandwidth * 1e12), stack.layers * machine.layer_ms / 1e3)
+    weights = each * (decoder.read(rollouts) + s.model.vocabulary * decoder.hidden)
+    prompts = s.sampled if s.model.shared else rollouts
+    cache = decoder.token * (FLOAT * prompts * s.prompt + s.compute * rollouts * s.completion / 2)
+    moved = weights + cache + 2 * FLOAT * decoder.state * rollouts  # a state is read and written
+    return max(moved / (machine.bandwidth * 1e12), len(decoder.layers) * machine.layer_ms / 1e3)
 
 
 def _decoder_flops(model: ModelShape, tokens: float, pairs: float) -> float:
-    """Operations of a forward pass over `tokens` that attend in `pairs` of query and key."""
-    stack = model.decoder
-    return stack.layers * (2 * stack.matrices * tokens + 4 * stack.query_width * pairs)
+    """Operations of a forward pass over `tokens` that attend in `pairs` of query and key.
+
+    A token that changes a state lets it decay, reads it twice and adds to it.
+    """
+    return sum(
+        count
+        * (2 * layer.active * tokens + 2 * (layer.queries + layer.outputs) * pairs + 6 * layer.held.state * tokens)
+        for layer, count in model.decoder.kinds.items()
+    )

@@ -15,6 +15,7 @@ from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
 from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
 from ral.plan.setup import Setup
+from ral.plan.shapes import Layer
 from ral.rollouts.room import DRAW_BYTES
 
 Phase = Literal["rollouts", "passes", "update", "optimiser"]
@@ -30,6 +31,8 @@ FLOAT, HALF, GIB = 4, 2, 2**30
 ROW_TENSORS = 3
 #: Tensors of a logit chunk's size in float32 that exist at once in its backward pass.
 LOGIT_TENSORS = 4
+#: Norms of a layer whose output matrices take.
+NORMS = 2
 #: Tensors of the gated unit's size `[T, intermediate]` that the backward of a block adds at its peak.
 GATE_TENSORS = 3
 #: What a GPU's libraries hold (CUDA context, NCCL, cuBLAS), and the share that the allocator cannot use.
@@ -126,17 +129,22 @@ def _of_phases(s: Setup) -> Iterator[Item]:
 
 def _gathered(s: Setup) -> float:
     """Copies of the weights beside the stored ones: in 16 bits under autocast, or gathered from the shards."""
-    matrices = s.model.decoder.layers * s.model.decoder.matrices
+    decoder = s.model.decoder
     if s.sharding == "ddp":
         # Autocast keeps its copies of trained weights to the end of a forward, and the backward needs them.
-        return HALF * matrices if s.mixed and s.weights.method == "full" else s.compute * s.model.decoder.matrices / 7
+        copied = s.mixed and s.weights.method == "full"
+        return HALF * decoder.parameters if copied else s.compute * max(layer.largest for layer in decoder.kinds)
     each = HALF if s.mixed or s.sharding != "fsdp2" else s.weights.weight_bytes
     if s.sharding == "zero2":
         return 0.0
     if s.sharding == "zero3":
         return HALF * min(ZERO_LIVE, s.model.parameters)
-    outside = s.model.parameters - matrices - s.model.vision_parameters
-    return each * (s.model.parameters if s.gathered else outside + 2 * s.model.decoder.matrices)
+    if s.gathered:
+        return each * s.model.parameters
+    # Two layers at a time; what is used outside of its layer stays: captured layers, embeddings and the tower.
+    largest = max(layer.parameters for layer in decoder.kinds)
+    captured = sum(layer.parameters for layer in s.captured_layers)
+    return each * (s.model.outside + s.model.vision_parameters + captured + 2 * largest)
 
 
 def _gradients(s: Setup) -> float:
@@ -149,53 +157,65 @@ def _gradients(s: Setup) -> float:
 
 def _activations(s: Setup) -> tuple[float, float]:
     """Memory that the forward pass leaves, and the maximum that its backward pass adds."""
-    layers, block = s.model.decoder.layers, block_bytes(s)
-    edges = s.tokens * s.model.decoder.hidden * s.residual
-    ends = 3 * edges + s.tokens * s.model.decoder.hidden * FLOAT  # embeddings, final norm
-    whole = layers if not s.checkpointing else s.captured  # layers that keep all
-    kept = ends + whole * block + (layers - whole) * edges
+    decoder = s.model.decoder
+    blocks = {layer: block_bytes(s, layer) for layer in decoder.kinds}
+    edges = s.tokens * decoder.hidden * s.residual
+    ends = 3 * edges + s.tokens * decoder.hidden * FLOAT  # embeddings, final norm
+    # Layers that keep all: without checkpoints each of them, with checkpoints the captured ones.
+    whole = s.captured_layers if s.checkpointing else decoder.layers
+    kept_whole = sum(blocks[layer] for layer in whole)
+    kept = ends + masks_bytes(s) + kept_whole + (len(decoder.layers) - len(whole)) * edges
     loss = _logits(s) + _rows(s)
     # A checkpointed layer is run again once the captured one, usually the last, is through.
-    again = max(0.0, block - whole * block) if s.checkpointing else 0.0
-    return kept, max(loss, again + _backward(s))
+    again = max(0.0, max(blocks.values()) - kept_whole) if s.checkpointing else 0.0
+    return kept, max(loss, again + max(_backward(s, layer) for layer in decoder.kinds))
 
 
-def block_bytes(s: Setup) -> float:
-    """Tensors of the packed row that one decoder block saves for the backward pass.
+def block_bytes(s: Setup, layer: Layer) -> float:
+    """Tensors of the packed row that one decoder layer saves for the backward pass.
 
-    Norms save their input in float32 and their output; matrices save their input, which autocast copies for each of them
-    (as an adapter does); the gated unit saves its three inputs and its product; attention saves query, key and value with the
-    keys and values repeated for every query head, a copy of the prompt's keys and values for every block of completions,
-    and its output; both norms and attention save a few numbers per token.
+    Beside what was measured of the layer (`ral.plan.saved`), attention saves query, key and value with the keys and values
+    repeated for every query head, a copy of the prompt's keys and values for every block of completions, its output, and a
+    number per query. Under autocast norms give 32 bits, and each matrix has its own copy in 16 bits of what it takes.
     """
-    stack, c, tokens = s.model.decoder, s.compute, s.tokens
-    casts = s.residual > c
-    norm = 2 * FLOAT if s.residual == FLOAT else FLOAT + HALF
-    norms = 2 * stack.hidden * norm
-    if stack.normed_heads:
-        norms += (stack.query_width + stack.key_width) * (2 * FLOAT if c == FLOAT else FLOAT + HALF)
-    inputs: float = (5 if casts else 2) * stack.hidden + stack.query_width
-    gate: float = 4 * stack.intermediate
+    saved, c = layer.saved, s.compute
+    each = saved.bytes(c)
+    if s.residual > c:
+        each += (s.residual - c) * NORMS * s.model.decoder.hidden + c * saved.again
     if s.weights.inputs and c < FLOAT:  # an adapter's own copies, and none for the frozen matrices
-        inputs, gate = s.weights.inputs, 3 * stack.intermediate
-    numbers = FLOAT * (2 + stack.heads)
-    return tokens * (norms + c * (inputs + gate + s.weights.ranks) + numbers) + _attention(s)
+        each += c * (s.weights.inputs - saved.inputs)
+    return s.tokens * (each + c * s.weights.ranks + FLOAT * layer.heads) + _attention(s, layer)
 
 
-def _attention(s: Setup) -> float:
-    """Query, key, value and output, and every block's keys and values of [prompt; block]."""
-    copied = 2 * sum(s.prompt + block for block in s.blocks)
-    return s.model.decoder.query_width * s.compute * s.prompts * (4 * s.layout.total + copied)
+def masks_bytes(s: Setup) -> float:
+    """Masks of the blocks of completions, one set for all layers that see as far."""
+    sights = {layer.sight for layer in s.model.decoder.attending}
+    return len(sights) * s.compute * s.prompts * sum(block * (s.prompt + block) for block in s.blocks)
 
 
-def _backward(s: Setup) -> float:
-    """Gradients inside one block: of the gated unit, or of attention's copies."""
-    return max(GATE_TENSORS * s.tokens * s.model.decoder.intermediate * s.compute, _attention(s))
+def _attention(s: Setup, layer: Layer) -> float:
+    """Query, key, value and output, and every block's keys and values of [prompt; block]; a prompt's mask, if it needs one.
+
+    Where prompts are repeated, each completion has all of them.
+    """
+    if not layer.heads:
+        return 0.0
+    wide = (layer.queries + layer.outputs) * s.compute * s.prompts
+    if not s.model.shared:
+        return 2 * wide * s.group * (s.prompt + s.completion)
+    mask = 0 if layer.sight.reaches(s.prompt) else s.compute * s.prompts * s.prompt**2
+    return wide * (2 * s.layout.total + sum(s.prompt + block for block in s.blocks)) + mask
+
+
+def _backward(s: Setup, layer: Layer) -> float:
+    """Gradients inside one layer: of the gated unit, or of attention's copies."""
+    return max(GATE_TENSORS * s.tokens * layer.gate * s.compute, _attention(s, layer))
 
 
 def _forward(s: Setup, tokens: int) -> float:
-    """One block at work without gradient."""
-    return tokens * (s.compute * 3 * s.model.decoder.intermediate + 4 * s.model.decoder.hidden * s.residual)
+    """One layer at work without gradient."""
+    gate = max(layer.gate for layer in s.model.decoder.kinds)
+    return tokens * (s.compute * 3 * gate + 4 * s.model.decoder.hidden * s.residual)
 
 
 def _logits(s: Setup) -> float:
@@ -223,16 +243,16 @@ def _kept(s: Setup) -> float:
 
 
 def _cache(s: Setup) -> float:
-    """Keys and values: of the prompts once, and of all completions, with room to grow; with what one layer does with them.
+    """Keys and values: of the prompts once, and of all completions, with room to grow; states; and what one layer does with them.
 
     A layer copies its completions' where their room grows; its scores, in float32, live with their parts and their softmax.
     """
-    stack, rollouts = s.model.decoder, s.sampled * s.group
-    prompts = 2 * s.sampled * s.prompt * stack.key_width * s.compute
-    room = ROOM * math.ceil(s.completion / ROOM)
-    completions = 2 * rollouts * room * stack.key_width * s.compute
-    scores = 3 * rollouts * stack.heads * (s.prompt + s.completion) * FLOAT
-    return stack.layers * (prompts + completions) + completions + scores
+    decoder, rollouts = s.model.decoder, s.sampled * s.group
+    prompts = (s.sampled if s.model.shared else rollouts) * s.prompt
+    completions = rollouts * ROOM * math.ceil(s.completion / ROOM)
+    grown = completions * max(layer.held.token for layer in decoder.kinds)
+    scores = 3 * rollouts * s.model.heads * (s.prompt + s.completion) * FLOAT
+    return s.compute * (decoder.token * (prompts + completions) + grown) + FLOAT * decoder.state * rollouts + scores
 
 
 def _drawing(s: Setup) -> float:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from transformers import PreTrainedModel
 from transformers.training_args import OptimizerNames
 
 from ral.attention.layout import GroupLayout
+from ral.attention.models import family, has_vision
 from ral.config import RALConfig
 from ral.data.media import DEFAULT_FRAMES
 from ral.data.settings import PromptSettings
 from ral.errors import ConfigError
 from ral.models.lora import lora_config
 from ral.objective.needs import Needs
-from ral.plan.shapes import ModelShape, Weights, meta_model, shape_of, weights_of
+from ral.plan.shapes import Layer, ModelShape, Weights, meta_model, meta_shape, weights_of
 from ral.recipe import Recipe
 from ral.rollouts.room import RowSize
 from ral.testbed import model_name
@@ -89,6 +91,11 @@ class Setup:
         return self.compute if self.sharding != "ddp" else self.weights.weight_bytes
 
     @property
+    def captured_layers(self) -> tuple[Layer, ...]:
+        """The layers whose attention rows are formed: of those with attention the last, as recipes name them."""
+        return tuple(self.model.decoder.attending[-self.captured :]) if self.captured else ()
+
+    @property
     def layout(self) -> GroupLayout:
         """One packed group with completions of full length."""
         return GroupLayout(self.prompt, (self.completion,) * self.group)
@@ -100,8 +107,9 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the packed row of one pass."""
-        return self.prompts * self.layout.total
+        """Tokens of one pass: of the packed row, or of a row for each completion."""
+        shared = self.layout.total
+        return self.prompts * (shared if self.model.shared else self.group * (self.prompt + self.completion))
 
 
 def setup_of(
@@ -118,11 +126,11 @@ def setup_of(
     and its adapter's raises.
     """
     args = recipe.args
-    model, origin = meta_model(model_name(recipe.model))
-    shape = shape_of(model, origin)
+    name = model_name(recipe.model)
+    model, shape = meta_model(name)[0], meta_shape(name)
     four_bits = bool(recipe.quantization and recipe.quantization.get("load_in_4bit"))
     adapter = lora_config(recipe, model, args.freeze_vision)
-    visual = 0 if not shape.reads_images else visual_tokens(shape, args.prompt)
+    visual = visual_tokens(model, args.prompt)
     if prompt_tokens is None:
         if visual is None or not shape.reads_images:
             raise ConfigError(
@@ -156,33 +164,30 @@ def setup_of(
         target_pass=needs.policy_pass,
         norm_steps=args.gradient_norm_steps,
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
-        teacher=None if recipe.teacher is None else _teacher(recipe.teacher),
+        teacher=None if recipe.teacher is None else meta_shape(model_name(recipe.teacher)),
     )
     if args.rollout_rows is not None:
         return replace(setup, rollout_rows=args.rollout_rows)
-    stack = shape.decoder
-    row = RowSize(stack.layers, stack.heads, stack.key_width, shape.vocabulary, setup.compute)
+    decoder = shape.decoder
+    row = RowSize(decoder.token, decoder.state, shape.heads, shape.vocabulary, setup.compute, shape.shared)
     held = row.rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
     return replace(setup, rollout_rows=held)
 
 
-def visual_tokens(shape: ModelShape, prompt: PromptSettings) -> int | None:
+def visual_tokens(model: PreTrainedModel, prompt: PromptSettings) -> int | None:
     """The most visual tokens of a prompt with one image or, where the recipe speaks of frames, one video; None: unbounded."""
-    found = []
-    if prompt.max_pixels:
-        found.append(prompt.max_pixels // shape.visual_pixels)
-    if prompt.num_frames or prompt.fps:
+    if not has_vision(model):
+        return 0
+    kind, token = family(model), family(model).visual_token(model.config)
+    found = [kind.most_tokens(model.config, prompt.max_pixels)]
+    if kind.reads_video and (prompt.num_frames or prompt.fps):
         frames = prompt.num_frames or DEFAULT_FRAMES
         if pixels := prompt.frame_pixels(frames):
-            found.append(-(-frames // shape.visual_frames) * (pixels // shape.visual_pixels))
-    return max(found, default=None)
+            found.append(-(-frames // token.frames) * (pixels // token.pixels))
+    return max((tokens for tokens in found if tokens is not None), default=None)
 
 
 def _sharding(args: RALConfig) -> Sharding:
     if args.deepspeed:
         return "zero3" if args.hf_deepspeed_config.is_zero3() else "zero2"
     return "fsdp2" if args.fsdp else "ddp"
-
-
-def _teacher(name: str) -> ModelShape:
-    return shape_of(*meta_model(model_name(name)))

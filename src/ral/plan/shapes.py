@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -14,55 +15,106 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from ral.attention.fork import has_state
+from ral.attention.held import Held, held_by_layers
 from ral.attention.models import decoder_layers, family, has_vision, make_capturable, vision_tower
+from ral.attention.sight import EVERYTHING, Sight, sight_of
 from ral.models.loading import freeze_vision, load_config
+from ral.plan.saved import Saved, saved_by_layers
 
 Method = Literal["full", "adapter", "adapter on 4 bits"]
 
-#: What the published config.json of Qwen2.5-VL say where the sizes differ; `parameters` are those of their weight files.
-PUBLISHED: dict[str, dict[str, Any]] = json.loads((files("ral.plan") / "qwen2_5_vl.json").read_text(encoding="utf-8"))
-#: What they have in common.
-_VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "num_heads": 16,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-}
+#: What the published config.json of these models say where it differs from transformers' defaults. `parameters` are those of
+#: their weight files, `not_loaded` those among them that transformers leaves out (layers for multi-token prediction).
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((files("ral.plan") / "published.json").read_text(encoding="utf-8"))
 #: Bytes of a weight in four bits, with one float32 scale for every 64 of them.
 FOUR_BITS = 0.5 + 4 / 64
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Equal transformer blocks with gated feed-forward layers; `normed_heads`: query and key are normalised per head."""
+class Layer:
+    """One decoder layer.
 
-    layers: int
-    hidden: int
-    intermediate: int
+    Attributes:
+        parameters: all its weights. largest: of the largest tensor among them.
+        matrices: weights that every token is multiplied with. experts: weights of experts, of which a token takes `share`.
+        gate: width of the gated units that a token goes through.
+        heads: queries of a token; 0: no attention. grouped: queries for each key. sight: the tokens that are attended to.
+        held: what rollouts hold.
+        saved: what the backward pass needs beside attention.
+    """
+
+    parameters: int
+    largest: int
+    matrices: int
+    experts: int
+    share: float
+    gate: int
     heads: int
-    kv_heads: int
-    head_dim: int
-    normed_heads: bool = False
+    grouped: int
+    sight: Sight
+    held: Held
+    saved: Saved
 
     @property
-    def query_width(self) -> int:
-        return self.heads * self.head_dim
+    def active(self) -> float:
+        """Weights that one token is multiplied with."""
+        return self.matrices + self.share * self.experts
 
     @property
-    def key_width(self) -> int:
-        return self.kv_heads * self.head_dim
+    def queries(self) -> int:
+        """Numbers of a token's queries, and of its keys once there is one for each query."""
+        return self.held.keys * self.grouped
 
     @property
-    def matrices(self) -> int:
-        """Weights of one block's seven matrices: what a token is multiplied with."""
-        return self.hidden * (2 * self.query_width + 2 * self.key_width + 3 * self.intermediate)
+    def outputs(self) -> int:
+        """Numbers of a token's values once there is one for each query, and of what attention makes of them."""
+        return self.held.values * self.grouped
+
+    def read(self, tokens: float) -> float:
+        """Weights that a pass over so many tokens takes, when experts are chosen evenly."""
+        return self.matrices + self.experts * (1 - (1 - self.share) ** tokens)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder: its layers, and the width of what goes through them."""
+
+    hidden: int
+    layers: tuple[Layer, ...]
+
+    @cached_property
+    def kinds(self) -> dict[Layer, int]:
+        """Its different layers, and how many there are of each."""
+        return Counter(self.layers)
+
+    @property
+    def attending(self) -> list[Layer]:
+        """The layers with attention, in order."""
+        return [layer for layer in self.layers if layer.heads]
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(count * layer.parameters for layer, count in self.kinds.items())
+
+    @cached_property
+    def active(self) -> float:
+        return sum(count * layer.active for layer, count in self.kinds.items())
+
+    @cached_property
+    def token(self) -> int:
+        """Numbers that all layers hold of a token."""
+        return sum(count * layer.held.token for layer, count in self.kinds.items())
+
+    @cached_property
+    def state(self) -> int:
+        """Numbers that all layers hold of a sequence."""
+        return sum(count * layer.held.state for layer, count in self.kinds.items())
+
+    def read(self, tokens: float) -> float:
+        return sum(count * layer.read(tokens) for layer, count in self.kinds.items())
 
 
 @dataclass(frozen=True)
@@ -72,26 +124,36 @@ class ModelShape:
     Attributes:
         origin: where they are from, in words.
         parameters: all of them, tied ones once; `vision_parameters` of tower and projector.
-        linear_parameters: of the linear layers that four bits replace: all but the output embedding.
         saved_bytes: of one weight in the checkpoint.
-        visual_pixels: pixels of a frame behind one visual token, visual_frames: frames of a video behind it,
-            visual_values: numbers that the processor makes of them; 0 in a text model.
+        heads: of the decoder's queries. shared: whether the completions of a prompt share it.
+        visual_patches: patches of the tower behind one visual token, visual_values: numbers that the processor makes of it;
+            0 in a text model.
     """
 
     origin: str
-    decoder: Stack
+    decoder: Decoder
     vocabulary: int
     parameters: int
     vision_parameters: int
-    linear_parameters: int
     saved_bytes: int
-    visual_pixels: int = 0
-    visual_frames: int = 0
+    heads: int
+    shared: bool = True
+    visual_patches: int = 0
     visual_values: int = 0
 
     @property
     def reads_images(self) -> bool:
-        return self.visual_pixels > 0
+        return self.visual_values > 0
+
+    @property
+    def active(self) -> float:
+        """Parameters that take part in one token, the output embedding among them; the tower's are not."""
+        return self.decoder.active + self.vocabulary * self.decoder.hidden
+
+    @property
+    def outside(self) -> int:
+        """Parameters outside of decoder layers and vision tower: embeddings and the last norm."""
+        return self.parameters - self.decoder.parameters - self.vision_parameters
 
 
 @dataclass(frozen=True)
@@ -120,11 +182,10 @@ def meta_model(name: str) -> tuple[PreTrainedModel, str]:
     A name with a published size in it (`runs/qwen2.5-vl-7b-sft`) that is no folder here has that size's shape; the hub is
     not asked. Raises what AutoConfig and `make_capturable` raise for other names and other models.
     """
-    size = re.search(r"qwen2\.5-vl-(\d+b)\b", name.lower())
-    if size and size[1].upper() in PUBLISHED and not Path(name).is_dir():
-        config, origin = published_config(size[1].upper()), f"the published shape of Qwen2.5-VL-{size[1].upper()}"
-    else:
-        config, origin = load_config(name), name
+    known = None if Path(name).is_dir() else published_name(name)
+    config, origin = (
+        (load_config(name), name) if known is None else (published_config(known), f"the published shape of {known}")
+    )
     loader: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     with torch.device("meta"):
         model = loader.from_config(config)
@@ -132,59 +193,93 @@ def meta_model(name: str) -> tuple[PreTrainedModel, str]:
     return make_capturable(model), origin
 
 
-def published_config(size: str) -> Qwen2_5_VLConfig:
-    """The configuration of Qwen2.5-VL in a published size (`PUBLISHED`)."""
-    text = {key: value for key, value in PUBLISHED[size].items() if key != "parameters"}
-    intermediate = text.pop("vision_intermediate_size")
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    return Qwen2_5_VLConfig(
-        text_config={**text, "max_position_embeddings": 128_000, "rope_parameters": rope, "use_sliding_window": False},
-        vision_config={**_VISION, "intermediate_size": intermediate, "out_hidden_size": text["hidden_size"]},
-        tie_word_embeddings=text["tie_word_embeddings"],
-        dtype="bfloat16",
-    )
+@cache
+def meta_shape(name: str) -> ModelShape:
+    """The sizes of the model that `meta_model` gives."""
+    return shape_of(*meta_model(name))
+
+
+def published_name(name: str) -> str | None:
+    """The published size (`PUBLISHED`) that a folder or hub id names."""
+    found = (known for known in PUBLISHED if re.search(rf"(?<![\w.]){re.escape(known)}(?![\w.])", name, re.IGNORECASE))
+    return next(found, None)
+
+
+def published_config(name: str) -> Any:
+    """The configuration of a published size (`PUBLISHED`)."""
+    return AutoConfig.for_model(**PUBLISHED[name]["config"], dtype="bfloat16")
 
 
 def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
     """The sizes of a model, on whatever device."""
-    text = model.config.get_text_config()
-    heads = text.num_attention_heads
-    decoder = Stack(
-        layers=len(decoder_layers(model)),
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        heads=heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        normed_heads=hasattr(decoder_layers(model)[0].self_attn, "q_norm"),
-    )
-    head = model.get_output_embeddings()
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
-    saved: Any = model.config.dtype or text.dtype or torch.float32
+    text, kind = model.config.get_text_config(), family(model)
     vision: dict[str, int] = {}
     if has_vision(model):
-        token = family(model).visual_token(model.config)
-        vision = {"visual_pixels": token.pixels, "visual_frames": token.frames, "visual_values": token.values}
+        token = kind.visual_token(model.config)
+        vision = {"visual_patches": token.patches * token.frames, "visual_values": token.values}
     return ModelShape(
         origin=origin,
-        decoder=decoder,
+        decoder=Decoder(text.hidden_size, _layers(model)),
         vocabulary=text.vocab_size,
         parameters=_count(model.parameters()),
         vision_parameters=_count(vision_tower(model).parameters()),
-        linear_parameters=sum(module.weight.numel() for module in linear),
-        saved_bytes=saved.itemsize,
+        saved_bytes=_saved_bytes(model),
+        heads=text.num_attention_heads,
+        shared=kind.unshareable(model.config) is None,
         **vision,
     )
+
+
+def _layers(model: PreTrainedModel) -> tuple[Layer, ...]:
+    text = model.config.get_text_config()
+    found = zip(decoder_layers(model), held_by_layers(model), saved_by_layers(model), strict=True)
+    return tuple(_layer(module, text, held, saved) for module, held, saved in found)
+
+
+def _layer(module: nn.Module, text: Any, held: Held, saved: Saved) -> Layer:
+    """The sizes of one layer. Weights with three axes are those of experts; a convolution's are no matrix either."""
+    parts: list[Any] = list(module.modules())
+    own = [p for part in parts if not isinstance(part, nn.Conv1d) for p in part.parameters(recurse=False)]
+    experts = [p for p in own if p.ndim == 3]
+    chosen = next((part.top_k for part in parts if isinstance(getattr(part, "top_k", None), int)), None)
+    used = chosen or getattr(text, "num_experts_per_tok", None) or 1
+    count = experts[0].shape[0] if experts else used
+    # Of an expert's three matrices each has so many numbers for every number of the hidden width.
+    routed = sum(p.numel() for p in experts) // (3 * text.hidden_size * count) * used
+    attention = next((part for part in parts if hasattr(part, "num_key_value_groups")), None)
+    return Layer(
+        parameters=_count(module.parameters()),
+        largest=max(p.numel() for p in module.parameters()),
+        matrices=sum(p.numel() for p in own if p.ndim == 2),
+        experts=sum(p.numel() for p in experts),
+        share=used / count,
+        gate=routed + _gate(module, text.hidden_size),
+        heads=text.num_attention_heads if held.token else 0,
+        grouped=1 if attention is None else attention.num_key_value_groups,
+        sight=EVERYTHING if attention is None else sight_of(attention),
+        held=held,
+        saved=saved,
+    )
+
+
+def _gate(layer: nn.Module, hidden: int) -> int:
+    """Width of the dense units of a layer: what a matrix outside of attention and state brings back to the hidden width."""
+    width = 0
+    for part in layer.children():
+        if not any(hasattr(m, "num_key_value_groups") or has_state(m) for m in part.modules()):
+            linear = (m for m in part.modules() if isinstance(m, nn.Linear) and m.out_features == hidden)
+            width += sum(m.in_features for m in linear)
+    return width
 
 
 def weights_of(
     model: PreTrainedModel, adapter: LoraConfig | None, four_bits: bool, frozen_vision: bool = True
 ) -> Weights:
     """The trained part of a model on the meta device: an `adapter`, or (None) all weights."""
-    shape = shape_of(model)
+    parameters = _count(model.parameters())
     if adapter is None:
-        trained = shape.parameters - (shape.vision_parameters if frozen_vision else 0)
-        return Weights("full", 4.0 * shape.parameters, trained, 4)
+        trained = parameters - (_count(vision_tower(model).parameters()) if frozen_vision else 0)
+        return Weights("full", 4.0 * parameters, trained, 4)
     if frozen_vision:
         freeze_vision(model)
     adapted = get_peft_model(model, adapter, low_cpu_mem_usage=True)
@@ -196,10 +291,19 @@ def weights_of(
     finally:
         adapted.unload()  # type: ignore[operator]
         model.requires_grad_(True)
-    quantised = shape.linear_parameters if four_bits else 0
-    base = quantised * FOUR_BITS + (shape.parameters - quantised) * shape.saved_bytes
+    # Four bits replace linear layers, all but the output embedding; experts in one tensor stay as they are.
+    head, saved = model.get_output_embeddings(), _saved_bytes(model)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    quantised = sum(module.weight.numel() for module in linear) if four_bits else 0
+    base = quantised * FOUR_BITS + (parameters - quantised) * saved
     method: Method = "adapter on 4 bits" if four_bits else "adapter"
-    return Weights(method, base + 4.0 * trained, trained, shape.saved_bytes, inputs, ranks)
+    return Weights(method, base + 4.0 * trained, trained, saved, inputs, ranks)
+
+
+def _saved_bytes(model: PreTrainedModel) -> int:
+    """Bytes of one weight in the checkpoint."""
+    saved: Any = model.config.dtype or model.config.get_text_config().dtype or torch.float32
+    return saved.itemsize  # type: ignore[no-any-return]
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

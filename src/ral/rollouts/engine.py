@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,9 +78,12 @@ class PolicyEngine:
         if rows is None:
             longest = max(len(prompt.input_ids) for prompt in prompts)
             memory = device_memory(prompts[0].input_ids.device)
-            size = RowSize.of(pretrained(self.model))
-            rows = size.rows(memory, longest, sampling.max_completion_length, num_generations)
+            rows = self._row_size.rows(memory, longest, sampling.max_completion_length, num_generations)
         return sample(self.model, prompts, num_generations, sampling, generators, look_bias, rows=rows)
+
+    @cached_property
+    def _row_size(self) -> RowSize:
+        return RowSize.of(pretrained(self.model))
 
 
 def _policy(model: nn.Module, settings: Any) -> PolicyEngine:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ral.attention.held import held_by_layers
+from ral.attention.models import why_repeated
 from ral.attention.prefix import ROOM
 
 #: Of a device's memory that rollouts may take; the weights, the next update and what libraries hold need the rest.
@@ -21,33 +23,39 @@ class RowSize:
     """Sizes that determine the memory of one completion during sampling.
 
     Attributes:
-        layers, heads: of the decoder. key_width: numbers in one token's keys of one layer, over all heads. vocabulary: tokens.
-        value_bytes: of a number in keys and values.
+        token, state: numbers that all decoder layers hold of one token (keys and values), and of one completion (states).
+        heads: of the decoder's queries. vocabulary: tokens.
+        value_bytes: of a number in keys and values; a state's take four.
+        shared: whether the completions of a prompt share its keys and values.
     """
 
-    layers: int
+    token: int
+    state: int
     heads: int
-    key_width: int
     vocabulary: int
     value_bytes: float
+    shared: bool = True
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> RowSize:
-        text = model.config.get_text_config()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        text, held = model.config.get_text_config(), held_by_layers(model)
         return cls(
-            text.num_hidden_layers, text.num_attention_heads, keys * width, text.vocab_size, model.dtype.itemsize
+            sum(layer.token for layer in held),
+            sum(layer.state for layer in held),
+            text.num_attention_heads,
+            text.vocab_size,
+            model.dtype.itemsize,
+            why_repeated(model) is None,
         )
 
     def bytes(self, prompt: int, completion: int, group: int) -> float:
-        """Bytes of one of `group` completions with `completion` tokens that share a prompt of `prompt` tokens.
+        """Bytes of one of `group` completions with `completion` tokens, behind a prompt of `prompt` tokens.
 
-        Its keys and values, and its part of the prompt's; of one layer the scores, with their parts and their softmax, in
-        float32; a draw.
+        Its keys and values, its part of the prompt's, and its states; of one layer the scores, with their parts and their
+        softmax, in float32; a draw.
         """
         room = -(-completion // ROOM) * ROOM
-        kept = 2 * self.layers * self.key_width * self.value_bytes * (room + prompt / group)
+        kept = self.token * self.value_bytes * (room + prompt / (group if self.shared else 1)) + 4 * self.state
         return kept + 3 * self.heads * (prompt + completion) * 4 + self.vocabulary * DRAW_BYTES
 
     def rows(self, memory: float, prompt: int, completion: int, group: int) -> int:
