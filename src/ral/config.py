@@ -17,8 +17,9 @@ from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, UsageError
 from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
-from ral.objective.evidence_settings import EVIDENCE_CHOICES, EvidenceFields
+from ral.objective.evidence_settings import EvidenceFields
 from ral.objective.needs import Needs
+from ral.objective.perception.settings import PerceptionFields
 from ral.objective.settings import GRPOFields
 from ral.objective.terms import ScaleRewards
 from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
@@ -43,7 +44,6 @@ CHOICES: dict[str, Collection[str]] = {
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
     "rollout_engine": ENGINES,
-    **EVIDENCE_CHOICES,
 }
 
 
@@ -73,8 +73,9 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RALConfig(GRPOFields, EvidenceFields, PromptFields, TrainingArguments):
-    """Settings of Reinforced Attention Learning, with `GRPOFields`, `EvidenceFields`, `PromptSettings` and `TrainingArguments`.
+class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, TrainingArguments):
+    """Settings of Reinforced Attention Learning, with those of its base classes: `GRPOFields`, `EvidenceFields`, `PerceptionFields`,
+    `PromptSettings` and `transformers.TrainingArguments`.
 
     `per_device_train_batch_size` counts completions, as in TRL, and is a multiple of `num_generations`. Defaults are the
     paper's values, if these are known.
@@ -180,6 +181,7 @@ class RALConfig(GRPOFields, EvidenceFields, PromptFields, TrainingArguments):
         self._check_groups()
         self._check_workers()
         self._check_attention_term()
+        self.check_perception()
         self._check_heads()
         self._check_gradient_norms()
         self._check_sharding()

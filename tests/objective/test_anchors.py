@@ -199,6 +199,40 @@ def test_evidence_pulls_every_rollout_onto_it_whatever_it_was_rewarded() -> None
     assert metrics["attention/without_evidence"].total == 0
 
 
+def test_ease_is_the_kl_to_its_mixture_with_the_gradient_worked_out_by_hand() -> None:
+    """∂ KL(p ‖ q)/∂ score_k = p_k · (ln p_k/q_k − KL), for a softmax over the prompt alone."""
+    density = torch.rand(P, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.1
+    loss, grad = gradient("evidence", scores(), density=density, divergence="kl")
+    p = torch.where(MASK[..., None], scores()[..., :P].softmax(-1), 0.0)
+    q = density / density.sum()
+    ratio = torch.where(MASK[..., None], (p / q).clamp_min(1e-300).log(), 0.0)
+    kl = (p * ratio).sum(-1)
+    weights = WEIGHTS * ANSWER
+    torch.testing.assert_close(loss, (weights * kl).sum())
+    torch.testing.assert_close(grad[..., :P], weights[..., None] * p * (ratio - kl[..., None]))
+    torch.testing.assert_close(grad[..., P:], torch.zeros(G, R, R, dtype=torch.float64))
+
+
+def test_rows_may_have_evidence_of_their_own() -> None:
+    """The same for all, said once or row by row, is the same; and each row is pulled to its own."""
+    own = EVIDENCE.expand(G, R, P).clone()
+    for name in ("jsd", "kl"):
+        loss, grad = gradient("evidence", scores(), divergence=name)
+        again, repeated = gradient("evidence", scores(), evidence=own, divergence=name)
+        torch.testing.assert_close((loss, grad), (again, repeated))
+    own[0] = ~EVIDENCE
+    _, other = gradient("evidence", scores(), evidence=own)
+    last = int(LENGTHS[0]) - 1
+    assert (other[0, last, :P][EVIDENCE] > 0).all()
+    assert (other[0, last, :P][~EVIDENCE] < 0).all()
+    torch.testing.assert_close(other[1:], gradient("evidence", scores())[1][1:])
+
+
+def test_a_worth_between_nothing_and_all_is_pulled_in_between() -> None:
+    pulls = [gradient("evidence", scores(), evidence=worth * EVIDENCE)[1].norm() for worth in (0.0, 0.3, 1.0)]
+    assert pulls[0] < 1e-12 < pulls[1] < pulls[2]
+
+
 def test_evidence_trains_nothing_where_it_is_not_known_or_all_is_looked_at_already() -> None:
     loss, grad = gradient("evidence", scores(), evidence=None)
     assert loss == 0

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
+from scipy.special import rel_entr
 from torch import Tensor
 
 from ral.objective import divergence
-from ral.objective.divergence import generalised_jensen_shannon, jensen_shannon
+from ral.objective.divergence import generalised_jensen_shannon, jensen_shannon, kullback_leibler
 
 
 def distributions(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, sharpness: float = 2.0) -> Tensor:
@@ -186,3 +187,18 @@ def test_the_smallest_number_pulls_as_its_ratio_says() -> None:
     p = torch.tensor([1e-45, 1e-45, 1.0], requires_grad=True)
     jensen_shannon(p, torch.tensor([0.0, 1e-45, 1.0])).backward()
     torch.testing.assert_close(p.grad, torch.tensor([math.log(2) / 2, 0.0, 0.0]))
+
+
+def test_kl_is_scipys_and_zeros_are_safe() -> None:
+    p, q = (torch.rand(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    p[0, 0] = 0
+    p[3] = 0
+    p[:3] /= p[:3].sum(-1, keepdim=True)
+    q /= q.sum(-1, keepdim=True)
+    p.requires_grad_()
+    found = kullback_leibler(p, q)
+    torch.testing.assert_close(found, torch.from_numpy(rel_entr(p.detach().numpy(), q.numpy()).sum(-1)))
+    (grad,) = torch.autograd.grad(found.sum(), p)
+    assert grad.isfinite().all()
+    assert float(grad[3].abs().max()) == 0
+    torch.testing.assert_close(grad[1], (p[1] / q[1]).log().detach() + 1)

@@ -15,7 +15,7 @@ from ral.objective.needs import Needs
 #: Plain GRPO without a KL needs nothing.
 NOTHING = {
     "attention_coef": 0.0, "attention_anchor": "old", "beta": 0.0, "explore_ratio": "policy", "distill_coef": 0.0,
-    "attention_distill_coef": 0.0,
+    "attention_distill_coef": 0.0, "evidence_from": "data", "perception": "none",
 }  # fmt: skip
 
 

@@ -10,15 +10,21 @@ import torch
 from PIL import Image
 
 from ral.attention import prepare_prompt
+from ral.config import RALConfig
+from ral.data.box_density import tile_density
 from ral.data.boxes import box_mask
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
+from ral.families.tiles import Tile
+from ral.rollouts.group import ScoredGroup, Targets
+from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
 from ral.testbed.episodes import LEG, episode_records
 from ral.testbed.model import build_text_model, build_tokenizer
 from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
 from ral.training.evidence import answer_tokens, evidence_tokens
+from ral.training.evidence_sources import SOURCES
 
 MODEL, PROCESSOR = load_start()
 
@@ -88,3 +94,72 @@ def test_the_answer_is_its_body_alone(think: bool, texts: list[str], expected: l
     for row, tokens, body in zip(found, ids, expected, strict=True):
         assert tokenizer.decode(tokens[row[: len(tokens)]]).strip() == body
         assert not row[len(tokens) :].any()
+
+
+# --- the settings of evidence -------------------------------------------------------------------------------------
+
+
+def groups(n: int, texts: list[str], rewards: list[float]) -> list[ScoredGroup]:
+    """`n` ring searches with the same completions."""
+    found, zeros = [], torch.zeros(len(texts))
+    for record in ring_records(n, seed=0):
+        prompt = prepare_prompt(MODEL, encode_prompt(PROCESSOR, record, think=True, template="plain"))
+        completions = [Completion(torch.tensor(PROCESSOR.tokenizer.encode(text)), False) for text in texts]
+        longest = max(len(one.ids) for one in completions)
+        found.append(
+            ScoredGroup(
+                record=record, prompt=prompt, completions=completions, texts=texts, rewards={}, reward=torch.tensor(rewards),
+                advantages=zeros, attention_advantages=zeros, weights=torch.ones(len(texts), longest),
+            )
+        )  # fmt: skip
+    return found
+
+
+def settings(folder: Path, **changes: object) -> RALConfig:
+    values = {"attention_anchor": "evidence", "use_cpu": True, "num_generations": 2, "per_device_train_batch_size": 4}
+    return RALConfig(output_dir=str(folder), **(values | changes))  # type: ignore[arg-type]
+
+
+TEXTS = ["<think>row 2 col 3</think><answer>blue</answer>", "<think>row 1</think><answer>red</answer>"]
+
+
+def found(folder: Path, texts: list[str] = TEXTS, n: int = 1, **changes: object) -> list[Targets]:
+    args = settings(folder, **changes)
+    return SOURCES[args.evidence_from](args, PROCESSOR, MODEL, groups(n, texts, [1.0, 0.3]))
+
+
+def test_rows_of_the_answer_of_all_tokens_or_of_the_first_and_only_of_rewarded_completions(tmp_path: Path) -> None:
+    lengths = [len(PROCESSOR.tokenizer.encode(text)) for text in TEXTS]
+    counts = {
+        rows: found(tmp_path, evidence_rows=rows, evidence_first=4)[0].answer.sum(dim=1).tolist()  # type: ignore[union-attr]
+        for rows in ("answer", "all", "first")
+    }
+    assert counts == {"answer": [1, 1], "all": lengths, "first": [4, 4]}
+    [gated] = found(tmp_path, evidence_reward=0.5)
+    assert gated.answer is not None
+    assert gated.answer.sum(dim=1).tolist() == [1, 0]
+
+
+def test_a_placebo_marks_as_many_tokens_elsewhere_and_shuffled_those_of_the_other_prompt(tmp_path: Path) -> None:
+    true, other = (one.evidence for one in found(tmp_path, n=2))
+    assert true is not None
+    assert other is not None
+    for control in ("centre", "rolled", "random"):
+        placebo = found(tmp_path, n=2, evidence_control=control)[0].evidence
+        assert placebo is not None
+        assert 0 < placebo.sum() <= 9
+        assert not torch.equal(placebo, true)
+    shuffled = [one.evidence for one in found(tmp_path, n=2, evidence_control="shuffled")]
+    places = [one.prompt.visual for one in groups(2, TEXTS, [1.0, 0.0])]
+    assert torch.equal(shuffled[0][places[0]], other[places[1]])  # type: ignore[index]
+    assert torch.equal(shuffled[1][places[1]], true[places[0]])  # type: ignore[index]
+
+
+def test_the_mixture_is_that_of_the_boxes_on_visual_tokens(tmp_path: Path) -> None:
+    [one] = found(tmp_path, evidence_target="mixture", attention_keys="visual")
+    [group] = groups(1, TEXTS, [0.0, 0.0])
+    assert one.density is not None
+    expected = tile_density([Tile(0, 8, 8)], group.record.boxes, [(64, 64)], 0.25, 0.1)
+    torch.testing.assert_close(one.density[group.prompt.places].double(), torch.from_numpy(expected), atol=1e-7, rtol=0)
+    assert not one.density[~group.prompt.visual].any()
+    assert found(tmp_path)[0].density is None

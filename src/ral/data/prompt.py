@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
@@ -74,8 +76,16 @@ def build_messages(
     return [{"role": "system", "content": [{"type": "text", "text": system}]}, *messages]
 
 
+#: What makes other pixels `[..., H, W, 3]` (uint8) of the same shape: of one image, or of all frames of a video.
+ChangeMedia = Callable[[NDArray], NDArray]
+
+
 def encode_prompt(
-    processor: Any, record: Record, settings: PromptSettings | None = None, **named: Any
+    processor: Any,
+    record: Record,
+    settings: PromptSettings | None = None,
+    change_media: ChangeMedia | None = None,
+    **named: Any,
 ) -> dict[str, Tensor]:
     """The processor's tensors for one prompt, ending where the model is to answer.
 
@@ -84,7 +94,8 @@ def encode_prompt(
     `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. Where these do not say what each
     visual token shows (tiles), `visual_tiles` does, which is for `prepare_prompt` and none of the model's. `min_pixels` and
     `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
-    and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then.
+    and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then. `change_media`
+    is applied to decoded pixels.
     `processor` may be a bare tokenizer for records without media. The tokens are those of
     `apply_chat_template(…, tokenize=True)`.
 
@@ -113,7 +124,7 @@ def encode_prompt(
     if tokenizer is processor:
         return dict(processor(text, return_tensors="pt", **special))
     try:
-        media = _media(processor, record, messages, settings)
+        media = _media(processor, record, messages, settings, change_media)
         inputs = processor(text=[text], return_tensors="pt", **special, **media)
     except RalError:
         raise
@@ -125,13 +136,19 @@ def encode_prompt(
     return encoded if tiles is None else encoded | {TILES: to_tensor(tiles)}
 
 
-def _media(processor: Any, record: Record, messages: list[dict[str, Any]], settings: PromptSettings) -> dict[str, Any]:
+def _media(
+    processor: Any,
+    record: Record,
+    messages: list[dict[str, Any]],
+    settings: PromptSettings,
+    change: ChangeMedia | None,
+) -> dict[str, Any]:
     """The decoded images and videos of the turns, in order, and how the processor is to take them."""
     parts, family = [part for turn in messages for part in turn["content"]], family_of_processor(processor)
     media: dict[str, Any] = {}
     images = [load_image(part["image"], record.origin) for part in parts if part["type"] == "image"]
     if images:
-        media["images"] = images
+        media["images"] = images if change is None else [Image.fromarray(change(np.asarray(image))) for image in images]
         media["images_kwargs"] = family.image_size(processor.image_processor, settings.min_pixels, settings.max_pixels)
     videos = [
         load_video(Path(part["video"]), num_frames=settings.num_frames, fps=settings.fps, origin=record.origin)
@@ -146,7 +163,8 @@ def _media(processor: Any, record: Record, messages: list[dict[str, Any]], setti
     if videos:
         longest = max(len(video.frames) for video in videos)
         frame_pixels = settings.frame_pixels(longest)
-        media["videos"] = [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos]
+        frames = [video.frames if change is None else change(video.frames) for video in videos]
+        media["videos"] = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in frames]
         media["videos_kwargs"] = {
             "do_sample_frames": False,
             "input_data_format": "channels_first",

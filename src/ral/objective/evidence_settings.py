@@ -67,6 +67,9 @@ class EvidenceFields:
             anchor, keys: the settings `attention_anchor` and `attention_keys`. uses_evidence: whether the anchor does.
             prompts_per_batch: groups in one micro-batch.
         """
+        for name, allowed in EVIDENCE_CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
         for name, low in {"evidence_first": 1, "evidence_background": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")

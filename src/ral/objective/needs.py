@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ral.objective.anchors import ANCHORS
+from ral.objective.perception import PERCEPTION
 
 
 class ObjectiveSettings(Protocol):
@@ -23,6 +24,10 @@ class ObjectiveSettings(Protocol):
     def distill_coef(self) -> float: ...
     @property
     def attention_distill_coef(self) -> float: ...
+    @property
+    def evidence_from(self) -> str: ...
+    @property
+    def perception(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,17 @@ class Needs:
             "evidence": trained and anchor.uses("evidence"),
             "teacher": distils or target == "teacher",
         }
+        evidence = computed["evidence"] and settings.evidence_from
+        rival = PERCEPTION[settings.perception]
+        computed["masked"] = rival.masked
         own = () if target is None or target in computed else (target,)
         return cls(
             anchor_target=target,
             targets=(*(name for name, wanted in computed.items() if wanted), *own),
-            rows=trained or settings.attention_distill_coef > 0,
+            rows=trained or settings.attention_distill_coef > 0 or rival.rows,
             reference=settings.beta > 0 or (trained and anchor.uses("ref")),
             teacher=distils or (trained and anchor.uses("teacher")),
             look_bias=look_bias,
-            evidence=computed["evidence"],
-            policy_pass=exact_ratio or (trained and anchor.policy_pass),
+            evidence=evidence == "data",
+            policy_pass=exact_ratio or (trained and anchor.policy_pass) or evidence == "masking" or rival.masked,
         )

@@ -104,6 +104,7 @@ def grpo_loss(
     loss_type: str = "dapo",
     importance_sampling_level: ImportanceLevel = "token",
     chosen: Tensor | None = None,
+    factors: Tensor | None = None,
     ref_logps: Tensor | None = None,
     beta: float = 0.0,
 ) -> Term:
@@ -115,6 +116,7 @@ def grpo_loss(
         loss_type: a name in `TOKEN_LOSSES`. Its weights are `weights`.
         importance_sampling_level: see `importance_ratio`.
         chosen: `[G, R]` bool, the tokens that are rewarded; None: all. The KL counts all.
+        factors: `[G, R]` ≥ 0 on the advantages; None: 1.
         beta: of the KL estimate.
 
     Log-ratios are at least float32 and bounded by `MAX_LOG_RATIO`, so that value and gradient are finite: an infinite ratio
@@ -130,6 +132,8 @@ def grpo_loss(
     metrics = {"ratio": Mean.over(ratio, seen)}
     if clipped is not None:
         metrics["clip_fraction"] = Mean.over(clipped.float(), seen)
+    if factors is not None:  # every loss type is linear in the size of the advantage
+        per_token = per_token * factors
     if chosen is not None:
         per_token = torch.where(chosen, per_token, 0.0)
     if ref_logps is not None:

@@ -120,6 +120,7 @@ class Targets:
         evidence: the prompt's tokens that show it: `[P]` bool (or a worth from 0 to 1), or `[G, R, P]` where each row has its own.
         answer: `[G, R]` bool, the rows that evidence trains: of the tokens that give the answer, or what `evidence_rows` chooses.
         density: the mixture of Gaussians on the boxes, in the shapes of `evidence`.
+        masked_logps: `[G, R]` of the policy under masked images.
         teacher_rows: one `[G, R, K]` per trained layer. teacher_hidden: `[ΣR, d]`. Both of the distillation's teacher.
     """
 
@@ -129,6 +130,7 @@ class Targets:
     evidence: Tensor | None = None
     answer: Tensor | None = None
     density: Tensor | None = None
+    masked_logps: Tensor | None = None
     teacher_rows: list[Tensor] | None = None
     teacher_hidden: Tensor | None = None
 
@@ -146,11 +148,13 @@ class OldPass:
         logps: `[G, R]`, the denominator of the token ratio.
         rows: layer → `[G, R, K]`; empty where no attention is captured.
         importance: `[G, R]`, how much a token counts that another engine sampled; None where the policy sampled it.
+        factors: `[G, R]`, how much each token's advantage counts by its dependence on the image (`perception`); None: alike.
     """
 
     logps: Tensor
     rows: dict[int, Tensor]
     importance: Tensor | None = None
+    factors: Tensor | None = None
 
 
 @dataclass(kw_only=True)

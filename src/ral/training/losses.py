@@ -17,6 +17,7 @@ from ral.config import RALConfig
 from ral.models.sharding import zero_vision_loss
 from ral.objective.anchors import ANCHORS, AttentionState
 from ral.objective.divergence import jensen_shannon
+from ral.objective.perception import PERCEPTION
 from ral.objective.terms import Mean, Term, cancelled_share, distillation_loss, entropy_bonus, grpo_loss
 from ral.rollouts.group import TrainingGroup
 from ral.training.distillation import token_divergence
@@ -103,7 +104,7 @@ def token_term(
     chosen: Tensor | None = None,
     bonus: Tensor | None = None,
 ) -> Term:
-    """GRPO's token loss, with the KL to the reference and the entropy bonus.
+    """GRPO's token loss, with the KL to the reference, the entropy bonus and a rival's term (`perception`).
 
     Args:
         chosen: `[G, R]`, see `chosen_tokens`; None: all. bonus: `[G, R]`, see `bonus_weights`; None: without the bonus.
@@ -122,12 +123,17 @@ def token_term(
         loss_type=args.loss_type,
         importance_sampling_level=args.importance_sampling_level,
         chosen=chosen,
+        factors=group.old.factors,
         ref_logps=targets.ref_logps if args.beta else None,
         beta=args.beta,
     )
     loss, metrics = term.loss, {"entropy": Mean.over(output.entropy, output.mask)}
     if args.entropy_coef and bonus is not None:
         loss = loss + args.entropy_coef * entropy_bonus(output.extra[TRAINED], bonus)
+    rival = PERCEPTION[args.perception].term
+    if rival is not None and targets.masked_logps is not None:
+        extra = rival(output.logps, targets.masked_logps, group.weights, args)
+        loss, metrics = loss + extra.loss, metrics | extra.metrics
     if targets.biased_logps is not None:
         gap = (targets.biased_logps - output.logps).abs()
         metrics["explore/logp_gap"] = Mean.over(gap, output.mask)

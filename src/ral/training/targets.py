@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ral.attention import GroupOutput
 from ral.attention.models import pretrained, resolve_layers
 from ral.config import RALConfig
 from ral.errors import ConfigError
 from ral.objective.needs import Needs
+from ral.objective.perception import PERCEPTION
+from ral.objective.perception.state import OldTokens
 from ral.objective.terms import Mean, importance
 from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup
 from ral.training.distillation import teacher_pass
 from ral.training.evidence_sources import SOURCES
 from ral.training.forward import packed_forward, rows_of
+from ral.training.masked_images import with_masked_media
 
 #: Mean distance of log-probabilities per token below which two passes are of one model; bfloat16 rounds to some hundredths.
 SAME_MODEL = 0.05
@@ -35,6 +38,7 @@ class Sources:
 
     Attributes:
         reference: the start model, for as long as it is used. teacher: None unless `needs` has one.
+        step: optimiser steps made before.
         processor: the policy's, or its tokenizer.
     """
 
@@ -44,6 +48,7 @@ class Sources:
     reference: Callable[[], AbstractContextManager[nn.Module]]
     teacher: nn.Module | None
     processor: Any
+    step: int = 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -107,12 +112,20 @@ def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]
     return found
 
 
+def of_masked_images(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
+    """The policy's log-probabilities under masked images."""
+    args, step = sources.args, sources.step
+    masked = [with_masked_media(sources.policy, group, sources.processor, args, step) for group in groups]
+    return [Targets(masked_logps=output.logps) for output in packed_forward(sources.policy, masked, args)]
+
+
 #: By name, as `Anchor.target` has it.
 TARGETS: dict[str, Target] = {
     "ref": of_reference,
     "explore": of_biased_policy,
     "evidence": of_evidence,
     "teacher": of_teacher,
+    "masked": of_masked_images,
 }
 
 
@@ -141,16 +154,30 @@ def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tupl
     Tokens from another engine are weighted by the ratio of the policy's probability to the engine's.
     """
     rows = {layer: rows.detach() for layer, rows in rows_of(output, args).items()}
+    factors, observed = perception_factors(group, output, args)
     biased = group.targets.biased_logps
     if biased is not None and args.explore_ratio == "behaviour":
-        return OldPass(logps=biased, rows=rows), {}
+        return OldPass(logps=biased, rows=rows, factors=factors), observed
     logps = output.logps.detach()
     if (sampled_at := group.scored.sampling_logps) is None:
-        return OldPass(logps=logps, rows=rows), {}
+        return OldPass(logps=logps, rows=rows, factors=factors), observed
     sampled_at = sampled_at.to(logps.device)
     ratio, gap = importance(logps, sampled_at, args.importance_cap), (logps - sampled_at).abs()
     metrics = {"rollout/importance": Mean.over(ratio, output.mask), "rollout/logp_gap": Mean.over(gap, output.mask)}
-    return OldPass(logps=logps, rows=rows, importance=ratio), metrics
+    return OldPass(logps=logps, rows=rows, importance=ratio, factors=factors), metrics | observed
+
+
+def perception_factors(
+    group: TrainingGroup, output: GroupOutput, args: RALConfig
+) -> tuple[Tensor | None, dict[str, Mean]]:
+    """How much each token's advantage counts for the run's rival (`perception`), from the policy's first pass."""
+    rival = PERCEPTION[args.perception]
+    if rival.factors is None:
+        return None, {}
+    attention = torch.stack([output.alpha(layer) for layer in output.layers]).mean(dim=0) if rival.rows else None
+    old = OldTokens(output.logps.detach(), group.targets.masked_logps, attention, output.visual, output.mask)
+    factors = rival.factors(old, args)
+    return factors, {"perception/trained_tokens": Mean.over((factors > 0).float(), output.mask)}
 
 
 def require_start(group: TrainingGroup, output: GroupOutput) -> None:

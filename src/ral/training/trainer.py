@@ -150,7 +150,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             ],
             **trainer_arguments,
         )  # fmt: skip
-        if needs.evidence and args.evidence_from == "data" and training is not None:
+        if needs.evidence and training is not None:
             require_evidence(training)
         refuse_sharded_rollouts(self.accelerator)
         self.engine = ENGINES[args.rollout_engine](policy, args)
@@ -326,7 +326,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         return Sampling(args.max_completion_length, eos, args.temperature, args.top_p, args.top_k)
 
     def _sources(self) -> Sources:
-        return Sources(self.args, self.needs, self.model, self._reference_policy, self.teacher, self.processing_class)
+        models = self.model, self._reference_policy, self.teacher
+        return Sources(self.args, self.needs, *models, self.processing_class, self._step)
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
         return _adapter_off(self.model) if self.reference is None else gathered(self.reference)

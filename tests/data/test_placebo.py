@@ -1,0 +1,54 @@
+"""Placebo boxes: the same size, elsewhere, and nothing that depends on anything but the box and the record."""
+
+from __future__ import annotations
+
+import pytest
+
+from ral.data.placebo import MOVES, borrowed, keeps, moved
+from ral.data.record import Box
+
+SIZES = [(100, 60), (64, 64)]
+BOXES = [Box(10, 5, 30, 25), Box(50, 30, 64, 64, medium=1), Box(0, 20, 100, 40)]
+
+
+@pytest.mark.parametrize("control", sorted(MOVES))
+def test_a_moved_box_keeps_its_size_and_stays_inside(control: str) -> None:
+    for key in map(str, range(20)):
+        for box, other in zip(BOXES, moved(BOXES, SIZES, control, key), strict=True):
+            assert (other.x1 - other.x0, other.y1 - other.y0) == pytest.approx((box.x1 - box.x0, box.y1 - box.y0))
+            width, height = SIZES[box.medium]
+            assert other.medium == box.medium
+            assert other.x0 >= -1e-9
+            assert other.x1 <= width + 1e-9
+            assert other.y0 >= -1e-9
+            assert other.y1 <= height + 1e-9
+    assert moved(BOXES, SIZES, control, "a") == moved(BOXES, SIZES, control, "a")
+
+
+def test_each_control_goes_where_it_says() -> None:
+    centre, rolled = (moved(BOXES, SIZES, control, "a") for control in ("centre", "rolled"))
+    assert centre[0] == Box(40, 20, 60, 40)
+    assert rolled[0] == Box(50, 25, 70, 45)  # half of the free way, 80 and 40, further on
+    assert rolled[1] == Box(25, 15, 39, 49, medium=1)  # and around: 50 and 30 are the whole free way
+    assert rolled[2].x0 == 0  # as wide as the image: it can move up and down alone
+    drawn = {moved(BOXES[:1], SIZES, "random", str(key))[0].x0 for key in range(50)}
+    assert len(drawn) == 50
+    assert min(drawn) < 10
+    assert max(drawn) > 70
+    near = [moved(BOXES[:1], SIZES, "noisy", str(key))[0] for key in range(50)]
+    assert all(abs(box.x0 - 10) <= 20 and abs(box.y0 - 5) <= 20 for box in near)
+
+
+def test_a_box_of_a_video_moves_alike_in_all_its_pictures() -> None:
+    boxes = [Box(1, 2, 9, 9, medium=medium) for medium in range(3)]
+    found = moved(boxes, [(50, 50)] * 3, "random", "clip")
+    assert len({(box.x0, box.y0) for box in found}) == 1
+
+
+def test_borrowed_boxes_stand_at_the_same_shares() -> None:
+    assert borrowed(BOXES[:2], SIZES, [(200, 30)]) == [Box(20, 2.5, 60, 12.5), Box(156.25, 14.0625, 200, 30)]
+
+
+def test_half_of_the_records_keep_theirs() -> None:
+    kept = [keeps(f"rings-1-{number}") for number in range(400)]
+    assert sum(kept) == pytest.approx(200, abs=40)
