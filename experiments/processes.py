@@ -77,6 +77,7 @@ class Case:
         prompts: of an optimiser step, on all processes together.
         pinned: every process stays on the core of its number.
         longest: completion in tokens.
+        heads: `attention_heads`, to be measured; None: the mean of all.
         precision: `bf16` is what `bf16: true` asks for; `fp32` is a policy of FSDP2 that names a precision and rounds nothing.
         taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
     """
@@ -93,6 +94,7 @@ class Case:
     pinned: bool = False
     longest: int = 16
     taught: bool = False
+    heads: dict[str, Any] | None = None
     precision: Literal["no", "fp32", "bf16"] = "no"
 
     def records(self) -> list[Record]:
@@ -130,6 +132,7 @@ class Case:
             attention_anchor=self.attention_anchor,
             attention_share=self.attention_share,
             attention_coef=5.0,
+            attention_heads=self.heads,
             beta=0.04,
             gradient_norm_steps=1,
             **shared,

@@ -425,6 +425,7 @@ def _draw(seen: Glance, question: str, output: Path) -> None:
     facts = [
         ("Row", f"predicts {row}"),
         ("Layer", f"{seen.number} of 0 to {len(seen.look.layers) - 1}"),
+        *([("Heads", ", ".join(map(str, seen.heads)))] if seen.heads else []),
         (
             "Attention on the image" if not seen.sheet.times else "Attention on the video",
             f"{seen.layer.visual_share:.0%}",

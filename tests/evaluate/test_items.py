@@ -25,7 +25,7 @@ _items = st.builds(
     Item, step=st.none() | st.integers(0, 99), id=_texts, question=_texts, solution=_texts, completion=_texts,
     prediction=st.none() | _texts, correct=_shares, unparsed=st.booleans(), truncated=st.booleans(),
     tokens=st.none() | st.integers(0, 999), cluster=_texts, grounding=st.none() | _groundings,
-    layers=st.none() | st.lists(_groundings, max_size=3).map(tuple), probes=st.none() | st.just({"sinks": [1, 2]}),
+    layers=st.none() | st.lists(st.none() | _groundings, max_size=3).map(tuple), probes=st.none() | st.just({"sinks": [1, 2]}),
     map=st.none() | st.just({"grid": [1, 2], "values": [0.25, 0.5]}), size=st.none() | st.just([64, 64]),
     boxes=st.just([[0, 1, 2, 3.5]]), times=st.none() | st.just([0.0, 0.5]),
 )  # fmt: skip
@@ -66,7 +66,7 @@ def test_items_of_older_evaluations_are_read() -> None:
         ({"tokens": True}, r"items\.jsonl:2: field 'tokens': expected a whole number or null"),
         ({"question": 3}, r"items\.jsonl:2: field 'question': expected a text, found 3"),
         ({"grounding": {"mass": 0.1}}, r"field 'grounding': expected numbers called pointing, mass, lift, auc"),
-        ({"layers": [None]}, r"field 'layers': expected a list with the grounding of every layer"),
+        ({"layers": 3}, r"field 'layers': expected a list with the grounding of every layer"),
     ],
 )
 def test_what_is_no_item_names_file_line_and_field(tmp_path: Path, change: dict, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from experiments.families.zoo import tiny
 from transformers import PreTrainedModel
 
 from ral.attention import prepare_prompt
@@ -90,3 +91,28 @@ def test_text_of_several_bytes_before_the_answer_does_not_move_the_row() -> None
 def test_an_answer_that_is_not_in_the_completion_has_no_row() -> None:
     tokenizer = build_processor().tokenizer
     assert answer_token(tokenizer, torch.tensor(tokenizer.encode("red blue")), "green") is None
+
+
+def test_chosen_heads_are_looked_at_beside_the_mean_of_all() -> None:
+    model, inputs, ids = tiny_model(), prompt("image"), completions((3,))[0]
+    (plain,) = look(model, [prepare_prompt(model, inputs)], [ids], [2])
+    (found,) = look(model, [prepare_prompt(model, inputs)], [ids], [2], per_head=True, heads={1: [3, 0]})
+    assert plain.chosen is None
+    assert plain.at(1) is plain.layers[1]
+    expected = sum(found.layers[1].heads[head].maps[0] for head in (3, 0)) / 2
+    np.testing.assert_allclose(found.at(1).maps[0], expected, atol=1e-7)
+    np.testing.assert_array_equal(found.layers[1].maps[0], plain.layers[1].maps[0])
+
+
+def test_a_hybrid_is_looked_at_in_the_layers_that_have_attention() -> None:
+    model, inputs = tiny("qwen3_5")
+    ids = completions((3,))[0] % 80
+    (found,) = look(model, [prepare_prompt(model, inputs)], [ids], [1])
+    assert [layer is None for layer in found.layers] == [True, True, True, False]
+    whole = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    everything = inputs | {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+    everything["mm_token_type_ids"] = (whole == IMAGE).int()
+    with torch.no_grad():
+        (attention,) = (a for a in twin(model)(**everything, output_attentions=True).attentions if a is not None)
+    row = attention[0].mean(0)[inputs["input_ids"].shape[1]][(whole == IMAGE)[0]]
+    np.testing.assert_allclose(np.concatenate([m.ravel() for m in found.at(3).maps]), row.numpy(), atol=1e-6)

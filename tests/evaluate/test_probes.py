@@ -89,7 +89,7 @@ def test_rows_behind_the_image_are_those_of_eager_attention(kind: str, medium: s
     tokens = inputs["input_ids"][0]
     visual = ((tokens == IMAGE) | (tokens == VIDEO)).nonzero()[:, 0]
     places = torch.cat([(tokens == IMAGE).nonzero()[:, 0], (tokens == VIDEO).nonzero()[:, 0]])
-    for rows, weights in zip(found, attentions, strict=True):
+    for rows, weights in zip(found.values(), attentions, strict=True):
         expected = weights.mean(0)[int(visual.max()) + 2 : len(tokens)][:, places]
         assert len(rows) == len(tokens) - int(visual.max()) - 2 > 0
         np.testing.assert_allclose(rows, expected, atol=1e-6)

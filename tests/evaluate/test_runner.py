@@ -457,15 +457,17 @@ def test_ral_look_draws(run_folder: Path, tmp_path: Path, suffix: str) -> None:
     record.images[0].save(file)
     output = tmp_path / f"look{suffix}"
     words = ["look", str(run_folder), "--image", str(file), "--question", record.problem, "--output", str(output)]
-    found = CliRunner().invoke(app, [*words, "--layer", "1"])
+    found = CliRunner().invoke(app, [*words, "--layer", "1", "--heads", "[0, 3]"])
     assert found.exit_code == 0, found.output
     if suffix == ".png":
         assert Image.open(output).size[0] > 600
     else:
         page = output.read_text(encoding="utf-8")
         assert "1 of 0 to 1" in page
+        assert "0, 3" in page
         assert "predicts the answer" in page
     assert "has 2 decoder layers" in CliRunner().invoke(app, [*words, "--layer", "7"]).stderr
+    assert "heads contains 4, but layer 0" in CliRunner().invoke(app, [*words, "--heads", "4"]).stderr
 
 
 def test_ral_look_wants_a_picture_or_a_page(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ral.report.artefacts import Run
-from ral.report.charts import CURVES, MORE_CURVES, training_charts
+from ral.report.artefacts import Evaluation, Run
+from ral.report.charts import CURVES, MORE_CURVES, layer_charts, training_charts
 from ral.report.experiment import Arm
 from ral.report.geometry import BOTTOM, HEIGHT, MAX_POINTS, TOP, Chart, Series, line_chart
 from ral.report.templating import compact, points, script_json
@@ -47,6 +47,15 @@ def test_absent_and_undefined_metrics_leave_no_chart() -> None:
     rows = [{"step": 1, "reward": float("nan"), "kl": None, "entropy": "high"}, {"step": 2, "reward": 0.5}]
     charts = training_charts([Arm("a", "A", [Run(Path("a"), metrics=rows)])], CURVES + MORE_CURVES)
     assert [(chart.title, chart.lines[0].x, chart.lines[0].y) for chart in charts] == [("Reward", [2.0], [0.5])]
+
+
+def test_the_trained_layers_of_a_hybrid_are_among_those_with_attention() -> None:
+    layers = [None, {"mass": 0.2}, None, {"mass": 0.4}, None]
+    run = Run(Path("a"), evaluations={"rings": Evaluation("rings", Path("a"), {"layers": layers}, {})})
+    (chart,) = layer_charts([Arm("a", "A", [run])], "rings", [[-1, 1, 2]])
+    assert chart.lines[0].x == [1, 3]
+    (low, _), (high, _) = (at for at in chart.x_ticks if at[1] in ("1", "3"))
+    assert sorted(chart.bands) == pytest.approx([low, high])
 
 
 def test_the_band_over_seeds_is_students_t_interval_of_the_moving_means() -> None:

@@ -359,6 +359,14 @@ def test_a_page_without_news_for_an_hour_stops_reloading(browser: Browser, tmp_p
     assert "may have been stopped" in page.inner_text("#live")
 
 
+def test_measured_heads_stand_among_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("attention_heads: {top: 2, by: evidence}\n")
+    (tmp_path / "heads.json").write_text(json.dumps({"heads": [[5, 0], [3, 1]]}))
+    page = write_report(tmp_path).read_text()
+    assert "attention_heads.measured" in page
+    assert "[5, 0], [3, 1]" in page
+
+
 @pytest.mark.browser
 def test_heads_and_the_causal_check(browser: Browser, tmp_path: Path) -> None:
     write_evaluation(tmp_path / "eval" / "rings", "grpo", items=30, shown=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,20 @@ from tests.training.test_trainer import spread, trainer
 COMPARED = ("grad_norm", "reward", "kl", "entropy", "visual_share", "completion_length")
 #: Gradients of the whole step; the attention term's is rounding while a row is its own target.
 MEASURED = ("grad/token_norm", "grad/attention_norm")
+
+
+def heads(by: str) -> dict[str, Any]:
+    """Heads are measured by all processes together; were they others, so would be the shares of attention."""
+    return {"top": 2, "by": by}
+
+
 CASES = {
     "think, explore, accumulated": (
-        Case("think", 4, attention_anchor="explore", attention_share=0.3, accumulation=2),
+        Case("think", 4, attention_anchor="explore", attention_share=0.3, accumulation=2, heads=heads("evidence")),
         "ddp",
         2,
     ),
-    "mixed, float32 named": (Case("mixed", 4, precision="fp32"), "fsdp2", 2),
+    "mixed, float32 named": (Case("mixed", 4, precision="fp32", heads=heads("visual")), "fsdp2", 2),
     "mixed, adapter": (Case("mixed", 4, adapter=True), "fsdp2", 2),
     "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),
     "taught, mixed": (Case("mixed", 5, taught=True), "fsdp2, layer by layer", 2),

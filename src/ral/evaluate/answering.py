@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ral.attention import Prompt, prepare_prompt, vision_features
+from ral.attention.heads import heads_of
 from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.answer_boxes import as_asked
 from ral.data.prompt import encode_prompt
@@ -46,18 +47,19 @@ class Answered:
 class Glance:
     """One question about one image or video: its `sheet` at the original size, the model's `text`, the `answer` in it
     (None if there is none), and the `look` of the row that predicts the answer (without one, the first token). `number` is
-    the requested decoder layer, counted from 0."""
+    the requested decoder layer, counted from 0, and `heads` the chosen ones in it."""
 
     sheet: Sheet
     text: str
     answer: str | None
     look: Look
     number: int
+    heads: list[int] | None = None
 
     @property
     def layer(self) -> LayerLook:
-        """The look of the chosen layer."""
-        return self.look.layers[self.number]
+        """The look of the chosen layer, or of the chosen heads in it."""
+        return self.look.at(self.number)
 
     @property
     def map(self) -> NDArray[np.float64]:
@@ -69,6 +71,14 @@ def load_for_answering(name: str | Path) -> tuple[PreTrainedModel, Any]:
     """Model, in evaluation mode and on the GPU if there is one, and processor, from a folder or a hub id."""
     model: Any = load_model(name)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_processor(name)
+
+
+def settled(model: nn.Module, settings: EvalSettings) -> EvalSettings:
+    """The settings with the layer's number from 0. Raises ConfigError for a layer or a head that the model does not have."""
+    base = make_capturable(model)
+    layers = resolve_layers(base, [settings.layer])
+    heads_of(base, layers, settings.heads, "heads")
+    return replace(settings, layer=layers[0])
 
 
 def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, torch.Tensor]:
@@ -107,9 +117,9 @@ def look_at_answers(
     processor: Any,
     answered: Sequence[Answered],
     answers: Sequence[str | None],
-    per_head: bool = False,
+    settings: EvalSettings,
 ) -> list[Look | None]:
-    """Looks of the rows that predict `answers`, the bodies of the completions' answers; of every head, if requested.
+    """Looks of the rows that predict `answers`, the bodies of the completions' answers, as `settled` settings ask for them.
 
     None where there is no answer, and for prompts without an image, a video or a document.
     """
@@ -126,7 +136,8 @@ def look_at_answers(
     documents = [
         text.tokens if text else None for text, token in zip(passages, tokens, strict=True) if token is not None
     ]
-    found = iter(look(model, prompts, completions, [token for _, token in rows], per_head, documents))
+    at = [token for _, token in rows]
+    found = iter(look(model, prompts, completions, at, "heads" in settings.probes, documents, settings.chosen))
     return [None if token is None else next(found) for token in tokens]
 
 
@@ -147,15 +158,15 @@ def glance(
     """
     if (image is None) == (video is None):
         raise UsageError("a look needs one image or one video; give either of them")
-    (number,) = resolve_layers(make_capturable(model), [settings.layer])
+    settings = settled(model, settings)
     images, videos = (() if path is None else (path,) for path in (image, video))
     name = str(image or video)
     record = Record(id=name, problem=question, solution="", images=images, videos=videos, origin=name)
     (item,) = answer(model, processor, [record], settings)
     found = extract_answer(item.text, settings.scorer, settings.think)
-    (seen,) = look_at_answers(model, processor, [item], [found])
+    (seen,) = look_at_answers(model, processor, [item], [found], settings)
     if seen is None:
         found = None
-        (seen,) = look(model, [item.prompt], [item.completion.ids], [0])
+        (seen,) = look(model, [item.prompt], [item.completion.ids], [0], heads=settings.chosen)
     shows = shown_media(record, processor, settings.num_frames, settings.fps)
-    return Glance(sheet(shows, shows.media[0]), item.text, found, seen, number)
+    return Glance(sheet(shows, shows.media[0]), item.text, found, seen, settings.layer, settings.heads)

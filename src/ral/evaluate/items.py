@@ -26,7 +26,8 @@ class Item:
         correct: the score in [0, 1], 0 for an answer that cannot be read, which is `unparsed`.
         truncated: the completion was cut at the longest length. tokens: of the completion.
         cluster: names the image or video that several items share; an empty one stands alone.
-        grounding: of the row that predicts the answer, in the layer that is reported; layers: in every decoder layer.
+        grounding: of the row that predicts the answer, in the layer (and the heads) that are reported; layers: in every decoder
+            layer, mean over all heads; None for one without attention.
         probes: what `ral.evaluate.probes` found.
         map, image, size, boxes, times: what is drawn: the medium's map `{"grid": [h, w], "values"}`, its file in the folder, its
             (width, height) in pixels, its boxes (x0, y0, x1, y1), and of a video the seconds of its frames. A page checks
@@ -45,7 +46,7 @@ class Item:
     tokens: int | None = None
     cluster: str = ""
     grounding: Grounding | None = None
-    layers: tuple[Grounding, ...] | None = None
+    layers: tuple[Grounding | None, ...] | None = None
     probes: Json | None = None
     map: Any = None
     image: Any = None
@@ -74,7 +75,7 @@ class Item:
                 del row[name]
         return row | {
             "grounding": None if self.grounding is None else self.grounding.as_dict(),
-            "layers": None if self.layers is None else [one.as_dict() for one in self.layers],
+            "layers": None if self.layers is None else [one and one.as_dict() for one in self.layers],
             "boxes": list(self.boxes),
         }
 
@@ -134,11 +135,10 @@ def _grounding(value: Any) -> Grounding | None:
     return Grounding.from_dict(value)
 
 
-def _layers(value: Any) -> tuple[Grounding, ...] | None:
-    found = [_grounding(one) for one in value] if isinstance(value, list) else []
-    if value is not None and (not isinstance(value, list) or None in found):
+def _layers(value: Any) -> tuple[Grounding | None, ...] | None:
+    if value is not None and not isinstance(value, list):
         raise TypeError("a list with the grounding of every layer, or null")
-    return None if value is None else tuple(one for one in found if one is not None)
+    return None if value is None else tuple(_grounding(one) for one in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,10 +14,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ral.attention.models import make_capturable, resolve_layers
 from ral.data.record import Record
 from ral.errors import ConfigError
-from ral.evaluate.answering import answer
+from ral.evaluate.answering import answer, settled
 from ral.evaluate.scoring import items_of
 from ral.evaluate.settings import EvalSettings, parse_probes
 from ral.evaluate.tasks import Task
@@ -67,9 +66,7 @@ class LookRecorder(TrainerCallback):
     def _take(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, processing_class: Any, **kwargs: Any
     ) -> None:
-        settings = EvalSettings.of_config(vars(args))
-        layer = resolve_layers(make_capturable(model), [settings.layer])[0]
-        settings = replace(settings, layer=layer, probes=self.probes)
+        settings = replace(settled(model, EvalSettings.of_config(vars(args))), probes=self.probes)
         folder = _folder(args) if state.is_world_process_zero else None
         shown = {record.id for record in self.records}
         with evaluating(model):

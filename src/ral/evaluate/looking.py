@@ -7,7 +7,7 @@ mostly show how the model writes the format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
-from ral.attention.models import decoder_layers, make_capturable
+from ral.attention.models import attention_layers, decoder_layers, make_capturable
 from ral.errors import DataError
 from ral.families.tiles import raster
 
 
 @dataclass(frozen=True)
 class LayerLook:
-    """One layer's head-averaged attention on the visual tokens, or on those of a document.
+    """One layer's attention on the visual tokens, or on those of a document, the mean of some or all of its heads.
 
     maps: a grid [h, w] of weights for every image and for every temporal patch of a video, images first, or [1, N] for a
     document; they are shares of the *whole* row, so that they sum to `visual_share`. heads: the same of every head, where
@@ -41,10 +41,21 @@ class LayerLook:
 
 @dataclass(frozen=True)
 class Look:
-    """Attention of the row that predicts completion token `token`, in all `layers` from the first to the last."""
+    """Attention of the row that predicts completion token `token`.
+
+    layers: of every decoder layer the mean of all heads; None where a layer has no attention. chosen: of the heads that were asked
+    for, in their layer; None without such.
+    """
 
     token: int
-    layers: tuple[LayerLook, ...]
+    layers: tuple[LayerLook | None, ...]
+    chosen: LayerLook | None = None
+
+    def at(self, layer: int) -> LayerLook:
+        """What is reported: the chosen heads, or else the mean of all heads in this layer, which has attention."""
+        found = self.chosen or self.layers[layer]
+        assert found is not None
+        return found
 
 
 @torch.no_grad()
@@ -55,47 +66,49 @@ def look(
     tokens: Sequence[int],
     per_head: bool = False,
     documents: Sequence[slice | None] | None = None,
+    heads: Mapping[int, Sequence[int]] | None = None,
 ) -> list[Look]:
     """Maps of the rows that predict token `tokens[i]` of `completions[i]` [R_i] after `prompts[i]`, in one forward pass.
 
-    Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. Raises DataError for a
-    prompt with neither document nor visual tokens.
+    Of a prompt with a document, the tokens of `documents[i]`, the one map [1, N] is on those. `heads` are the chosen ones of one
+    layer. Raises DataError for a prompt with neither document nor visual tokens.
     """
     base = make_capturable(model)
-    layers = range(len(decoder_layers(base)))
+    layers, depth = attention_layers(base), len(decoder_layers(base))
+    ((at, wanted),) = heads.items() if heads else ((0, ()),)
     # Only one row of each completion is wanted: what precedes its token joins the prompt, and the token stands alone.
     extended = [_extended(p, ids[:token]) for p, ids, token in zip(prompts, completions, tokens, strict=True)]
     targets = [[ids[token : token + 1]] for ids, token in zip(completions, tokens, strict=True)]
-    outputs = forward_groups(model, extended, targets, layers=layers, query="predictor", per_head=per_head)
+    every = per_head or bool(wanted)
+    outputs = forward_groups(model, extended, targets, layers=layers, query="predictor", per_head=every)
     documents = documents or [None] * len(prompts)
     found = []
     for token, prompt, document, output in zip(tokens, prompts, documents, outputs, strict=True):
-        looks = []
+        looks: list[LayerLook | None] = [None] * depth
         for layer in layers:
-            heads = output.heads[layer][:, 0, 0] if per_head else ()
-            looks.append(
-                LayerLook(
-                    _maps(output.alpha(layer)[0, 0], prompt, document),
-                    tuple(LayerLook(_maps(row, prompt, document)) for row in heads),
-                )
+            rows = output.heads[layer][:, 0, 0] if per_head else ()
+            looks[layer] = LayerLook(
+                _maps(output.alpha(layer)[0, 0], prompt, document),
+                tuple(LayerLook(_maps(row, prompt, document)) for row in rows),
             )
-        found.append(Look(token, tuple(looks)))
+        of_heads = output.heads[at][list(wanted), 0, 0].mean(dim=0) if wanted else None
+        chosen = None if of_heads is None else LayerLook(_maps(of_heads, prompt, document))
+        found.append(Look(token, tuple(looks), chosen))
     return found
 
 
 @torch.no_grad()
-def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[list[NDArray[np.float64]]]:
-    """Attention of every text token after the last visual one: weights `[rows, N]` per prompt and layer.
+def look_on(model: nn.Module, prompts: Sequence[Prompt]) -> list[dict[int, NDArray[np.float64]]]:
+    """Attention of every text token after the last visual one: weights `[rows, N]` per prompt and layer with attention.
 
     The last row is that of the prompt's last token, which predicts the first of an answer; N counts the visual tokens in
     the order of the maps. Raises DataError for a prompt without visual tokens, or without text after them.
     """
-    base = make_capturable(model)
-    layers = range(len(decoder_layers(base)))
+    layers = attention_layers(make_capturable(model))
     parts = [prompt_and_rest(prompt) for prompt in prompts]
     outputs = forward_groups(model, [first for first, _ in parts], [[rest] for _, rest in parts], layers=layers)
     return [
-        [output.alpha(layer)[0][:, prompt.places].double().cpu().numpy() for layer in layers]
+        {layer: output.alpha(layer)[0][:, prompt.places].double().cpu().numpy() for layer in layers}
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
 

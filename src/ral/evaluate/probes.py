@@ -76,7 +76,8 @@ def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], pr
     for number, (item, row) in enumerate(zip(items, rows, strict=True)):
         if "heads" in probes:
             row["heads"] = [
-                [_metrics(item, head.maps, head.visual_share) for head in one.heads] for one in item.look.layers
+                [_metrics(item, head.maps, head.visual_share) for head in one.heads] if one else []
+                for one in item.look.layers
             ]
         if {"relative", "sinks"} & set(probes):
             row |= _against_neutral(item, neutral_rows[number], probes)
@@ -87,19 +88,23 @@ def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], pr
     return rows
 
 
-def _against_neutral(item: Seen, neutral: Sequence[NDArray], probes: Sequence[str]) -> Json:
-    """`relative` and `sinks` of one item, from the neutral prompt's rows `[rows, N]` of every layer."""
-    relative, kept, counts = [], [], []
-    for one, others in zip(item.look.layers, neutral, strict=True):
+def _against_neutral(item: Seen, neutral: Mapping[int, NDArray], probes: Sequence[str]) -> Json:
+    """`relative` and `sinks` of one item, from the neutral prompt's rows `[rows, N]` of every layer; None for one without attention."""
+    depth = len(item.look.layers)
+    relative: list[Json | None] = [None] * depth
+    kept, counts = relative.copy(), [0] * depth
+    for layer, one in enumerate(item.look.layers):
+        if one is None:
+            continue
+        others = neutral[layer]
         asked = np.concatenate([map_.ravel() for map_ in one.maps])
         if "relative" in probes:
-            relative.append(
-                _metrics(item, as_maps(relative_attention(asked, others[-1]), item.prompt), one.visual_share)
-            )
+            map_ = as_maps(relative_attention(asked, others[-1]), item.prompt)
+            relative[layer] = _metrics(item, map_, one.visual_share)
         if "sinks" in probes:
             sinks = attention_sinks(others[:, None])[0]
-            counts.append(int(sinks.sum()))
-            kept.append(_metrics(item, one.maps, one.visual_share, as_maps(sinks, item.prompt)))
+            counts[layer] = int(sinks.sum())
+            kept[layer] = _metrics(item, one.maps, one.visual_share, as_maps(sinks, item.prompt))
     row: Json = {"relative": relative} if "relative" in probes else {}
     return row | ({"without_sinks": kept, "sinks": counts} if "sinks" in probes else {})
 

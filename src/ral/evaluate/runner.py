@@ -9,17 +9,16 @@ summary.json    the figures over all items; its presence says that the evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ral.attention.models import make_capturable, pretrained, resolve_layers
+from ral.attention.models import pretrained
 from ral.data.record import Record
 from ral.errors import DataError
-from ral.evaluate.answering import answer, encode
+from ral.evaluate.answering import answer, encode, settled
 from ral.evaluate.folder import claim, identity, read_begun, remove
 from ral.evaluate.items import Item
 from ral.evaluate.scoring import items_of
@@ -58,7 +57,7 @@ def evaluate(
 
     Raises:
         DataError: records that cannot be used, two with one id, or a folder that holds another evaluation.
-        ConfigError: a layer that the model does not have.
+        ConfigError: a layer or a head that the model does not have.
     """
     output, settings = Path(output), settings or EvalSettings()
     records = list(task.records())
@@ -66,7 +65,7 @@ def evaluate(
         raise DataError(f"{task.name}: the task has no records to evaluate on")
     _check_unique(records)
     model.eval()
-    settings = replace(settings, layer=resolve_layers(make_capturable(model), [settings.layer])[0])
+    settings = settled(model, settings)
     if overwrite:
         remove(output)
     claim(output, identity(model, task.name, records, settings))

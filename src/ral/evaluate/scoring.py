@@ -48,13 +48,13 @@ def items_of(
     scored = [task.judge(item.record, item.text, mode=settings.scorer, think=settings.think) for item in answered]
     wanted = [item.record.grounded or item.record.id in shown for item in answered]
     answers = [one.prediction if look else None for one, look in zip(scored, wanted, strict=True)]
-    looks = look_at_answers(model, processor, answered, answers, per_head="heads" in settings.probes)
+    looks = look_at_answers(model, processor, answered, answers, settings)
     media = [
         _shown_media(processor, item, settings) if seen else None for item, seen in zip(answered, wanted, strict=True)
     ]
     probed = _probes(model, processor, answered, answers, looks, media, settings)
     for item, one, look, shows in zip(answered, scored, looks, media, strict=True):
-        layers = _layers(item.record, look, shows)
+        layers, reported = _layers(item.record, look, shows, settings.layer)
         yield Item(
             step=step,
             id=item.record.id,
@@ -67,7 +67,7 @@ def items_of(
             truncated=item.completion.truncated,
             tokens=len(item.completion.ids),
             cluster=one.cluster,
-            grounding=None if layers is None else layers[settings.layer],
+            grounding=reported,
             layers=layers,
             probes=probed.get(item.record.id),
             **_shown(item.record.id, look, shows, settings.layer, output if item.record.id in shown else None),
@@ -110,15 +110,25 @@ def _probes(
     return dict(zip((item.id for item in items), probe(model, items, neutral, wanted), strict=True))
 
 
-def _layers(record: Record, look: Look | None, shows: ShownMedia | Passage | None) -> tuple[Grounding, ...] | None:
-    """The grounding of every decoder layer; None without a look or boxes to hold it against."""
+def _layers(
+    record: Record, look: Look | None, shows: ShownMedia | Passage | None, layer: int
+) -> tuple[tuple[Grounding | None, ...] | None, Grounding | None]:
+    """The grounding of every decoder layer (None for one without attention), and the one that is reported.
+
+    None without a look or boxes to hold it against.
+    """
     if look is None or shows is None or not shows.boxes:
-        return None
+        return None, None
+    boxes, sizes = shows.boxes, shows.sizes
     try:
-        found = [grounding(seen.maps, shows.boxes, shows.sizes, seen.visual_share) for seen in look.layers]
+        found = [
+            None if seen is None else grounding(seen.maps, boxes, sizes, seen.visual_share) for seen in look.layers
+        ]
+        chosen = look.chosen
+        reported = found[layer] if chosen is None else grounding(chosen.maps, boxes, sizes, chosen.visual_share)
     except DataError as error:
         raise DataError(f"{record.origin}: {error}") from error
-    return tuple(one for one in found if one is not None)
+    return tuple(found), reported
 
 
 def _shown(id: str, look: Look | None, shows: ShownMedia | Passage | None, layer: int, output: Path | None) -> Json:
@@ -138,7 +148,7 @@ def _shown(id: str, look: Look | None, shows: ShownMedia | Passage | None, layer
         (output / MEDIA).mkdir(parents=True, exist_ok=True)
         small.save(output / found["image"])
         if look is not None:
-            found["map"] = _map(sheet_map(look.layers[layer].maps[medium.start : medium.stop]))
+            found["map"] = _map(sheet_map(look.at(layer).maps[medium.start : medium.stop]))
     return found
 
 

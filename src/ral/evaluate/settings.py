@@ -11,7 +11,8 @@ from ral.data.settings import PromptSettings, setting
 from ral.errors import ConfigError, DataError
 from ral.files import read_yaml
 from ral.rewards.answers import Mode
-from ral.runs.names import CONFIG, TRAINING_ARGS
+from ral.runs.chosen_heads import read_chosen_heads
+from ral.runs.names import CONFIG, HEADS, TRAINING_ARGS
 
 #: Measures of looking that can be asked for, see `ral.evaluate.probes`.
 PROBES = ("heads", "relative", "sinks", "masking", "masking-text")
@@ -24,6 +25,9 @@ class EvalSettings(PromptSettings):
     scorer: Mode = setting("strict", "Scorer of answers: strict or compat.")
     max_completion_length: int = setting(1024, "Tokens per answer; longer ones are cut, and counted as truncated.")
     layer: int = setting(-1, "Decoder layer whose attention is reported as the grounding; the trained one.")
+    heads: list[int] | None = setting(
+        None, "Heads of that layer whose mean is reported; the trained ones. None: all heads."
+    )
     probes: str = setting("", f"Further measures of looking, separated by commas: {', '.join(PROBES)}; or all.")
     show: int = setting(12, "Items, spread evenly over the task, to keep image and attention map of.")
 
@@ -38,17 +42,37 @@ class EvalSettings(PromptSettings):
                 "expected at least one token, and no less than 0 items to show"
             )
 
+    @property
+    def chosen(self) -> dict[int, list[int]] | None:
+        """The heads of the layer, as `looking.look` takes them."""
+        return None if self.heads is None else {self.layer: self.heads}
+
     @classmethod
     def of_model(cls, model: str | Path, **changes: Any) -> EvalSettings:
-        """The settings that `model` was trained with, as `saved_settings` finds them; `changes` that are not None win."""
-        return cls.of_config(saved_settings(model), **changes)
+        """The settings that `model` was trained with, as `saved_settings` finds them; `changes` that are not None win.
+
+        Raises DataError where the heads are measured ones that are not there.
+        """
+        config = saved_settings(model)
+        if isinstance(config.get("attention_heads"), dict):
+            run = run_folder(model) or Path(model)
+            measured = read_chosen_heads(run)
+            if measured is None and changes.get("heads") is None and changes.get("layer") is None:
+                raise DataError(
+                    f"{run}: {HEADS} is missing, which holds the heads that the run chose; name heads, or a layer"
+                )
+            config["attention_heads"] = measured and measured.heads
+        return cls.of_config(config, **changes)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], **changes: Any) -> EvalSettings:
-        """The settings of asking and scoring in a run's `config`; the layer is the last trained one."""
+        """The settings of asking and scoring in a run's `config`; the layer is the last trained one, with its trained heads."""
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         if config.get("attention_layers"):
             values["layer"] = config["attention_layers"][-1]
+        if config.get("attention_heads") and changes.get("layer") is None:
+            last = config["attention_heads"][-1]
+            values["heads"] = last if isinstance(last, list) else config["attention_heads"]
         return cls(**values | {name: value for name, value in changes.items() if value is not None})
 
 

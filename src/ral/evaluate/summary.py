@@ -23,8 +23,9 @@ class Summary:
 
     accuracy: mean score in [0, 1], unparsed answers counted as 0, with its 95 % interval `ci` (Wilson's for right-or-wrong
     items that share nothing, else a bootstrap over clusters). majority: accuracy of the best constant answer. grounding:
-    means at the row that predicts the answer in the layer `settings["layer"]`, over items with boxes and an answer (None
-    if there are none); layers: the same for every decoder layer; probes: what `settings["probes"]` asked for, over the
+    means at the row that predicts the answer in the layer `settings["layer"]` (and its `settings["heads"]`), over items with boxes
+    and an answer (None if there are none); layers: the same for every decoder layer, over all heads, None for a layer without
+    attention; probes: what `settings["probes"]` asked for, over the
     same items. figures: the benchmark's own, by name. main: the figure a paper quotes, where it is not the accuracy, as
     its name, value and highest value; note: what a reader of it must know.
     """
@@ -38,7 +39,7 @@ class Summary:
     truncated: int
     majority: float
     grounding: Grounding | None
-    layers: tuple[Grounding, ...] | None
+    layers: tuple[Grounding | None, ...] | None
     probes: Json | None
     figures: dict[str, float]
     settings: dict[str, Any]
@@ -50,7 +51,7 @@ class Summary:
         return {
             **vars(self),
             "grounding": None if self.grounding is None else self.grounding.as_dict(),
-            "layers": None if self.layers is None else [layer.as_dict() for layer in self.layers],
+            "layers": None if self.layers is None else [layer and layer.as_dict() for layer in self.layers],
         }
 
     def sentence(self) -> str:
@@ -64,10 +65,15 @@ class Summary:
         if self.grounding is None:
             return found
         return (
-            f"{found} In layer {self.settings['layer']} the row that predicts the answer has {self.grounding.mass:.1%} of "
+            f"{found} In layer {self.settings['layer']}{_heads(self.settings)} the row that predicts the answer has {self.grounding.mass:.1%} of "
             f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
             f"maximum there in {self.grounding.pointing:.1%}."
         )
+
+
+def _heads(settings: dict[str, Any]) -> str:
+    heads = settings.get("heads")
+    return f", heads {', '.join(map(str, heads))}," if heads else ""
 
 
 def _main(name: str, value: float, highest: float) -> str:
@@ -85,7 +91,7 @@ def summarise(
     figures = task.aggregate(scored)
     interval = _interval(scored)
     layers = [item.layers for item in items if item.layers is not None]
-    means = [_mean([one[i] for one in layers]) for i in range(len(layers[0]))] if layers else []
+    means = [_mean([one[i] for one in layers]) for i in range(len(layers[0]))] if layers else None
     return Summary(
         model=model,
         task=task.name,
@@ -95,7 +101,7 @@ def summarise(
         unparsed=int(figures["unparsed"]),
         truncated=sum(item.truncated for item in items),
         majority=task.majority(records)[1],
-        grounding=means[settings.layer] if means else None,
+        grounding=_mean([item.grounding for item in items]),
         layers=tuple(means) if means else None,
         probes=summarise_probes([item.probes for item in items if item.probes]),
         figures={name: value for name, value in figures.items() if name not in ("accuracy", "n", "unparsed")},
@@ -107,10 +113,8 @@ def summarise(
     )
 
 
-def _mean(items: Sequence[Grounding]) -> Grounding:
-    mean = mean_grounding(items).mean
-    assert mean is not None  # there is at least one
-    return mean
+def _mean(items: Sequence[Grounding | None]) -> Grounding | None:
+    return mean_grounding(items).mean
 
 
 def _interval(scored: Sequence[Scored]) -> Interval:

@@ -23,6 +23,7 @@ from ral.runs.names import (
     ENVIRONMENT,
     EVALUATION,
     EVALUATIONS,
+    HEADS,
     ITEMS,
     LOOKS,
     METRICS,
@@ -112,6 +113,8 @@ def read_run(folder: Path, notices: list[str], label: str = "") -> Run:
         evaluations[found.task] = found
         notices += remarks
     config = _read_yaml(folder / CONFIG, notices)
+    if isinstance(asked := config.get("attention_heads"), dict) and (measured := read_json(folder / HEADS, notices)):
+        asked["measured"] = measured.get("heads")
     seed = config.get("seed")
     return Run(
         folder=folder,

@@ -91,8 +91,9 @@ def layer_charts(arms: Sequence[Arm], task: str, trained: Sequence[Sequence[int]
             sweeps = [_by_layer(run.evaluations[task].summary.get("layers")) for run in arm.evaluated(task)]
             if found := _series(index, arm.label, sweeps, key, False):
                 series.append(found)
-                depth = len(found.x)
-                bands |= {layer % depth for layer in trained[index] if -depth <= layer < depth}
+                layers = found.x.astype(int).tolist()  # those with attention
+                bands |= {layer for layer in trained[index] if layer in layers}
+                bands |= {layers[layer] for layer in trained[index] if -len(layers) <= layer < 0}
         if series:
             charts.append(line_chart(title, note, "layer", series, smoothing=1, bands=sorted(bands), dots=True))
     return charts
