@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     blind = [Record(id=id, problem="what?", solution="a", problem_type="free-form", origin=id) for id in "ab"]
     for by, lacking in (("evidence", "says where its evidence is"), ("visual", "has an image or a video")):
         with pytest.raises(DataError, match=f"none of the 2 records {lacking}"):
-            trainer(tmp_path, records=blind, attention_heads={"top": 1, "by": by}).train()
+            trainer(tmp_path / by, records=blind, attention_heads={"top": 1, "by": by}).train()
     with pytest.raises(UsageError, match="measured when training starts"):
         _ = RALConfig(str(tmp_path), use_cpu=True, attention_heads=EVIDENCE).heads
     with pytest.raises(ConfigError, match="contains 9, but layer 1 of the model has 4 heads"):
@@ -127,7 +127,7 @@ def test_heads_of_student_and_teacher_are_named_together(tmp_path: Path) -> None
         trainer(tmp_path, attention_heads=[0], teacher_heads=[7], **how)
     apart = {}
     for heads, taught in (([0], [0]), ([0], [3]), ([1, 2], [2, 1])):
-        one = trainer(tmp_path, attention_heads=heads, teacher_heads=taught, max_steps=1, **how)
+        one = trainer(tmp_path / str(taught), attention_heads=heads, teacher_heads=taught, max_steps=1, **how)
         one.train()
         apart[heads[0], taught[0]] = one.state.log_history[0]["distill/attention_jsd"]
     assert apart[0, 0] == pytest.approx(0, abs=1e-9)  # the teacher is the student
