@@ -352,6 +352,7 @@ def evaluate(
         str | None, typer.Option(help="What boxes of your own data count.", show_default="the run's")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Items generated together.")] = 32,
+    num_workers: Annotated[int, typer.Option(help="Processes that decode media beside the model.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier evaluations.")] = False,
 ) -> None:
     """Evaluate a model on tasks: answers, scores, and where it looked. Continues an interrupted evaluation."""
@@ -380,7 +381,7 @@ def evaluate(
             bar = progress.add_task(task.name)
             summary = evaluate(
                 loaded, processor, task, output / task.name, settings=settings, name=model, batch_size=batch_size,
-                overwrite=overwrite, progress=partial(progress.update, bar),
+                num_workers=num_workers, overwrite=overwrite, progress=partial(progress.update, bar),
             )  # fmt: skip
         write_items(output / task.name)
         typer.echo(f"{summary.sentence()} {output / task.name}")

@@ -179,7 +179,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         self.check_grpo()
         self._check_ranges()
         self._check_groups()
-        self._check_workers()
         self._check_attention_term()
         self.check_perception()
         self._check_heads()
@@ -268,13 +267,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         for name, reason in UNUSED.items():
             if getattr(self, name):
                 raise ConfigError(f"{name}={getattr(self, name)!r} would do nothing: {reason}; leave it out")
-
-    def _check_workers(self) -> None:
-        if self.dataloader_num_workers:
-            raise ConfigError(
-                f"dataloader_num_workers={self.dataloader_num_workers} would do nothing: in reinforcement the process that trains "
-                "decodes a prompt's media itself, once for all its completions; leave it out (`ral sft` has such workers)"
-            )
 
     def _check_attention_term(self) -> None:
         uses_evidence = ANCHORS[self.attention_anchor].uses("evidence")

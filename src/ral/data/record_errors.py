@@ -77,17 +77,31 @@ class WatchedRecords:
     def _death(self, error: BaseException) -> WorkerError | None:
         """The error for dead workers, if the exception or one of its causes reports any."""
         found = [dead for one in _causes(error) if (dead := _DEAD.search(str(one)))]
-        if not found:
-            return None
         pids = sorted({int(pid) for dead in found for pid in dead["pids"].split(",")})
         names = {dead["signal"] for dead in found if dead["signal"]}
         killer = next((one.name for one in signal.Signals if signal.strsignal(one) in names), None)
-        how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
         readers = self._readers.tolist()
+        if not found:  # its tensors may be asked for before torch looks after it
+            ended = {pid: how for pid in set(readers) - {0, os.getpid()} if (how := _ended(pid)) is not None}
+            if not ended or not isinstance(error, OSError | EOFError):
+                return None
+            pids, killer = sorted(ended), next((how for how in ended.values() if how), None)
+        how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
         read = [_told(record) for record, reader in zip(self.records, readers, strict=True) if reader in pids]
         at = f"while it read {' and '.join(read)}" if read else "between two records"
         which = ", ".join(map(str, pids))
         return WorkerError(f"a data-loading worker (process {which}) {how} {at}. {_ADVICE.get(killer, _OTHERWISE)}.")
+
+
+def _ended(pid: int) -> str | None:
+    """The signal that killed a child process; empty if it ended otherwise, None while it runs. It stays to be waited for."""
+    try:
+        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # somebody has waited for it already
+        return ""
+    if status is None:
+        return None
+    return signal.Signals(status.si_status).name if status.si_code == os.CLD_KILLED else ""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

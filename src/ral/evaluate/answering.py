@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ral.attention import Prompt, prepare_prompt, vision_features
 from ral.attention.heads import heads_of
 from ral.attention.models import make_capturable, pretrained, resolve_layers
 from ral.data.answer_boxes import as_asked
+from ral.data.loading import PromptData, encoded
 from ral.data.prompt import encode_prompt
 from ral.data.record import Record
 from ral.data.shown_media import shown_media
@@ -29,7 +31,8 @@ from ral.evaluate.sheets import Sheet, sheet, sheet_map
 from ral.models.eos_tokens import eos_token_ids
 from ral.models.loading import load_model, load_processor
 from ral.rewards.answers import extract_answer
-from ral.rollouts.sampling import Completion, Sampling, sample
+from ral.rollouts.engine import PolicyEngine, most_likely
+from ral.rollouts.sampling import Completion, Sampling
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,6 @@ def encode(processor: Any, record: Record, settings: EvalSettings) -> dict[str, 
     return encode_prompt(processor, record, settings.prompt)
 
 
-@torch.no_grad()
 def answer(
     model: nn.Module,
     processor: Any,
@@ -97,19 +99,49 @@ def answer(
     """The most likely completion of every record, generated as one batch; `inputs` are the records encoded already."""
     if inputs is None:
         inputs = [encode(processor, record, settings) for record in records]
-    # The features are given, as a tower that could be trained would be run again in every pass.
-    prompts = [prepare_prompt(model, encoded, vision_features(model, encoded)) for encoded in inputs]
-    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model), processor), temperature=0)
-    # The most likely token needs no random number; training, which may be going on, must not lose one.
-    unused = [torch.Generator() for _ in prompts]
-    answered = []
+    found = dict(_answered(model, processor, zip(records, inputs, strict=True), settings, len(records)))
+    return [found[i] for i in range(len(records))]
+
+
+def answers(
+    model: nn.Module, processor: Any, records: Sequence[Record], settings: EvalSettings, rows: int, workers: int = 0
+) -> Iterator[tuple[int, Answered]]:
+    """The most likely completion of every record, with its number, as they end: `rows` are generated at a time.
+
+    The media of a record are decoded as its turn comes: no more than `rows` prompts wait to enter. `workers` processes do it;
+    without them, the calling one.
+    """
+    data = PromptData(records, processor, settings.prompt)
+    taken = encoded(data, range(len(records)), workers)
+    order: list[int] = []
+
+    def asked() -> Iterator[tuple[Record, dict[str, torch.Tensor]]]:
+        while waiting := list(islice(taken, rows)):
+            # Like lengths enter together: padding is lost work.
+            for number, inputs in sorted(waiting, key=lambda one: one[1]["input_ids"].shape[1], reverse=True):
+                order.append(number)
+                yield records[number], inputs
+
+    for i, answered in _answered(model, processor, asked(), settings, rows):
+        yield order[i], answered
+
+
+@torch.no_grad()
+def _answered(
+    model: nn.Module,
+    processor: Any,
+    asked: Iterable[tuple[Record, dict[str, torch.Tensor]]],
+    settings: EvalSettings,
+    rows: int,
+) -> Iterator[tuple[int, Answered]]:
+    """The answers to records, with the processor's tensors of their prompts, as they end; each with its number among them."""
+    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model), processor))
     opening = think_opening(processor, settings.think)
-    for record, encoded, prompt, (completion,) in zip(
-        records, inputs, prompts, sample(model, prompts, 1, sampling, unused), strict=True
-    ):
-        asked = as_asked(record, processor, encoded)
-        answered.append(Answered(asked, prompt, completion, completion.text(processor, opening)))
-    return answered
+    # The features are given, as a tower that could be trained would be run again in every pass.
+    prompts = ((record, prepare_prompt(model, inputs, vision_features(model, inputs))) for record, inputs in asked)
+    for i, record, prompt, completion in most_likely(PolicyEngine(model, rows), prompts, sampling):
+        shown = as_asked(record, processor, prompt.inputs)
+        yield i, Answered(shown, prompt, completion, completion.text(processor, opening))
 
 
 def look_at_answers(

@@ -9,16 +9,16 @@ summary.json    the figures over all items; its presence says that the evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ral.attention.models import pretrained
 from ral.data.record import Record
 from ral.errors import DataError
-from ral.evaluate.answering import answer, encode, settled
+from ral.evaluate.answering import answers, settled
 from ral.evaluate.folder import claim, identity, read_begun, remove
 from ral.evaluate.items import Item
 from ral.evaluate.scoring import items_of
@@ -28,8 +28,9 @@ from ral.evaluate.tasks import Task
 from ral.files import atomic_write_text, json_line
 from ral.runs.names import ITEMS, SUMMARY
 
-#: Batches whose prompts are encoded together, to be grouped by length: padding is lost work.
-WINDOW = 4
+#: Batches' worth of records that are answered in one go: prompts enter as others end, and the batch runs empty at the end. Where
+#: an evaluation was cut off, it begins again with the stretch that it was in.
+STRETCH = 8
 
 
 def evaluate(
@@ -41,6 +42,7 @@ def evaluate(
     settings: EvalSettings | None = None,
     name: str | None = None,
     batch_size: int = 32,
+    num_workers: int = 0,
     overwrite: bool = False,
     progress: Callable[..., object] = lambda completed, total: None,
 ) -> Summary:
@@ -51,7 +53,9 @@ def evaluate(
 
     Args:
         name: what the summary calls the model; its folder or hub id if not given.
-        batch_size: items generated together. It bounds the memory; predictions do not depend on it but for rounding.
+        batch_size: items generated together, the next ones entering as others end. It bounds the memory; predictions do not
+            depend on it but for rounding.
+        num_workers: processes that decode media beside the model.
         overwrite: replace an evaluation that `output` holds.
         progress: called with `completed`, the items done, and their `total`, after every batch.
 
@@ -73,14 +77,17 @@ def evaluate(
     shown = {records[i * len(records) // settings.show].id for i in range(settings.show)}
     progress(completed=len(done), total=len(records))
     with open(output / ITEMS, "a", encoding="utf-8") as stream:
-        for batch, inputs in _batches(processor, records, settings, batch_size, done):
-            answered = answer(model, processor, batch, settings, inputs)
-            for item in items_of(model, processor, task, answered, settings, shown, output):
-                if item.id not in done:  # a batch that was cut off is repeated whole, as its rounding depends on it
-                    done[item.id] = item
-                    stream.write(json_line(item.to_json()))
-            stream.flush()
-            progress(completed=len(done), total=len(records))
+        for stretch in _stretches(records, batch_size * STRETCH, done):
+            ended = (one for _, one in answers(model, processor, stretch, settings, batch_size, num_workers))
+            while answered := list(islice(ended, batch_size)):
+                for item in items_of(model, processor, task, answered, settings, shown, output):
+                    if (
+                        item.id not in done
+                    ):  # a stretch that was cut off is repeated whole, as its rounding depends on it
+                        done[item.id] = item
+                        stream.write(json_line(item.to_json()))
+                stream.flush()
+                progress(completed=len(done), total=len(records))
     items = [done[record.id] for record in records]
     atomic_write_text(output / ITEMS, "".join(json_line(item.to_json()) for item in items))
     summary = summarise(name or str(pretrained(model).name_or_path), task, records, items, settings)
@@ -96,20 +103,12 @@ def _check_unique(records: Sequence[Record]) -> None:
         seen[record.id] = record
 
 
-def _batches(
-    processor: Any, records: Sequence[Record], settings: EvalSettings, batch_size: int, done: dict[str, Item]
-) -> Iterator[tuple[list[Record], list[dict[str, torch.Tensor]]]]:
-    """Batches of records of similar length, encoded; those with all items in `done` are left out.
+def _stretches(records: Sequence[Record], size: int, done: dict[str, Item]) -> Iterator[Sequence[Record]]:
+    """Consecutive records, `size` at a time; those with all items in `done` are left out.
 
-    Which records form a batch does not depend on `done`: a resumed evaluation computes what an uninterrupted one does.
+    Which records are in a stretch does not depend on `done`: a resumed evaluation computes what an uninterrupted one does.
     """
-    for start in range(0, len(records), WINDOW * batch_size):
-        window = records[start : start + WINDOW * batch_size]
-        if all(record.id in done for record in window):
-            continue
-        encoded = [encode(processor, record, settings) for record in window]
-        order = sorted(range(len(window)), key=lambda i: encoded[i]["input_ids"].shape[1])
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            if not all(window[i].id in done for i in batch):
-                yield [window[i] for i in batch], [encoded[i] for i in batch]
+    for start in range(0, len(records), size):
+        stretch = records[start : start + size]
+        if not all(record.id in done for record in stretch):
+            yield stretch

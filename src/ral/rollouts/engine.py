@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from ral.attention import Prompt
 from ral.attention.models import pretrained
 from ral.data.record import Record
+from ral.rollouts.batch import Entry
 from ral.rollouts.room import RowSize, device_memory
-from ral.rollouts.sampling import Completion, Sampling, sample
+from ral.rollouts.sampling import Completion, Sampling, sample, stream
 from ral.rollouts.vllm import VLLMServer
 
 
@@ -74,16 +76,53 @@ class PolicyEngine:
         generators: Sequence[torch.Generator] | None = None,
         look_bias: Sequence[Tensor] | None = None,
     ) -> list[list[Completion]]:
-        rows = self.rows
-        if rows is None:
-            longest = max(len(prompt.input_ids) for prompt in prompts)
-            memory = device_memory(prompts[0].input_ids.device)
-            rows = self._row_size.rows(memory, longest, sampling.max_completion_length, num_generations)
+        rows = self._rows(num_generations, sampling)(max(len(prompt.input_ids) for prompt in prompts))
         return sample(self.model, prompts, num_generations, sampling, generators, look_bias, rows=rows)
+
+    def stream(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[tuple[int, Prompt, Completion]]:
+        """One completion of every prompt, with the prompt and its number, as they end; prompts are taken as there is room."""
+        entries = (Entry(i, prompt) for i, prompt in enumerate(prompts))
+        for entry, (completion,) in stream(self.model, entries, 1, sampling, self._rows(1, sampling)):
+            yield entry.number, entry.prompt, completion
+
+    def _rows(self, num_generations: int, sampling: Sampling) -> Callable[[int], int]:
+        """By the length of the longest prompt: completions at once."""
+        if (rows := self.rows) is not None:
+            return lambda longest: rows
+        memory = device_memory(pretrained(self.model).device)
+        return lambda longest: self._row_size.rows(memory, longest, sampling.max_completion_length, num_generations)
 
     @cached_property
     def _row_size(self) -> RowSize:
         return RowSize.of(pretrained(self.model))
+
+
+#: Prompts that an engine without `stream` is given at once.
+SERVED = 64
+
+
+def most_likely(
+    engine: Engine, asked: Iterable[tuple[Record, Prompt]], sampling: Sampling
+) -> Iterator[tuple[int, Record, Prompt, Completion]]:
+    """The most likely completion of every prompt, with its number, as they end. Few more prompts exist at once than are decoded."""
+    greedy = replace(sampling, temperature=0)
+    if isinstance(engine, PolicyEngine):
+        records: dict[int, Record] = {}
+
+        def prompts() -> Iterator[Prompt]:
+            for i, (record, prompt) in enumerate(asked):
+                records[i] = record
+                yield prompt
+
+        for number, prompt, completion in engine.stream(prompts(), greedy):
+            yield number, records.pop(number), prompt, completion
+        return
+    waiting, first = iter(asked), 0
+    while chunk := list(islice(waiting, SERVED)):
+        completions = engine.sample([record for record, _ in chunk], [prompt for _, prompt in chunk], 1, greedy)
+        for i, ((record, prompt), (completion,)) in enumerate(zip(chunk, completions, strict=True), start=first):
+            yield i, record, prompt, completion
+        first += len(chunk)
 
 
 def _policy(model: nn.Module, settings: Any) -> PolicyEngine:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ral.config import RALConfig
+from ral.data.loading import Again, Encoded, PromptData
 from ral.data.mixture import Part, epoch_order, shares
 from ral.errors import ConfigError
 
@@ -16,7 +20,7 @@ class RepeatedBatches:
     """Batch sampler: micro-batches of prompt indices, every optimiser step's worth repeated for its inner updates.
 
     With A accumulation steps and W processes, the micro-batches m_1 … m_{A·W} of one optimiser step come `repeats` times in a
-    row. accelerate gives every W-th to each process, so a process sees its own prompts again. The epoch leaves out an
+    row, from the second time on as numbers `Again`. accelerate gives every W-th to each process, so a process sees its own prompts again. The epoch leaves out an
     incomplete last step, because its groups would weigh more than others. The shuffle differs between epochs, so no prompt is
     left out for ever.
 
@@ -72,9 +76,26 @@ class RepeatedBatches:
             order = list(range(self.size))
         for step in range(self.steps):
             start = step * self.batch_size * self.per_step
-            for _ in range(self.repeats):
+            for repeat in range(self.repeats):
                 for i in range(self.per_step):
-                    yield order[start + i * self.batch_size : start + (i + 1) * self.batch_size]
+                    numbers = order[start + i * self.batch_size : start + (i + 1) * self.batch_size]
+                    yield [Again(number) for number in numbers] if repeat else numbers
+
+
+def step_loader(data: PromptData, batches: RepeatedBatches, args: RALConfig) -> DataLoader[Encoded]:
+    """The data loader of training. Its workers encode the prompts of the next optimiser step, and none beyond it."""
+    workers, ahead = args.dataloader_num_workers, args.dataloader_prefetch_factor
+    if workers and ahead is None:
+        # So many micro-batches in a row hold the prompts of one step: the others of its rollout batch are `Again`.
+        ahead = math.ceil(args.gradient_accumulation_steps * args.num_iterations / workers)
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        persistent_workers=bool(workers) and args.dataloader_persistent_workers,
+    )
 
 
 class EpochOrder(TrainerCallback):

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput, SaveStrategy
 
 from ral.attention import Prompt
 from ral.config import RALConfig
+from ral.data.loading import PromptData, encoded
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.errors import ConfigError, UsageError
 from ral.objective.terms import Mean
 from ral.rewards.functions import RewardFunction
 from ral.rewards.solutions import reads_solutions
-from ral.rollouts.engine import Engine
+from ral.rollouts.engine import Engine, most_likely
 from ral.rollouts.sampling import Sampling
 from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
@@ -148,31 +150,35 @@ def answer_records(
     engine: Engine,
     scorer: Scorer,
     sampling: Sampling,
-    prepare: Callable[[Record], Prompt],
+    prepare: Callable[[Record, dict[str, Tensor]], Prompt],
     accelerator: Accelerator,
     step: int,
 ) -> Answers:
     """The most likely completion of every record, from the engine that makes the rollouts, and the mean rewards.
 
-    All processes must call this; each answers its share. `step`: optimiser steps made before.
+    All processes must call this; each answers its share, `rollout_rows` at a time. Media are decoded as prompts enter.
+
+    Args:
+        prepare: a record and the processor's tensors of its prompt → the prompt. step: optimiser steps made before.
     """
-    greedy = replace(sampling, temperature=0)
-    means, texts = RunningMeans(), []
-    rank, size = accelerator.process_index, scorer.args.per_device_eval_batch_size
-    places = range(rank, len(records), accelerator.num_processes)
-    for start in range(0, len(places), size):
-        batch = [records[place] for place in places[start : start + size]]
-        prompts = [prepare(record) for record in batch]
-        completions = engine.sample(batch, prompts, 1, greedy)
-        for record, prompt, (completion,) in zip(batch, prompts, completions, strict=True):
-            asked, (text,) = scorer.read(record, prompt, [completion])
-            earned = scorer.reward(asked, [text], [completion], step)
-            observed = {"reward": earned.total, "scorer_failed": torch.tensor([float(earned.failed)])}
-            observed |= {f"reward/{name}": values for name, values in earned.parts.items()}
-            observed["completion_length"] = torch.tensor([float(len(completion.ids))])
-            means.add({name: Mean.over(values, ~values.isnan()) for name, values in observed.items()})
-            texts.append(text)
-    placed = list(zip(places, texts, strict=True))
+    args, places = scorer.args, range(accelerator.process_index, len(records), accelerator.num_processes)
+    data = PromptData(records, scorer.processor, args.prompt)
+    asked = (
+        (records[place], prepare(records[place], inputs))
+        for place, inputs in encoded(data, places, args.dataloader_num_workers)
+    )
+    answers: dict[int, tuple[str, dict[str, Tensor]]] = {}
+    for i, record, prompt, completion in most_likely(engine, asked, sampling):
+        read, (text,) = scorer.read(record, prompt, [completion])
+        earned = scorer.reward(read, [text], [completion], step)
+        observed = {"reward": earned.total, "scorer_failed": torch.tensor([float(earned.failed)])}
+        observed |= {f"reward/{name}": values for name, values in earned.parts.items()}
+        observed["completion_length"] = torch.tensor([float(len(completion.ids))])
+        answers[places[i]] = text, observed
+    means = RunningMeans()
+    for place in places:  # in this order, as a sum of floats depends on it, and not in that of the ends
+        means.add({name: Mean.over(values, ~values.isnan()) for name, values in answers[place][1].items()})
+    placed = [(place, answers[place][0]) for place in places]
     if accelerator.num_processes > 1:
         placed = sorted(gather_object(placed))
     return Answers(records, [text for _, text in placed], means.averages(accelerator))

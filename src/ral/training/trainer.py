@@ -32,6 +32,7 @@ from transformers.trainer_utils import PredictionOutput
 from ral.attention import GroupOutput, Prompt, prepare_prompt
 from ral.attention.models import pretrained
 from ral.config import RALConfig, replayed
+from ral.data.loading import PromptData
 from ral.data.mixture import Mixture
 from ral.data.prompt import decode_prompt, encode_prompt
 from ral.data.readers import as_records
@@ -52,7 +53,7 @@ from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
 from ral.runs.machine import memory_peak_gib
 from ral.training.advantages import score_groups
 from ral.training.balance import GradientBalance
-from ral.training.batches import EpochOrder, RepeatedBatches
+from ral.training.batches import EpochOrder, RepeatedBatches, step_loader
 from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
 from ral.training.entropy import gather_all
@@ -77,6 +78,9 @@ from ral.training.run_origin import RunOrigin, named
 from ral.training.running_means import RunningMeans
 from ral.training.scoring import Scorer
 from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
+
+#: The processor's tensors of one prompt.
+Inputs = dict[str, Tensor]
 
 
 class RALTrainer(NonFiniteGuardTrainer):
@@ -166,6 +170,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         """Micro-batches of records, each optimiser step's worth repeated for the inner updates."""
         if self.train_dataset is None:
             raise UsageError("RALTrainer needs a train_dataset to train")
+        self.data = PromptData(self.train_dataset, self.processing_class, self.args.prompt)
         batches = RepeatedBatches(
             len(self.train_dataset),
             self.args.prompts_per_batch,
@@ -176,8 +181,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             parts=self.train_dataset.parts if isinstance(self.train_dataset, Mixture) else (),
         )
         self.add_callback(EpochOrder(batches))
-        records: Any = self.train_dataset  # a list is a map-style dataset
-        return self.accelerator.prepare(DataLoader(records, batch_sampler=batches, collate_fn=list))
+        return self.accelerator.prepare(step_loader(self.data, batches, self.args))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of groups of one optimiser step; rollouts are made here, on the first of its inner updates.
@@ -185,12 +189,14 @@ class RALTrainer(NonFiniteGuardTrainer):
         Trainer fetches all micro-batches of a step at once, after the previous step's update: the one place where the
         policy is up to date, and where the data loader, which reads ahead, is not involved.
         """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.data.watched.watched():
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return [], None
         if self._step % self.args.num_iterations == 0:
             self._sync()
-            self.groups = self.make_rollouts(batches)
+            records = [[self.data.watched.records[item.number] for item in micro_batch] for micro_batch in batches]
+            self.groups = self.make_rollouts(records, [item.opened() for item in chain.from_iterable(batches)])
         elif not self.groups:
             raise CheckpointError(
                 f"checkpoint-{self._step} lies between the inner updates of one rollout batch, whose rollouts it does not "
@@ -201,11 +207,13 @@ class RALTrainer(NonFiniteGuardTrainer):
         self._tokens += sum(int(group.lengths.sum()) for group in scored)
         return self.groups, None
 
-    def make_rollouts(self, batches: list[list[Record]]) -> list[list[TrainingGroup]]:
-        """records → completions → rewards, advantages, token weights → targets."""
+    def make_rollouts(
+        self, batches: list[list[Record]], inputs: Sequence[Inputs | None] | None = None
+    ) -> list[list[TrainingGroup]]:
+        """records → completions → rewards, advantages, token weights → targets; `inputs`: see `sample`."""
         places = [self._places(j, len(records)) for j, records in enumerate(batches)]
         # All at once: few rows cost a decoding step as much as many.
-        groups = self.sample([record for records in batches for record in records], list(chain.from_iterable(places)))
+        groups = self.sample(list(chain.from_iterable(batches)), list(chain.from_iterable(places)), inputs)
         remaining = (self.scorer.rewarded(group, self._step) for group in groups)
         rewarded = [list(islice(remaining, len(records))) for records in batches]
         shuffles = [[self._generator(place, 2) for place in where] for where in places]
@@ -226,14 +234,17 @@ class RALTrainer(NonFiniteGuardTrainer):
             for micro_batch in scored
         ]
 
-    def sample(self, records: list[Record], places: Sequence[int]) -> list[SampledGroup]:
+    def sample(
+        self, records: list[Record], places: Sequence[int], inputs: Sequence[Inputs | None] | None = None
+    ) -> list[SampledGroup]:
         """G completions per record, sampled from the policy (under a look bias for the `explore` anchor).
 
         Args:
             places: of the records among all prompts of the step; a prompt's random numbers depend on its place.
+            inputs: the processor's tensors of their prompts, where these are encoded already.
         """
         args = self.args
-        prompts = [self.prepare(record) for record in records]
+        prompts = [self.prepare(*one) for one in zip(records, inputs or [None] * len(records), strict=True)]
         self.check(prompts[0])
         biases: list[Tensor] | None = None
         if self.needs.look_bias:
@@ -250,10 +261,11 @@ class RALTrainer(NonFiniteGuardTrainer):
             for record, prompt, written, bias in zip(records, prompts, completions, of_groups, strict=True)
         ]
 
-    def prepare(self, record: Record) -> Prompt:
-        """Turn a record into a prompt on the device, with its vision features."""
+    def prepare(self, record: Record, inputs: Inputs | None = None) -> Prompt:
+        """Turn a record into a prompt on the device, with its vision features; `inputs`: of its prompt, if encoded already."""
         with name_in_errors(record):
-            inputs = encode_prompt(self.processing_class, record, self.args.prompt)
+            if inputs is None:
+                inputs = encode_prompt(self.processing_class, record, self.args.prompt)
             return prepare_prompt(self.model, inputs)
 
     def check(self, prompt: Prompt) -> None:
