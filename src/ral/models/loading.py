@@ -30,6 +30,7 @@ from ral.data.templates import chat_template
 from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.adapters import load_adapter
 from ral.models.eos_tokens import write_eos_tokens
+from ral.models.lora import tower_pattern
 from ral.runs.names import FINAL, TRAINING_ARGS
 
 #: Any of them says that a folder holds a processor or a tokenizer.
@@ -156,7 +157,7 @@ def refuse_adapter_of_frozen_vision(model: PreTrainedModel, keeps_vision: bool) 
     if keeps_vision and trains_vision(model):
         raise ConfigError(
             "peft_config adapts the vision tower, but freeze_vision=True keeps it as it is; "
-            "set exclude_modules='.*visual.*' in the peft_config, or freeze_vision=False"
+            f"set exclude_modules={tower_pattern(model)!r} in the peft_config, or freeze_vision=False"
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from ral.attention.models import has_vision
+from ral.attention.models import has_vision, vision_tower
 from ral.errors import refused_by
 
 
@@ -25,6 +26,13 @@ def lora_config(task: Adapted, model: PreTrainedModel, freeze_vision: bool) -> L
     """
     if task.peft is None:
         return None
-    outside = {"exclude_modules": r".*\bvisual\b.*"} if freeze_vision and has_vision(model) else {}
+    outside = {"exclude_modules": tower_pattern(model)} if freeze_vision and has_vision(model) else {}
     with refused_by("peft", "peft"):
         return LoraConfig(**outside | task.peft)
+
+
+def tower_pattern(model: PreTrainedModel) -> str:
+    """A pattern for `exclude_modules` that matches the vision tower and projector of a model, and nothing of its decoder."""
+    parts = {id(part) for part in vision_tower(model).children()}
+    names = [re.escape(name) for name, module in model.named_modules() if id(module) in parts]
+    return rf"({'|'.join(names)})(\..*)?"
