@@ -208,6 +208,10 @@ class Family:
         """What each visual token of a prompt `ids [P]` shows, in order; None where it is not known, or `token_grids` says it."""
         return None
 
+    def filler(self, name: str) -> float:
+        """What fills up a tensor of media beside a larger one in a batch; `name` is the processor's."""
+        return 0.0
+
     def frames_per_picture(self, processor: Any) -> int:
         """Frames of a video in one grid of visual tokens."""
         return getattr(processor.video_processor, "temporal_patch_size", 1)

@@ -34,6 +34,10 @@ class Gemma4(Gemma3):
     def tiles(self, processor: Any, ids: Tensor, sizes: Any) -> None:
         return None
 
+    def filler(self, name: str) -> float:
+        """A patch at -1 is padding."""
+        return -1.0 if name.endswith("position_ids") else 0.0
+
     def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
         seen = base.config.get_text_config().use_bidirectional_attention == "vision"
         return super().together(base, input_ids) if seen else None

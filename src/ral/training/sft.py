@@ -28,6 +28,8 @@ from ral.data.record import Record
 from ral.data.record_errors import WatchedRecords
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
+from ral.families import family_of_processor
+from ral.families.family import TOKEN_KINDS
 from ral.families.tiles import TILES
 from ral.models.adapters import put_adapter
 from ral.models.eos_tokens import write_eos_tokens
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 
 #: The tensors of an example with one value a token.
-_PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids", "labels"}
+_PER_TOKEN = {"input_ids", "attention_mask", "labels", *TOKEN_KINDS}
 
 #: Settings of TRL's own preparation of text, which `Examples` replaces: they would have no effect.
 _PREPARATION = (
@@ -142,9 +144,11 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
     ) -> Any:
         """As TRL's, but works if only some processes have media, and checks the loss before its backward pass in training."""
         gather_vision(self.model)
-        positions = family(base := pretrained(self.model)).batch_positions(base.config, inputs)
-        if positions is not None:
-            inputs = {**inputs, "position_ids": positions}
+        kind = family(base := pretrained(self.model))
+        in_prompt = (inputs["labels"] == IGNORED) & inputs["attention_mask"].bool()
+        inputs = inputs | kind.per_token(base, inputs["input_ids"], in_prompt)
+        if (positions := kind.batch_positions(base.config, inputs)) is not None:
+            inputs["position_ids"] = positions
         computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = computed if isinstance(computed, tuple) else (computed,)
         if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(base):
@@ -221,18 +225,20 @@ class Examples:
     args: SFTSettings
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (and `mm_token_type_ids`) `[B, T]`, padded right, and the pixels."""
+        """`input_ids`, `attention_mask`, `labels` (and the kinds of tokens) `[B, T]`, padded right, and the pixels.
+
+        Pixels of images that differ in size or in their number of tiles are padded at their end; every model is told, or sees,
+        what is padding.
+        """
         # Any token may fill up: neither attention nor the loss counts it. Not every model has one for that.
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         fillers = {"input_ids": tokenizer.eos_token_id, "labels": IGNORED}
         examples = [self.example(row["number"]) for row in rows]
-        longest = max(example["input_ids"].shape[1] for example in examples)
-        batch = {}
+        kind, batch = family_of_processor(self.processor), {}
         for name in dict.fromkeys(name for example in examples for name in example):
             parts = [example[name] for example in examples if name in example]
-            if name in _PER_TOKEN:
-                parts = [pad(part, (0, longest - part.shape[1]), value=fillers.get(name, 0)) for part in parts]
-            batch[name] = torch.cat(parts)
+            filler = fillers.get(name, 0) if name in _PER_TOKEN else kind.filler(name)
+            batch[name] = _one_below_the_other(parts, filler)
         return batch
 
     def example(self, number: int) -> dict[str, Tensor]:
@@ -262,3 +268,13 @@ class Examples:
             inputs[name] = torch.cat([inputs[name], added.get(name, torch.zeros_like(completion))], dim=1)
         inputs["labels"] = torch.cat([torch.full((1, prompt), IGNORED), completion], dim=1)
         return inputs
+
+
+def _one_below_the_other(parts: Sequence[Tensor], filler: float) -> Tensor:
+    """Tensors joined along their first axis; the others are filled up at their end to the longest."""
+    longest = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [long - own for long, own in zip(longest, part.shape[1:], strict=True)]
+        padded.append(pad(part, [n for axis in reversed(missing) for n in (0, axis)], value=filler))
+    return torch.cat(padded)
