@@ -187,7 +187,7 @@ def build_trainer(task: SFTTask, train: list[Record], held_out: Sets | None) -> 
     records = [record for part in parts for record in part]
     places = list(accumulate((len(part) for part in parts), initial=0))
     numbers = Dataset.from_dict({"number": range(len(records))})
-    train_set, *held = (numbers.select(range(*place)) for place in pairwise(places))
+    train_set, *held = (numbers.select(range(*place)) if len(range(*place)) else None for place in pairwise(places))
     evaluated: Any = dict(zip(sets, held, strict=True))
     return WorkedExamplesTrainer(
         policy,
