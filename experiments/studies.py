@@ -25,7 +25,7 @@ class Study:
     """`arms` by name, the first being what the others are compared with; `common` are changes of every arm.
 
     `note` tells a reader of the page what the study asks; `contrasts` are pairs of an arm and its control, beside the baseline.
-    `probes` are further measures of looking at the end of a run, and `control_task` a second task of its evaluation.
+    `probes` are further measures of looking at the end of a run, and `control_task` a second task of its evaluation. `fixed_text`: every run also looks while it writes the start's completions.
     """
 
     title: str
@@ -36,6 +36,7 @@ class Study:
     contrasts: tuple[tuple[str, str], ...] = ()
     probes: str = ""
     control_task: str = ""
+    fixed_text: bool = False
 
     @property
     def baseline(self) -> str:
@@ -97,6 +98,12 @@ _MORE_SHORTCUT = {
     "credit": Arm("credit", "RAL credit, λ = 1"),
     "explore": _EXPLORE,
     "grpo-kl": Arm("grpo", "GRPO, β = 0.04", {"beta": 0.04}),
+    "evidence-masking": Arm("evidence", "RAL evidence, λ = 100, what the answer needs", {"evidence_from": "masking"}),
+    "ease": Arm("ease", "EASE, λ = 1"),
+    "papo": Arm("papo", "PAPO, γ = 0.01"),
+    "vppo": Arm("vppo", "VPPO, k = 0.4"),
+    "at-rl": Arm("at-rl", "AT-RL, 15 % anchors"),
+    "taught": Arm("distill-attention", "attention of a grounded teacher"),
 }
 
 
@@ -128,6 +135,7 @@ def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> S
         contrasts=tuple(("evidence", placebo) for placebo in ("evidence-centre", "evidence-rolled")),
         probes="masking",
         control_task=f"shortcut-{hint}-100",
+        fixed_text=True,
     )
 
 

@@ -50,6 +50,7 @@ class Cell:
         tokens: mean length of the held-out completions.
         followed: share of held-out answers that are the hint's; None without hints. control: accuracy on the `control_task`.
         causal: what hiding the box changes the answer's log-probability by, less what random tokens do (nats); None if not probed.
+        fixed_mass, fixed_share: mass in box and visual share on the start's completions; None if not measured.
         watch: during the run, on `look_items` held-out items: step, accuracy, mass in box, visual share, tokens, causal.
     """
 
@@ -70,6 +71,8 @@ class Cell:
     followed: float | None = None
     control: float | None = None
     causal: float | None = None
+    fixed_mass: float | None = None
+    fixed_share: float | None = None
     watch: tuple[tuple[float | None, ...], ...] = ()
 
 
@@ -99,6 +102,7 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
     summary = evaluated(str(folder), task, study.held_out, folder / "eval" / task, probed)
     control = study.control_task
     other = evaluated(str(folder), control, study.held_out, folder / "eval" / control, settings) if control else {}
+    on_start = _on_words_of(folder, output / "start", study, task) if study.fixed_text else {}
     items = list(read_jsonl(folder / "eval" / task / "items.jsonl"))
     rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "step_seconds" in row]
     steps = [0, *(row["step"] for row in rows)]
@@ -121,8 +125,17 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
         followed=_followed(items, task, study.held_out),
         control=other.get("accuracy"),
         causal=_causal(summary["probes"]),
+        fixed_mass=on_start.get("mass"),
+        fixed_share=on_start.get("visual_share"),
         watch=_watch(folder / LOOKS / ITEMS),
     )
+
+
+def _on_words_of(folder: Path, start: Path, study: Study, task: str) -> dict[str, Any]:
+    """Where a run's model looks while it writes what the start wrote."""
+    settings = EvalSettings.of_model(folder, show=0, text_from=str(start))
+    summary = evaluated(str(folder), task, study.held_out, folder / "eval" / "fixed-text", settings)
+    return summary["grounding"] or {}
 
 
 def _followed(items: Sequence[dict[str, Any]], task: str, held_out: int) -> float | None:

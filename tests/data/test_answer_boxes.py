@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-from ral.data.answer_boxes import _scaled, as_asked, box_space
+from ral.data.answer_boxes import _scaled, as_asked, box_space, in_pixels
 from ral.data.prompt import encode_prompt
-from ral.data.record import Record
+from ral.data.record import Box, Record
 from ral.errors import DataError
 from ral.rewards.answers import judge
 from tests.data.conftest import TEMPLATE
@@ -25,7 +26,8 @@ def thousandths(processor: Any) -> Any:
 
 
 def pointed(solution: str = "[300, 600, 900, 1500]", size: tuple[int, int] = (1200, 3000), **named: Any) -> Record:
-    return Record("1", "Where is the cup?", solution, "box", images=(Image.new("RGB", size),), origin="f:6", **named)
+    named = {"problem_type": "box"} | named
+    return Record("1", "Where is the cup?", solution, images=(Image.new("RGB", size),), origin="f:6", **named)
 
 
 def score(answer: list[int], record: Record) -> float:
@@ -99,3 +101,18 @@ def test_a_scaled_box_is_never_empty(xs: list[int], ys: list[int], across: float
     assert b < d
     exact = (x0 * across, y0 * down, x1 * across, y1 * down)
     assert max(abs(u - v) for u, v in zip((a, b, c, d), exact, strict=True)) <= 0.5
+
+
+def test_a_stated_box_is_read_back_into_pixels_of_the_original(processor: Any, thousandths: Any) -> None:
+    """The other way of `as_asked`, without its rounding; what lies outside is cut off."""
+    record = pointed(problem_type="free-form")
+    for kind, asked, outside in (
+        (processor, (21, 56, 63, 140), (-5, 56, 1000, 140)),
+        (thousandths, (250, 200, 750, 500), (-1, 200, 2000, 500)),
+    ):
+        inputs = encode_prompt(kind, record, think=False, max_pixels=28 * 28 * 40)
+        assert in_pixels(asked, record, kind, inputs) == Box(300, 600, 900, 1500)
+        assert in_pixels(outside, record, kind, inputs) == Box(0, 600, 1200, 1500)
+        assert in_pixels((3000, 0, 4000, 10), record, kind, inputs) is None
+    in_original = replace(record, extra={"box_space": "image"})
+    assert in_pixels((1, 2, 3, 4), in_original, processor, {}) == Box(1, 2, 3, 4)

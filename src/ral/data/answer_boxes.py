@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from ral.data.box_fields import media_size
 from ral.data.boxes import Size
-from ral.data.record import Record
+from ral.data.record import Box, Record
 from ral.errors import DataError
 from ral.families import BoxSpace, family_of_processor
 
@@ -52,14 +52,36 @@ def as_asked(record: Record, processor: Any, inputs: Mapping[str, Any]) -> Recor
 
     Raises DataError for a medium that cannot be opened.
     """
-    if record.problem_type != "box" or (space := box_space(record, processor)) == "image":
+    if record.problem_type != "box" or box_space(record, processor) == "image":
         return record
     if (original := original_size(record)) is None:
         return record
-    width, height = (1000, 1000) if space == "thousandths" else _shown_size(processor, inputs)
+    width, height = _axes(record, processor, inputs, original)
     scale = width / original[0], height / original[1]
     first, *others = (_scaled(solution, scale) for solution in record.solutions)
     return replace(record, solution=first, other_solutions=tuple(others))
+
+
+def in_pixels(
+    corners: tuple[float, float, float, float], record: Record, processor: Any, inputs: Mapping[str, Any]
+) -> Box | None:
+    """A box that the model states, in pixels of the first image or video and within it; None where nothing of it is left.
+
+    `corners` are in what a box of this record is asked for in (`box_space`). Raises DataError for a medium that cannot be opened.
+    """
+    if (original := original_size(record)) is None:
+        return None
+    axes = _axes(record, processor, inputs, original)
+    x0, y0, x1, y1 = (min(max(value / axes[i % 2], 0.0), 1.0) * original[i % 2] for i, value in enumerate(corners))
+    return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _axes(record: Record, processor: Any, inputs: Mapping[str, Any], original: Size) -> Size:
+    """The width and height of the medium in what boxes are asked for in."""
+    space = box_space(record, processor)
+    if space == "image":
+        return original
+    return (1000, 1000) if space == "thousandths" else _shown_size(processor, inputs)
 
 
 def original_size(record: Record) -> Size | None:

@@ -35,9 +35,9 @@ def _gaussian(tiles: Sequence[Tile], box: Box, size: Size, sigma: float) -> NDAr
     """`[N]`, summing to 1; 0 on other pictures, and on tokens that show nothing (newlines)."""
     logs = []
     for tile in tiles:
-        left, top, right, bottom = tile.box
-        x = _exponents(left, right, tile.columns, box.x0 / size[0], box.x1 / size[0], sigma)
-        y = _exponents(top, bottom, tile.rows, box.y0 / size[1], box.y1 / size[1], sigma)
+        down, across = tile.centres()
+        y = _exponents(down, box.y0 / size[1], box.y1 / size[1], sigma)
+        x = _exponents(across, box.x0 / size[0], box.x1 / size[0], sigma)
         shows = tile.flat(np.full((tile.rows, tile.columns), tile.picture == box.medium))
         logs.append(np.where(shows, tile.flat(y[:, None] + x), -np.inf))
     joined = np.concatenate(logs)
@@ -45,7 +45,6 @@ def _gaussian(tiles: Sequence[Tile], box: Box, size: Size, sigma: float) -> NDAr
     return weights / weights.sum()
 
 
-def _exponents(low: float, high: float, cells: int, start: float, stop: float, sigma: float) -> NDArray[np.float64]:
-    """Log-density, up to a constant, at the centres of `cells` from `low` to `high`, all in shares of the picture."""
-    centres = low + (np.arange(cells) + 0.5) / max(cells, 1) * (high - low)
+def _exponents(centres: NDArray[np.float64], start: float, stop: float, sigma: float) -> NDArray[np.float64]:
+    """Log-density, up to a constant, at places along one axis; all in shares of the picture."""
     return -0.5 * ((centres - (start + stop) / 2) / (sigma * (stop - start))) ** 2

@@ -25,6 +25,7 @@ from ral.data.shown_media import shown_media
 from ral.data.spans import answer_token, passage
 from ral.data.templates import think_opening
 from ral.errors import UsageError
+from ral.evaluate.fixed_text import fixed_completions
 from ral.evaluate.looking import LayerLook, Look, look
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.sheets import Sheet, sheet, sheet_map
@@ -96,7 +97,10 @@ def answer(
     settings: EvalSettings,
     inputs: Sequence[dict[str, torch.Tensor]] | None = None,
 ) -> list[Answered]:
-    """The most likely completion of every record, generated as one batch; `inputs` are the records encoded already."""
+    """The most likely completion of every record, generated as one batch, or that of `text_from`.
+
+    `inputs` are the records encoded already. Raises what `fixed_completions` raises.
+    """
     if inputs is None:
         inputs = [encode(processor, record, settings) for record in records]
     found = dict(_answered(model, processor, zip(records, inputs, strict=True), settings, len(records)))
@@ -135,11 +139,15 @@ def _answered(
     rows: int,
 ) -> Iterator[tuple[int, Answered]]:
     """The answers to records, with the processor's tensors of their prompts, as they end; each with its number among them."""
-    sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model), processor))
     opening = think_opening(processor, settings.think)
     # The features are given, as a tower that could be trained would be run again in every pass.
     prompts = ((record, prepare_prompt(model, inputs, vision_features(model, inputs))) for record, inputs in asked)
-    for i, record, prompt, completion in most_likely(PolicyEngine(model, rows), prompts, sampling):
+    if settings.text_from:
+        written = fixed_completions(settings.text_from, prompts, processor, opening)
+    else:
+        sampling = Sampling(settings.max_completion_length, eos_token_ids(pretrained(model), processor))
+        written = most_likely(PolicyEngine(model, rows), prompts, sampling)
+    for i, record, prompt, completion in written:
         shown = as_asked(record, processor, prompt.inputs)
         yield i, Answered(shown, prompt, completion, completion.text(processor, opening))
 

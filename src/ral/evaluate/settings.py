@@ -29,6 +29,10 @@ class EvalSettings(PromptSettings):
         None, "Heads of that layer whose mean is reported; the trained ones. None: all heads."
     )
     probes: str = setting("", f"Further measures of looking, separated by commas: {', '.join(PROBES)}; or all.")
+    text_from: str = setting(
+        "",
+        "Folder of another evaluation of the same items, whose completions are looked at instead of the model's own.",
+    )
     show: int = setting(12, "Items, spread evenly over the task, to keep image and attention map of.")
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Summary:
     and an answer (None if there are none); layers: the same for every decoder layer, over all heads, None for a layer without
     attention; probes: what `settings["probes"]` asked for, over the
     same items. figures: the benchmark's own, by name. main: the figure a paper quotes, where it is not the accuracy, as
-    its name, value and highest value; note: what a reader of it must know.
+    its name, value and highest value; note: what a reader of it must know. tokens: mean length of the completions; looks of longer completions are others.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Summary:
     settings: dict[str, Any]
     main: tuple[str, float, float] | None = None
     note: str = ""
+    tokens: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `summary.json`."""
@@ -64,10 +65,11 @@ class Summary:
         ) + (f" {self.note}" if self.note else "")
         if self.grounding is None:
             return found
+        length = "" if self.tokens is None else f"; completions have {self.tokens:.1f} tokens"
         return (
             f"{found} In layer {self.settings['layer']}{_heads(self.settings)} the row that predicts the answer has {self.grounding.mass:.1%} of "
             f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
-            f"maximum there in {self.grounding.pointing:.1%}."
+            f"maximum there in {self.grounding.pointing:.1%}{length}."
         )
 
 
@@ -92,6 +94,7 @@ def summarise(
     interval = _interval(scored)
     layers = [item.layers for item in items if item.layers is not None]
     means = [_mean([one[i] for one in layers]) for i in range(len(layers[0]))] if layers else None
+    lengths = [item.tokens for item in items if item.tokens is not None]
     return Summary(
         model=model,
         task=task.name,
@@ -110,6 +113,7 @@ def summarise(
         if task.main != "accuracy" and task.main in figures
         else None,
         note=task.note,
+        tokens=float(np.mean(lengths)) if lengths else None,
     )
 
 

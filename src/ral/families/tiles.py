@@ -34,6 +34,12 @@ class Tile:
     def tokens(self) -> int:
         return self.rows * (self.columns + self.newline)
 
+    def centres(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Heights `[rows]` and widths `[columns]` of the centres of its tokens, in shares of the picture."""
+        left, top, right, bottom = self.box
+        y, x = (np.arange(cells) + 0.5 for cells in (self.rows, self.columns))
+        return top + y / max(self.rows, 1) * (bottom - top), left + x / max(self.columns, 1) * (right - left)
+
     def grid(self, tokens: NDArray) -> NDArray:
         """`[tokens]` → `[rows, columns]`, without the newlines."""
         return tokens.reshape(self.rows, self.columns + self.newline)[:, : self.columns]

@@ -37,6 +37,10 @@ class EvidenceFields:
         "data",
         "Where evidence comes from: data (boxes, spans), completion (boxes that the rollout states) or masking (what the answer needs).",
     )
+    evidence_blocks: int = setting(
+        4,
+        "Rows and columns of blocks that every picture is cut into, to be masked one by one, for evidence_from: masking.",
+    )
     evidence_target: EvidenceTarget = setting(
         "raised",
         "Target rows: the old rows raised by e on the evidence (raised), or Gaussians on its boxes (mixture; EASE).",
@@ -70,7 +74,7 @@ class EvidenceFields:
         for name, allowed in EVIDENCE_CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
-        for name, low in {"evidence_first": 1, "evidence_background": 0}.items():
+        for name, low in {"evidence_first": 1, "evidence_blocks": 1, "evidence_background": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if self.evidence_background >= 1:

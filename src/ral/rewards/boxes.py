@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ral.rewards.answer_phrases import denies
 from ral.rewards.extract import Mode
@@ -44,6 +45,36 @@ def parse_box(text: str, mode: Mode = "strict") -> Box | None:
         return None
     x0, y0, x1, y1 = map(float, numeral.findall(found[0]))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 1e9 else None
+
+
+@dataclass(frozen=True)
+class StatedBox:
+    """A box that a text states, and the place of its last character."""
+
+    box: Box
+    end: int
+
+
+_BETWEEN = r"[\s,;]+"
+#: `[x0, y0, x1, y1]`, as in JSON; `(x0, y0), (x1, y1)`, as Qwen2-VL writes it; `<box>x0 y0 x1 y1</box>`.
+_STATED = re.compile(
+    r"[\[(]\s*" + _BETWEEN.join([_DECIMAL] * 4) + r"\s*[\])]"
+    rf"|\(\s*{_DECIMAL}\s*,\s*{_DECIMAL}\s*\)\s*,?\s*\(\s*{_DECIMAL}\s*,\s*{_DECIMAL}\s*\)"
+    r"|<box>\s*" + _BETWEEN.join([_DECIMAL] * 4) + r"\s*</box>"
+)
+
+
+def stated_boxes(text: str) -> list[StatedBox]:
+    """All boxes `(x0, y0, x1, y1)` that a text states, in their order, whatever it says of them.
+
+    Four numbers that are no box, because their corners are not in this order, are left out.
+    """
+    found = []
+    for match in _STATED.finditer(text):
+        x0, y0, x1, y1 = map(float, re.findall(_DECIMAL, match[0]))
+        if x0 < x1 and y0 < y1:
+            found.append(StatedBox((x0, y0, x1, y1), match.end() - 1))
+    return found
 
 
 def box_iou(a: Box, b: Box) -> float:

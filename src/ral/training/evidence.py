@@ -34,7 +34,7 @@ class Places:
     Attributes:
         tokens: `[N]` where the visual tokens (or the document's) stand in the prompt. length: P, of the prompt.
         tiles: what of which picture each of them shows. sizes: (width, height) of each picture, in the pixels of `boxes`.
-        boxes: the evidence; `Box.medium` is the number of a picture.
+        boxes: the evidence; `Box.medium` is the number of a picture. first: the pictures of the first medium.
     """
 
     tokens: Tensor
@@ -42,6 +42,7 @@ class Places:
     tiles: tuple[Tile, ...]
     sizes: Sequence[Size]
     boxes: tuple[Box, ...]
+    first: range
 
     def mask(self) -> Tensor | None:
         """`[P]` bool, true on the tokens that show a box; None without boxes."""
@@ -73,14 +74,15 @@ def places_of(
     length = len(prompt.input_ids)
     if text := passage(tokenizer, prompt.input_ids, record):
         tokens = torch.arange(length, device=prompt.input_ids.device)[text.tokens]
-        return Places(tokens, length, (Tile(0, 1, len(tokens)),), text.sizes, text.boxes)
+        return Places(tokens, length, (Tile(0, 1, len(tokens)),), text.sizes, text.boxes, range(1))
     shows = shown_media(record, processor, num_frames, fps)
     if not prompt.tiles and shows.pictures:
         raise DataError(
             f"{record.origin}: has boxes, but which pixels the visual tokens of this model stand for is not known; choose "
             "another attention_anchor than evidence, or a model with geometry (docs/models.md)"
         )
-    return Places(prompt.places, length, prompt.tiles, shows.sizes, shows.boxes)
+    first = shows.media[0] if shows.media else range(0)
+    return Places(prompt.places, length, prompt.tiles, shows.sizes, shows.boxes, first)
 
 
 def evidence_tokens(
