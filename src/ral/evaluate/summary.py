@@ -27,7 +27,8 @@ class Summary:
     and an answer (None if there are none); layers: the same for every decoder layer, over all heads, None for a layer without
     attention; probes: what `settings["probes"]` asked for, over the
     same items. figures: the benchmark's own, by name. main: the figure a paper quotes, where it is not the accuracy, as
-    its name, value and highest value; note: what a reader of it must know. tokens: mean length of the completions; looks of longer completions are others.
+    its name, value and highest value; note: what a reader of it must know. tokens: mean length of the completions, on which every measure of
+    looking depends.
     """
 
     model: str
