@@ -35,7 +35,7 @@ from ral.data.record_errors import WatchedRecords
 from ral.files import atomic_write_text, read_jsonl
 from ral.models.loading import freeze_vision
 from ral.models.sharding import full_state_dict
-from ral.rollouts.vllm import merged_state
+from ral.rollouts.vllm.transfer import whole_weights
 from ral.runs.folder import MetricsWriter, machine_class, source_commit
 from ral.testbed import load_start
 from ral.testbed.episodes import episode_records, told_records
@@ -199,12 +199,15 @@ def train(case: Case, engine: str, folder: Path) -> None:
         run = Reinforcement(model, args, records, processing_class=processor, reward_funcs=lengths, peft_config=adapter)
     run.train()
     weights = full_state_dict(run.model_wrapped, run.accelerator)  # whole, on the first process
-    merged = merged_state(run.model, run.accelerator) if adapter else {}  # what a vLLM server would be sent
+    # What a vLLM server would be sent.
+    merged = dict(whole_weights(run.model_wrapped, run.accelerator, None)) if adapter else {}
     if run.is_world_process_zero():
         wrapper = "_checkpoint_wrapped_module."  # around a layer whose activations are not kept, and in no saved name
         trained = [name.replace(wrapper, "") for name, p in run.model.named_parameters() if p.requires_grad]
         end = {name: weights[name].contiguous() for name in trained}
-        end |= {name: value for name, value in merged.items() if ".layers." in name}  # others may share their memory
+        end |= {
+            name: value.cpu() for name, value in merged.items() if ".layers." in name
+        }  # others may share their memory
         save_file(end, folder / "end.safetensors")
     run.accelerator.end_training()
 

@@ -26,6 +26,7 @@ from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
 from ral.rewards.answers import Mode
 from ral.rewards.functions import TIME_LIMIT
 from ral.rollouts.engine import ENGINES
+from ral.rollouts.vllm import TRANSFERS
 from ral.rollouts.vllm.server import NO_LOOK_BIAS
 
 AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
@@ -44,6 +45,7 @@ CHOICES: dict[str, Collection[str]] = {
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
     "rollout_engine": ENGINES,
+    "vllm_transfer": TRANSFERS,
 }
 
 
@@ -131,7 +133,16 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         None, "Completions sampled at once; None: what a quarter of the device's memory holds. It changes none of them."
     )
     rollout_engine: str = setting("transformers", "Sampler: the policy itself (transformers) or a server (vllm).")
-    vllm_url: str = setting("http://127.0.0.1:8000", "Address of the vLLM server.")
+    vllm_url: str = setting(
+        "http://127.0.0.1:8000", "Address of the vLLM server; of several: with commas between them."
+    )
+    vllm_transfer: str = setting(
+        "disk",
+        "Weights reach the server as all of them through a folder (disk) or NCCL (nccl), or as the adapter alone (adapter).",
+    )
+    vllm_sleep: bool = setting(
+        False, "The server shares the trainer's GPUs: it sleeps, and gives its memory back, between rollouts."
+    )
     vllm_weights: str | None = setting(
         None, "Folder that the server reads new weights from; vllm-weights in output_dir if not given."
     )
@@ -205,6 +216,11 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
     def prompts_per_batch(self) -> int:
         """Groups in one micro-batch of one process."""
         return self.per_device_train_batch_size // self.num_generations
+
+    @property
+    def vllm_urls(self) -> list[str]:
+        """The addresses of all vLLM servers."""
+        return [url.strip() for url in self.vllm_url.split(",")]
 
     def _check_choices(self) -> None:
         for name, allowed in CHOICES.items():
@@ -315,8 +331,9 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
             return
         if Needs.of(self).look_bias:
             raise ConfigError(NO_LOOK_BIAS)
-        if not self.vllm_url.startswith(("http://", "https://")):
-            raise ConfigError(f"vllm_url={self.vllm_url!r} is no address; write it as http://host:port")
+        for url in self.vllm_urls:
+            if not url.startswith(("http://", "https://")):
+                raise ConfigError(f"vllm_url={url!r} is no address; write it as http://host:port")
 
     def _check_noise(self) -> None:
         if self.neftune_noise_alpha:

@@ -17,6 +17,9 @@ from ral.families.tiles import Tile
 #: thousandths of its width and height.
 BoxSpace = Literal["image", "resized", "thousandths"]
 
+#: How a vLLM server takes media that the policy has encoded.
+Served = Literal["whole", "frames"]
+
 #: The kinds of media, in the order of their features.
 MODALITIES = ("image", "video")
 #: Names under which models take the kind of every token.
@@ -45,6 +48,8 @@ class Family:
         processors: class names of its processors, where transformers' table of processors does not have them.
         box_space: the coordinates in which it writes boxes.
         has_geometry: whether the pixels of each visual token are known. reads_video: whether videos are read.
+        served: how a vLLM server takes media that the policy has encoded: every image and video `whole`, or every frame of a
+            video as an image (`frames`); None where it takes the images themselves, and no videos.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +57,7 @@ class Family:
     box_space: ClassVar[BoxSpace] = "image"
     has_geometry: ClassVar[bool] = False
     reads_video: ClassVar[bool] = False
+    served: ClassVar[Served | None] = None
 
     # Tokens
 
@@ -152,13 +158,6 @@ class Family:
         """Positions `[3, B, T]` of examples `input_ids [B, T]`, padded on the right, with all their media in order.
 
         None where those that the model's own forward counts are the ones it was trained with.
-        """
-        return None
-
-    def positions_per_second(self, config: Any) -> float | None:
-        """Positions per second of a video, as a vLLM server counts them from the rate of frames.
-
-        None where such a server would show the model other tokens than the processor does.
         """
         return None
 

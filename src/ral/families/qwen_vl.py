@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ral.families.family import MODALITIES, BoxSpace, Family, Grid, grids_of
+from ral.families.family import MODALITIES, BoxSpace, Family, Grid, Served, grids_of
 
 
 class Qwen3VL(Family):
@@ -18,6 +18,7 @@ class Qwen3VL(Family):
     box_space: ClassVar[BoxSpace] = "thousandths"
     has_geometry = True
     reads_video: ClassVar[bool] = True
+    served: ClassVar[Served | None] = "frames"
 
     def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid]:
         return grids_of(inputs, modality, config.vision_config.spatial_merge_size)
@@ -47,6 +48,7 @@ class GLM4V(Qwen3VL):
 
     types = ("glm46v", "glm4v", "glm4v_moe")
     reads_video = False
+    served = None
 
     def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         frames = image_processor.temporal_patch_size
@@ -60,6 +62,7 @@ class Qwen2VL(Qwen3VL):
     """
 
     types = ("qwen2_vl",)
+    served = "whole"
 
     def video_size(
         self, video_processor: Any, min_pixels: int | None, max_pixels: int | None, frames: int
@@ -83,9 +86,6 @@ class Qwen2VL(Qwen3VL):
         """Positions `[patches]` of a video's temporal patches, from 0: they are counted."""
         return torch.arange(patches)
 
-    def positions_per_second(self, config: Any) -> float:
-        return 1.0
-
 
 class Qwen2_5VL(Qwen2VL):
     """As Qwen2-VL, but the positions of a video's patches follow their times in seconds."""
@@ -98,9 +98,6 @@ class Qwen2_5VL(Qwen2VL):
         every = inputs.get("second_per_grid_ts")
         seconds = torch.tensor(1.0) if every is None else torch.as_tensor(every)[video].cpu()
         return (torch.arange(patches) * seconds * config.vision_config.tokens_per_second).long()
-
-    def positions_per_second(self, config: Any) -> float:
-        return float(config.vision_config.tokens_per_second)
 
 
 def positions_of_blocks(kinds: Tensor, blocks: Mapping[int, Iterator[tuple[Tensor, int, int]]]) -> Tensor:

@@ -20,7 +20,7 @@ from ral.data.record import Record
 from ral.rollouts.batch import Entry
 from ral.rollouts.room import RowSize, device_memory
 from ral.rollouts.sampling import Completion, Sampling, sample, stream
-from ral.rollouts.vllm import VLLMServer
+from ral.rollouts.vllm import TRANSFERS, VLLMServers
 
 
 class Engine(Protocol):
@@ -49,6 +49,15 @@ class Engine(Protocol):
             generators: one per prompt; without them the engine chooses its own random numbers.
             look_bias: per prompt `[G, P]`, see `ral.rollouts.sampling.sample`.
         """
+
+
+def release(engine: Engine, accelerator: Accelerator) -> None:
+    """Let an engine give back the memory that it needs for sampling alone, until its next `sync_weights`; all processes must call this.
+
+    An engine without a method of this name holds none.
+    """
+    if (give_back := getattr(engine, "release", None)) is not None:
+        give_back(accelerator)
 
 
 @dataclass
@@ -129,9 +138,11 @@ def _policy(model: nn.Module, settings: Any) -> PolicyEngine:
     return PolicyEngine(model, settings.rollout_rows)
 
 
-def _vllm(model: nn.Module, settings: Any) -> VLLMServer:
-    folder = Path(settings.vllm_weights or f"{settings.output_dir}/vllm-weights")
-    return VLLMServer(settings.vllm_url, model, folder, num_frames=settings.num_frames, fps=settings.fps)
+def _vllm(model: nn.Module, settings: Any) -> VLLMServers:
+    folder = Path(settings.vllm_weights or f"{settings.output_dir}/vllm-weights").resolve()
+    dtype = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
+    transfer = TRANSFERS[settings.vllm_transfer](folder, dtype)
+    return VLLMServers(settings.vllm_urls, model, transfer, sleep=settings.vllm_sleep)
 
 
 #: By the setting `rollout_engine`: the engine of a policy and its `RALConfig`.

@@ -63,7 +63,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "custom_reward_function": ("verl", "`reward_funcs`"),
     # --- rollouts
     "use_vllm": ("TRL and ms-swift", "`rollout_engine: vllm`"),
-    "vllm_mode": ("TRL and ms-swift", "`rollout_engine: vllm`, with a server that runs at `vllm_url`"),
+    "vllm_mode": ("TRL and ms-swift", "`rollout_engine: vllm`, with a server at `vllm_url`; colocate: `vllm_sleep: true`"),
+    "vllm_enable_sleep_mode": ("TRL and ms-swift", "`vllm_sleep`"),
     "vllm_server_base_url": ("TRL and ms-swift", "`vllm_url`"),
     "vllm_server_host": ("TRL and ms-swift", "`vllm_url`, such as `vllm_url: http://127.0.0.1:8000`"),
     "vllm_server_port": ("TRL and ms-swift", "`vllm_url`, such as `vllm_url: http://127.0.0.1:8000`"),

@@ -45,7 +45,7 @@ from ral.models.loading import frozen_copy, load_processor
 from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
 from ral.rewards.functions import RewardFunction, build_rewards
-from ral.rollouts.engine import ENGINES
+from ral.rollouts.engine import ENGINES, release
 from ral.rollouts.group import SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
 from ral.rollouts.sampling import Sampling
 from ral.runs.checkpoints import CheckpointError
@@ -214,6 +214,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         places = [self._places(j, len(records)) for j, records in enumerate(batches)]
         # All at once: few rows cost a decoding step as much as many.
         groups = self.sample(list(chain.from_iterable(batches)), list(chain.from_iterable(places)), inputs)
+        release(self.engine, self.accelerator)
         remaining = (self.scorer.rewarded(group, self._step) for group in groups)
         rewarded = [list(islice(remaining, len(records))) for records in batches]
         shuffles = [[self._generator(place, 2) for place in where] for where in places]
@@ -393,6 +394,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         answers = answer_records(
             records, self.engine, self.scorer, self._sampling(), self.prepare, self.accelerator, self._step
         )
+        release(self.engine, self.accelerator)
         self._clock += time.perf_counter() - started  # not a part of the training steps' time
         return answers.measured(self.compute_metrics, prefix)
 

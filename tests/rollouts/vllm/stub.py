@@ -24,13 +24,17 @@ class Stub:
 
     Attributes:
         prompts: token ids of whole prompts, by what is sent of them (one placeholder for an image).
-        weights: of each reload, the sum of one weight.
+        weights: of each reload, the sum of one weight; of an adapter, of all of it.
+        version: of the weights, as the server knows it.
+        workers: its processes in an NCCL group.
     """
 
     url: str = ""
     requests: list[tuple[str, Any]] = field(default_factory=list)
     prompts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     weights: list[float] = field(default_factory=list)
+    version: str = "default"
+    workers: int = 2
     lock: Any = field(default_factory=Lock)
 
     def asked(self, path: str) -> list[Any]:
@@ -44,6 +48,15 @@ class Stub:
                 return {"data": [{"id": "stub"}]}
             case "/collective_rpc":
                 self.weights.append(_sum(Path(body["kwargs"]["weights_path"])))
+            case "/v1/load_lora_adapter":
+                self.weights.append(_whole_sum(Path(body["lora_path"])))
+                return "Success: LoRA adapter 'ral-policy' added successfully."
+            case "/update_weight_version":
+                self.version = body["new_version"]
+            case "/weight_info":
+                return {"weight_version": self.version}
+            case "/get_world_size":
+                return {"world_size": self.workers}
             case "/inference/v1/generate":
                 ids = self.prompts.get(tuple(body["token_ids"]), body["token_ids"])
                 asked = body["sampling_params"]
@@ -66,6 +79,11 @@ def _sum(folder: Path) -> float:
         return float(file.get_tensor(name).double().sum())
 
 
+def _whole_sum(folder: Path) -> float:
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        return sum(float(file.get_tensor(name).double().sum()) for name in file.keys())  # noqa: SIM118
+
+
 @contextmanager
 def serving(prompts: Sequence[tuple[list[int], torch.Tensor]] = ()) -> Iterator[Stub]:
     """A running stub."""
@@ -74,7 +92,8 @@ def serving(prompts: Sequence[tuple[list[int], torch.Tensor]] = ()) -> Iterator[
     class Handler(BaseHTTPRequestHandler):
         def _reply(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            answer = json.dumps(stub.answer(self.path, json.loads(self.rfile.read(length) or "null"))).encode()
+            told = stub.answer(self.path, json.loads(self.rfile.read(length) or "null"))
+            answer = (told if isinstance(told, str) else json.dumps(told)).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()

@@ -1,14 +1,14 @@
-"""Rollouts from a vLLM server, which has its own Python environment and usually its own GPUs.
+"""Rollouts from vLLM servers, which have their own Python environment and their own GPUs, or share the trainer's.
 
-`ral` uses the server's HTTP API. It sends prompts as the policy's token ids, with their media. The server returns completions as token
-ids, with the log-probabilities of sampling. `ral` writes new weights to a folder that both can access, and the server reads them in
-place. Start the server with the model that training starts from:
+`ral` uses the servers' HTTP API. It sends prompts as the policy's token ids, with their media as the policy has encoded them. A server
+returns completions as token ids, with the log-probabilities of sampling. New weights travel through a folder that both can access, or
+over the GPUs' network. Start a server with the model that training starts from:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
 """
 
-from ral.rollouts.vllm.merging import merged_state
-from ral.rollouts.vllm.server import ServerError, VLLMServer
-from ral.rollouts.vllm.video import lossless_video, video_rates
+from ral.rollouts.vllm.client import ServerError
+from ral.rollouts.vllm.server import VLLMServers
+from ral.rollouts.vllm.transfer import TRANSFERS
 
-__all__ = ["ServerError", "VLLMServer", "lossless_video", "merged_state", "video_rates"]
+__all__ = ["TRANSFERS", "ServerError", "VLLMServers"]

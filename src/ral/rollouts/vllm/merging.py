@@ -6,17 +6,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from ral.errors import ConfigError
-from ral.models.sharding import full_on_main
 
 
 def refuse_unmergeable(model: PeftModel) -> None:
     """Raise ConfigError for an adapter whose merged weights are more than its base's plus a product of two matrices."""
+    refuse_unservable(model)
+    if any(not weight.is_floating_point() for weight in model.parameters()):
+        raise ConfigError(
+            "an adapter on quantised weights cannot be merged into them for the server; set vllm_transfer='adapter', which "
+            "sends the adapter alone, or rollout_engine=transformers"
+        )
+
+
+def refuse_unservable(model: PeftModel) -> None:
+    """Raise ConfigError for an adapter that a server does not know: all but plain LoRA."""
     config: Any = model.active_peft_config
     for refused, what in (
         (not isinstance(config, LoraConfig), f"an adapter of the kind {config.peft_type}"),
@@ -25,26 +33,20 @@ def refuse_unmergeable(model: PeftModel) -> None:
         (getattr(config, "lora_bias", False), "biases of the adapter (lora_bias)"),
         (bool(getattr(config, "modules_to_save", None)), "modules_to_save"),
         (bool(getattr(config, "trainable_token_indices", None)), "trained tokens (trainable_token_indices)"),
-        (any(not weight.is_floating_point() for weight in model.parameters()), "an adapter on quantised weights"),
     ):
         if refused:
             raise ConfigError(
-                f"rollout_engine='vllm' sends LoRA merged into its base model's weights, and cannot send {what}; leave that "
-                "out, or set rollout_engine=transformers"
+                f"rollout_engine='vllm' sends plain LoRA, and cannot send {what}; leave that out, or set "
+                "rollout_engine=transformers"
             )
 
 
 @torch.no_grad()
-def merged_state(model: PeftModel, accelerator: Accelerator) -> dict[str, Tensor]:
+def merged_weights(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     """The base model's weights with the active LoRA adapters added, by the base model's own names; the model stays as it is.
 
-    They are on the CPU of the main process, which alone has any; all must call this.
+    One weight after the other, so that only one merged layer is held beside the model. Sharded weights stay sharded.
     """
-    return full_on_main(_merged(model), accelerator)
-
-
-def _merged(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """One weight after the other, so that only one merged layer is held beside the model."""
     base = model.get_base_model()
     layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     for name, value in base.state_dict().items():
