@@ -50,7 +50,8 @@ PROCESSES = (2, 4)
 SHARDING: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": False}},
-    "fsdp2, layer by layer": {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}},
+    "full-shard": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}},
+    "full-shard, checkpointing": {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}},
     "zero2": {
         "deepspeed": {
             "zero_optimization": {"stage": 2},

@@ -226,7 +226,6 @@ CASES = [
     Bad("saving between inner updates", setting(save_steps=5), r"save_steps=5 .* use a multiple of num_iterations=2"),
     Bad("share without measuring", setting(attention_share=0.1, gradient_norm_steps=0), r"attention_share .* needs attention_coef and gradient_norm_steps"),
     Bad("reentrant", setting(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}), r"use_reentrant to false"),
-    Bad("sharding that gives back", setting(fsdp=True, fsdp_config={"version": 2}), r"reshard_after_forward: false"),
     Bad("four bits in shards", four_bits_in_shards, r"quantization under fsdp: .*leave fsdp out \(recipes/accelerate/ddp\.yaml\)"),
     # rows
     Bad("no known field", row({"text": "x"}), r"d\.jsonl: line 1: the fields 'text' are of no known format; expected `problem`"),

@@ -15,7 +15,6 @@ from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, UsageError
-from ral.models.sharding import WEIGHTS_GIVEN_BACK
 from ral.objective.anchors import ANCHORS
 from ral.objective.evidence_settings import EvidenceFields
 from ral.objective.needs import Needs
@@ -194,7 +193,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         self.check_perception()
         self._check_heads()
         self._check_gradient_norms()
-        self._check_sharding()
         self._check_engine()
         self._check_noise()
 
@@ -320,11 +318,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
                 "attention is learnt from a teacher, and heads are chosen in one of the two models only; set both attention_heads "
                 "and teacher_heads, or neither"
             )
-
-    def _check_sharding(self) -> None:
-        sharding = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
-        if self.fsdp and sharding.get("reshard_after_forward", True) not in (False, "false"):
-            raise ConfigError(WEIGHTS_GIVEN_BACK)
 
     def _check_engine(self) -> None:
         if self.rollout_engine != "vllm":

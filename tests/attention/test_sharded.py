@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from ral.attention import forward_groups, prepare_prompt
 from ral.attention.models import make_capturable, pretrained, special_visual_token_ids
+from ral.models.gathering import gather_weights, unit_classes
 from ral.models.loading import freeze_vision
-from ral.models.sharding import gather_weights
 from ral.objective.terms import attention_loss, grpo_loss
 from ral.rollouts.sampling import Sampling, sample
 from tests.tiny import EOS, completions, prompt, tiny_model
@@ -34,13 +34,13 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 
 def sharded(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
-    """As accelerate does with `reshard_after_forward: false`: every layer a unit of its own, the rest one more."""
+    """As accelerate does with `reshard_after_forward: false`: every layer and the tower a unit of its own, the rest one more."""
     how: Any = {
         "mesh": init_device_mesh("cpu", (dist.get_world_size(),)),
         "reshard_after_forward": False,
         "mp_policy": policy,
     }
-    names = make_capturable(model)._no_split_modules
+    names = unit_classes(make_capturable(model))
     for module in list(model.modules()):
         if type(module).__name__ in names:
             fully_shard(module, **how)

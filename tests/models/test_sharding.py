@@ -26,6 +26,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 TYPES = {
     "ddp": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
+    "full-shard": DistributedType.FSDP,
     "zero2": DistributedType.DEEPSPEED,
     "zero3": DistributedType.DEEPSPEED,
 }
@@ -70,14 +71,17 @@ def test_a_launcher_starts_eight_processes_of_a_run_that_is_allowed(name: str, t
 
 def test_sharding_that_would_hang_or_fail_is_refused(tmp_path: Path) -> None:
     trained, text = tiny_model("qwen2_5_vl"), tiny_model("qwen2")
-    with pytest.raises(ConfigError, match="reshard_after_forward: false"):
-        refuse_sharded_rollouts(accelerator("fsdp2", reshard_after_forward=True))
+    with pytest.raises(ConfigError, match=r"fsdp in its first version .* set version: 2"):
+        refuse_sharding(accelerator("fsdp2", version=1, reshard_after_forward="FULL_SHARD"), text, args(tmp_path))
     with pytest.raises(ConfigError, match=r"ZeRO-3 .* use FSDP2"):
         refuse_sharded_rollouts(accelerator("zero3"))
-    with pytest.raises(ConfigError, match="freeze_vision=False under fsdp"):
-        refuse_sharding(accelerator("fsdp2"), trained, args(tmp_path))
-    refuse_sharding(accelerator("fsdp2"), text, args(tmp_path))
-    for name in ("ddp", "zero2"):
+    layers = accelerator("fsdp2", transformer_cls_names_to_wrap=["Qwen2_5_VLDecoderLayer"])
+    with pytest.raises(
+        ConfigError, match=r"transformer_layer_cls_to_wrap=.* with freeze_vision=False: .* leave .* out"
+    ):
+        refuse_sharding(layers, trained, args(tmp_path))
+    refuse_sharding(layers, text, args(tmp_path))
+    for name in ("ddp", "fsdp2", "full-shard", "zero2"):
         refuse_sharding(accelerator(name), trained, args(tmp_path))
 
 
@@ -96,14 +100,17 @@ def test_gradients_are_added_up_in_float32_and_shared_out_after_every_micro_batc
     made.set_mixed_precision(precision)  # as accelerate does
     computed = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     assert made.mixed_precision_policy == MixedPrecisionPolicy(computed, computed, computed)
-    configure_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=made), gradient_state=own.gradient_state))
+    sharded = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=made), gradient_state=own.gradient_state)
+    configure_sharding(sharded, tiny_model("qwen2_5_vl"))
     assert made.mixed_precision_policy == MixedPrecisionPolicy(computed, torch.float32, None)
     assert own.gradient_state.plugin_kwargs == {"num_steps": 1, "sync_each_batch": True}
+    # The tower as a whole, not its blocks: they would reduce gradients as often as a process has images.
+    assert made.transformer_cls_names_to_wrap == ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VisionTransformerPretrainedModel"]
 
 
 def test_without_sharding_nothing_is_configured() -> None:
     own = Accelerator(cpu=True, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
-    configure_sharding(own)
+    configure_sharding(own, tiny_model("qwen2"))
     assert not own.gradient_state.plugin_kwargs.get("sync_each_batch")
 
 

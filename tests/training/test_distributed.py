@@ -32,10 +32,15 @@ CASES = {
         "ddp",
         2,
     ),
-    "mixed, float32 named": (Case("mixed", 4, precision="fp32", heads=heads("visual")), "fsdp2", 2),
-    "mixed, adapter": (Case("mixed", 4, adapter=True), "fsdp2", 2),
+    "mixed, float32 named": (
+        Case("mixed", 4, precision="fp32", heads=heads("visual"), accumulation=2),
+        "full-shard",
+        2,
+    ),
+    "mixed, adapter": (Case("mixed", 4, adapter=True), "full-shard", 2),
+    "mixed, vision trained, sharded": (Case("mixed", 4, freeze_vision=False), "fsdp2", 2),
     "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),
-    "taught, mixed": (Case("mixed", 5, taught=True), "fsdp2, layer by layer", 2),
+    "taught, mixed": (Case("mixed", 5, taught=True), "full-shard, checkpointing", 2),
     "taught, mixed, vision trained": (Case("mixed", 5, taught=True, freeze_vision=False), "ddp", 4),
     "mixed, ZeRO-2": (Case("mixed", 4), "zero2", 2),
 }

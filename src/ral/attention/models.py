@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
@@ -169,9 +170,15 @@ def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
 
 
 def _encoder(model: nn.Module) -> Any:
-    """The module with `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise."""
+    """The module with `get_image_features` and `get_video_features`. FSDP2 gathers weights for `forward` unless told otherwise.
+
+    In a pass with gradient it is the part inside the sharded model, of which the tower alone gathers. Otherwise the processes that
+    have an image would gather the rest once more in the backward pass, and wait for those that have none.
+    """
     if not isinstance(model, FSDPModule):
         return pretrained(model)
+    if torch.is_grad_enabled():
+        return pretrained(model).base_model
     for name in ("get_image_features", "get_video_features"):
         if hasattr(model, name) and name not in vars(model):
             register_fsdp_forward_method(model, name)

@@ -1,18 +1,16 @@
-"""Sharded weights (FSDP2) in a loop whose processes do different work between two updates.
+"""Sharding: what is refused, how a model is prepared for it, and how its weights and gradients are read.
 
-A sharded layer gathers its weights from all processes when it is called, so all have to call it at the same point. Rollouts
-are as many steps as their longest completion, and not every process has an image: whole weights are gathered before them.
-Fine-tuning makes the same passes everywhere, but for the vision tower.
+`ral.models.gathering` says what processes gather of a sharded model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from accelerate.state import GradientState
 from accelerate.utils import GradientAccumulationPlugin, fsdp2_prepare_model
 from torch import Tensor, nn
@@ -20,15 +18,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from ral.attention.models import family, pretrained, trains_vision, vision_features, vision_tower
+from ral.attention.models import family, pretrained, trains_vision, vision_features
 from ral.errors import ConfigError
-
-#: Why sharding that gathers a layer's weights again for every pass is refused, in a recipe or by a launcher.
-WEIGHTS_GIVEN_BACK = (
-    "fsdp gives the weights back after every layer, but processes make rollouts of different lengths and cannot wait for "
-    "each other in each of their steps; set version: 2 and reshard_after_forward: false (fsdp_config of the recipe or of the "
-    "launcher's file)"
-)
+from ral.models.gathering import fsdp_plugin, gathered_units, unit_classes
 
 #: Why a quantised model is not sharded, in a recipe or by a launcher. accelerate 1.15 says the first of itself.
 QUANTISED_SHARDS = (
@@ -43,23 +35,26 @@ def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingAr
 
     It may come from the recipe or from `accelerate launch`, so it is looked up where both have met.
     """
-    fsdp, base = _fsdp(accelerator), pretrained(model)
+    fsdp, base = fsdp_plugin(accelerator), pretrained(model)
     if args.fsdp and fsdp is None and args.world_size > 1:
         raise ConfigError("fsdp is set, but accelerate shards on accelerators only; leave it out on CPU")
     if fsdp is not None and getattr(base.config, "quantization_config", None) is not None:
         raise ConfigError(QUANTISED_SHARDS)
-    if fsdp is not None and trains_vision(base):
+    if fsdp is not None and fsdp.fsdp_version != 2:
         raise ConfigError(
-            "freeze_vision=False under fsdp: processes with other images would reduce the vision tower's gradients at "
-            "other points and wait for each other for ever; train it under DDP or ZeRO-2, or freeze it"
+            "fsdp in its first version keeps no part of a model gathered, as rollouts and attention need; set version: 2 "
+            "(fsdp_config of the recipe, or fsdp_version in the launcher's file)"
+        )
+    if fsdp is not None and fsdp.transformer_cls_names_to_wrap is not None and trains_vision(base):
+        raise ConfigError(
+            f"transformer_layer_cls_to_wrap={fsdp.transformer_cls_names_to_wrap} with freeze_vision=False: a vision tower that is "
+            "trained has to be sharded as one unit; leave transformer_layer_cls_to_wrap out"
         )
 
 
 def refuse_sharded_rollouts(accelerator: Accelerator) -> None:
-    """Raise ConfigError for sharding under which processes that make rollouts would wait for each other."""
-    fsdp, zero = _fsdp(accelerator), getattr(accelerator.state, "deepspeed_plugin", None)
-    if fsdp is not None and (fsdp.fsdp_version != 2 or fsdp.reshard_after_forward):
-        raise ConfigError(WEIGHTS_GIVEN_BACK)
+    """Raise ConfigError for sharding under which no prompt group can be trained."""
+    zero = getattr(accelerator.state, "deepspeed_plugin", None)
     if zero is not None and zero.zero_stage == 3:
         raise ConfigError(
             "ZeRO-3 does not follow a prompt that is packed with its completions through the backward pass; use FSDP2 "
@@ -67,66 +62,50 @@ def refuse_sharded_rollouts(accelerator: Accelerator) -> None:
         )
 
 
-def _fsdp(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
-    return getattr(accelerator.state, "fsdp_plugin", None)
+def configure_sharding(accelerator: Accelerator, model: nn.Module) -> None:
+    """Say how FSDP2 is to shard and to compute, and when to share gradients out; to be called before the model is prepared.
 
-
-def configure_sharding(accelerator: Accelerator) -> None:
-    """Say how FSDP2 is to compute and when to share gradients out; to be called before the model is prepared.
-
-    Weights are computed with in the run's precision. Gradients are added up over processes in float32: in bfloat16, as
+    Units are what `unit_classes` says, unless the launcher's file names others. Weights are computed with in the run's precision. Gradients are added up over processes in float32: in bfloat16, as
     accelerate has it, eight significant bits would be left of the sum. Outputs stay in the precision they are made in.
     Gradients are shared out after every micro-batch; a process would otherwise hold them whole until the last one.
     """
-    fsdp = _fsdp(accelerator)
+    fsdp = fsdp_plugin(accelerator)
     if fsdp is None or fsdp.fsdp_version != 2:
         return
+    if fsdp.transformer_cls_names_to_wrap is None:
+        fsdp.transformer_cls_names_to_wrap = unit_classes(model)
     if (policy := fsdp.mixed_precision_policy) is not None:
         fsdp.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
     accumulation = accelerator.gradient_state.plugin_kwargs | {"sync_each_batch": True}
     GradientState(GradientAccumulationPlugin(**accumulation))  # the one there is takes it up
 
 
-def gather_weights(model: nn.Module) -> None:
-    """Let each process call any part of the model as often as it needs, until the next backward pass; all must call this.
+def computing_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """The dtype in which FSDP2 gathers weights and computes with them; None for their own."""
+    fsdp = fsdp_plugin(accelerator)
+    policy = None if fsdp is None else fsdp.mixed_precision_policy
+    return None if policy is None else policy.param_dtype  # type: ignore[union-attr]
 
-    Weights that are not sharded are whole already. FSDP2 keeps what is gathered (`reshard_after_forward: false`).
+
+def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """A frozen model on the policy's device and in its precision. Under FSDP2 it is sharded, and gives every layer back.
+
+    What is sharded must be called by all processes at the same points, between `gather_kept`.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()
-
-
-def gather_vision(model: nn.Module) -> None:
-    """Gather the vision tower alone, for passes that all processes make but not all with media.
-
-    It may be sharded in any way; its weights are kept until the next backward pass.
-    """
-    for module in vision_tower(pretrained(model)).modules():
-        if isinstance(module, FSDPModule):
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-
-
-def prepare_frozen(accelerator: Accelerator, model: nn.Module, shard: bool = False) -> nn.Module:
-    """A frozen model on the policy's device and in its precision; sharded as the policy is under FSDP2, if `shard`.
-
-    What is sharded must be called by all processes at the same points, between `gathered`.
-    """
-    if shard and accelerator.is_fsdp2:  # which has a mixed precision of its own: under autocast results would differ
-        return fsdp2_prepare_model(accelerator, model)
-    return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[nn.Module]:
-    """The model for as long as it is used; the weights that FSDP2 gathers for it are given back afterwards."""
+    if fsdp_plugin(accelerator) is None:
+        return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+    # FSDP2 has a mixed precision of its own: under autocast results would differ.
+    plugin: Any = accelerator.state.fsdp_plugin
+    before = plugin.transformer_cls_names_to_wrap, plugin.cpu_ram_efficient_loading
+    plugin.transformer_cls_names_to_wrap = unit_classes(model)
+    # What has no weights yet has none to send.
+    plugin.cpu_ram_efficient_loading &= not any(p.is_meta for p in model.parameters())
     try:
-        yield model
+        sharded: Any = fsdp2_prepare_model(accelerator, model)
     finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        plugin.transformer_cls_names_to_wrap, plugin.cpu_ram_efficient_loading = before
+    sharded.set_reshard_after_forward(True)
+    return sharded  # type: ignore[no-any-return]
 
 
 def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -157,11 +136,14 @@ def term_gradients(model: nn.Module, loss: Tensor, parameters: Sequence[nn.Param
     held = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    model.set_reshard_after_backward(False)  # the pass that trains needs the weights, too
+    kept = gathered_units(model)  # the pass that trains needs them, too, and would not gather them
+    for unit in kept:
+        unit.set_reshard_after_backward(False, recurse=False)
     try:
         loss.backward(retain_graph=True)
     finally:
-        model.set_reshard_after_backward(True)
+        for unit in kept:
+            unit.set_reshard_after_backward(True, recurse=False)
     found = [parameter.grad for parameter in parameters]
     for parameter, gradient in zip(parameters, held, strict=True):
         parameter.grad = gradient

@@ -81,6 +81,21 @@ class ExactResumeTrainer(Trainer):
             raise Interrupted(self.interruption.received)
         return output
 
+    def start(self) -> None:
+        """Called once the model is prepared (sharded), while its weights are those that training starts from."""
+
+    def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        """As Trainer's, which also loads the checkpoint of a sharded model."""
+        self._is_started = False
+        prepared = super()._prepare_for_training(*arguments, **named)
+        self._start_once()
+        return prepared
+
+    def _start_once(self) -> None:
+        if not self._is_started:
+            self.start()
+            self._is_started = True
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
@@ -176,6 +191,8 @@ class ExactResumeTrainer(Trainer):
         Trainer's own method looks for the model's names in the file, where Qwen2-VL's and Qwen2.5-VL's are other ones: it
         would load nothing, and go on from the start model with a warning (huggingface/transformers#43701).
         """
+        if self.is_fsdp_enabled:
+            self._start_once()
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

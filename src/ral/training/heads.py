@@ -27,7 +27,8 @@ from ral.data.record import Record
 from ral.data.record_errors import name_in_errors
 from ral.data.spans import answer_span
 from ral.errors import ConfigError, DataError, RunError, UsageError
-from ral.models.sharding import gather_weights
+from ral.models.gathering import gather_for_rollouts
+from ral.rollouts.lock_step import lock_step
 from ral.rollouts.sampling import evaluating
 from ral.runs.chosen_heads import ChosenHeads, read_chosen_heads
 from ral.training.evidence import evidence_tokens
@@ -80,13 +81,13 @@ def measure(trainer: _Trains, model: nn.Module, wanted: TopHeads, args: RALConfi
     base = pretrained(model)
     if wanted.top > (count := head_count(base)):
         raise ConfigError(f"attention_heads asks for the top {wanted.top} heads, but a layer of the model has {count}")
-    gather_weights(model)
+    gather_for_rollouts(trainer.accelerator, model, args.attention_layers)
     chosen = probe_records(trainer.train_dataset or (), wanted)
     layers = list(resolve_layers(base, args.attention_layers))
     total = torch.zeros(len(layers), count, dtype=torch.float64)
     looked = 0
     trainer.check(trainer.prepare(chosen[0]))
-    with evaluating(model):
+    with evaluating(model), lock_step(trainer.accelerator, model):
         for record in chosen[args.process_index :: args.world_size]:
             scores = head_scores(model, trainer.processing_class, record, trainer.prepare(record), wanted, args)
             if scores is not None:

@@ -42,7 +42,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         refuse_sharding(self.accelerator, self.model, self.args)
-        configure_sharding(self.accelerator)
+        configure_sharding(self.accelerator, self.model)
 
     @abstractmethod
     def dump(self, what: str) -> Dump:

@@ -33,9 +33,10 @@ from ral.families.family import TOKEN_KINDS
 from ral.families.tiles import TILES
 from ral.models.adapters import put_adapter
 from ral.models.eos_tokens import write_eos_tokens
+from ral.models.gathering import gather_vision
 from ral.models.loading import freeze_vision, refuse_adapter_of_frozen_vision
 from ral.models.lora import lora_config
-from ral.models.sharding import gather_vision, zero_vision_loss
+from ral.models.sharding import zero_vision_loss
 from ral.recipe import BaseRecipe
 from ral.runs.folder import MetricsWriter
 from ral.training.dumps import ExamplesDump

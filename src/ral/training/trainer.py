@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from copy import copy
 from functools import partial
 from itertools import chain, islice
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -39,14 +38,16 @@ from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.data.record_errors import name_in_errors
 from ral.errors import UsageError
-from ral.models.adapters import leaves_start
 from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
-from ral.models.loading import frozen_copy, load_processor
-from ral.models.sharding import gather_weights, gathered, prepare_frozen, refuse_sharded_rollouts
+from ral.models.gathering import gather_for_rollouts, gather_kept
+from ral.models.loading import load_processor
+from ral.models.reference import Reference
+from ral.models.sharding import prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
 from ral.rewards.functions import RewardFunction, build_rewards
 from ral.rollouts.engine import ENGINES, release
 from ral.rollouts.group import SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
+from ral.rollouts.lock_step import lock_step
 from ral.rollouts.sampling import Sampling
 from ral.runs.checkpoints import CheckpointError
 from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
@@ -138,7 +139,6 @@ class RALTrainer(NonFiniteGuardTrainer):
             training, model=named(model) or pretrained(policy).name_or_path, data=train_dataset, eval_data=eval_dataset,
             reward_funcs=reward_funcs, reward_weights=reward_weights, teacher=teacher, attention_heads=args.attention_heads,
         )  # fmt: skip
-        self.reference = _reference_copy(policy) if needs.reference else None
         self.teacher = load_teacher(teacher, processor, args)
         self.balance = GradientBalance(args.attention_share)
         self.groups: list[list[TrainingGroup]] = []
@@ -159,9 +159,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         refuse_sharded_rollouts(self.accelerator)
         self.engine = ENGINES[args.rollout_engine](policy, args)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
-        if self.reference is not None:  # in the policy's mixed precision, or it would differ from the start
-            self.reference = prepare_frozen(self.accelerator, self.reference, shard=True)
-        if self.teacher is not None:  # whole: its vision tower runs where a process has an image, and nowhere else
+        self.reference = Reference.of(self.accelerator, policy) if needs.reference else None
+        if self.teacher is not None:
             self.teacher = prepare_frozen(self.accelerator, self.teacher)
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
@@ -212,8 +211,9 @@ class RALTrainer(NonFiniteGuardTrainer):
     ) -> list[list[TrainingGroup]]:
         """records → completions → rewards, advantages, token weights → targets; `inputs`: see `sample`."""
         places = [self._places(j, len(records)) for j, records in enumerate(batches)]
-        # All at once: few rows cost a decoding step as much as many.
-        groups = self.sample(list(chain.from_iterable(batches)), list(chain.from_iterable(places)), inputs)
+        with lock_step(self.accelerator, self.model):
+            # All at once: few rows cost a decoding step as much as many.
+            groups = self.sample(list(chain.from_iterable(batches)), list(chain.from_iterable(places)), inputs)
         release(self.engine, self.accelerator)
         remaining = (self.scorer.rewarded(group, self._step) for group in groups)
         rewarded = [list(islice(remaining, len(records))) for records in batches]
@@ -272,7 +272,8 @@ class RALTrainer(NonFiniteGuardTrainer):
     def check(self, prompt: Prompt) -> None:
         """Check the model's computation on the run's first prompt (`check_way`)."""
         if self._is_unchecked:
-            check_way(self.accelerator, self.model, self.reference, prompt, self.args)
+            reference = None if self.reference is None else self.reference.model
+            check_way(self.accelerator, self.model, reference, prompt, self.args)
             self._is_unchecked = False
 
     def compute_loss(
@@ -285,6 +286,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         """token loss + λ · attention term (+ μ · GKD + γ · attention distillation), summed over the micro-batch."""
         groups: list[TrainingGroup] = inputs
         args, measure = self.args, self._measures_gradients()
+        gather_kept(self.model, args.attention_layers)
         outputs = policy_pass(model, groups, args, capture=self.needs.rows or measure, teacher=self.teacher)
         for group, output in zip(groups, outputs, strict=True):
             self.keep_old(group, output)
@@ -329,10 +331,16 @@ class RALTrainer(NonFiniteGuardTrainer):
     def _step(self) -> int:
         return self.state.global_step
 
+    def start(self) -> None:
+        if self.reference is not None:
+            self.reference.fill(self.accelerator, self.model)
+
     def _sync(self) -> None:
-        """Before rollouts: the engine has the policy's weights, and each process may call the policy as often as it needs."""
+        """Before rollouts: the engine has the policy's weights, and what processes do not use together is gathered."""
         self.engine.sync_weights(self.model_wrapped, self.accelerator)
-        gather_weights(self.model)
+        gather_for_rollouts(self.accelerator, self.model, self.args.attention_layers)
+        if self.teacher is not None:
+            gather_kept(self.teacher)
 
     def _sampling(self) -> Sampling:
         args, eos = self.args, eos_token_ids(pretrained(self.model), self.processing_class)
@@ -343,7 +351,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         return Sources(self.args, self.needs, *models, self.processing_class, self._step)
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
-        return _adapter_off(self.model) if self.reference is None else gathered(self.reference)
+        assert self.reference is not None
+        return self.reference.used(self.model)
 
     def _places(self, micro_batch: int, size: int) -> range:
         """Places of this process's micro-batch among all prompts of the optimiser step."""
@@ -391,9 +400,10 @@ class RALTrainer(NonFiniteGuardTrainer):
     def _answers(self, records: Sequence[Record], prefix: str) -> Answers:
         started = time.perf_counter()
         self._sync()
-        answers = answer_records(
-            records, self.engine, self.scorer, self._sampling(), self.prepare, self.accelerator, self._step
-        )
+        with lock_step(self.accelerator, self.model):
+            answers = answer_records(
+                records, self.engine, self.scorer, self._sampling(), self.prepare, self.accelerator, self._step
+            )
         release(self.engine, self.accelerator)
         self._clock += time.perf_counter() - started  # not a part of the training steps' time
         return answers.measured(self.compute_metrics, prefix)
@@ -410,15 +420,3 @@ class RALTrainer(NonFiniteGuardTrainer):
             logs["memory_peak_gib"] = memory_peak_gib()
             self._means, self._tokens, self._clock, self._logged_step = RunningMeans(), 0, now, self._step
         super().log(logs, start_time)
-
-
-def _reference_copy(policy: nn.Module) -> nn.Module | None:
-    """A frozen copy of the policy; None where the policy without its adapter is the reference."""
-    return None if isinstance(policy, PeftModel) and leaves_start(policy) else frozen_copy(policy)
-
-
-@contextmanager
-def _adapter_off(model: nn.Module) -> Iterator[nn.Module]:
-    """The policy with its adapter switched off: the model the adapter was put on."""
-    with extract_model_from_parallel(model).disable_adapter():
-        yield model

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import fsdp2_canonicalize_names
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -48,7 +49,9 @@ def merged_weights(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     One weight after the other, so that only one merged layer is held beside the model. Sharded weights stay sharded.
     """
     base = model.get_base_model()
-    layers: dict[str, Any] = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    # As they are saved: FSDP2's checkpointing wraps layers, which shows in names of modules alone.
+    named = fsdp2_canonicalize_names(dict(base.named_modules()))
+    layers: dict[str, Any] = {name: module for name, module in named.items() if isinstance(module, LoraLayer)}
     for name, value in base.state_dict().items():
         owner, _, parameter = name.rpartition(".base_layer.")
         if any(f".{part}" in name for part in LoraLayer.adapter_layer_names):

@@ -1,0 +1,79 @@
+"""The reference: the policy as it starts, frozen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ral.models.adapters import leaves_start
+from ral.models.gathering import fsdp_plugin, gathered
+from ral.models.loading import frozen, frozen_copy
+from ral.models.sharding import computing_dtype, prepare_frozen
+
+
+@dataclass
+class Reference:
+    """The policy as it starts: without its adapter, where that leaves the start as it is, or a frozen copy.
+
+    Under FSDP2 a copy is made of the shards that each process has of the policy, so that it never exists as a whole. It has them in
+    the precision that both compute in. Until the policy is sharded it has no weights.
+
+    Attributes:
+        model: the copy, or its structure alone; None: the policy without its adapter.
+    """
+
+    model: nn.Module | None
+    is_empty: bool = False
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, policy: nn.Module) -> Reference:
+        """The reference of a policy that accelerate has not prepared yet. All processes must call this."""
+        # The main process decides, as it alone may have the weights.
+        [needs_no_copy] = broadcast_object_list([isinstance(policy, PeftModel) and leaves_start(policy)])
+        if needs_no_copy:
+            return cls(None)
+        if fsdp_plugin(accelerator) is not None:
+            return cls(_without_weights(policy), is_empty=True)
+        # In the policy's mixed precision, or the reference would differ from the start.
+        return cls(prepare_frozen(accelerator, frozen_copy(policy)))
+
+    def fill(self, accelerator: Accelerator, policy: nn.Module) -> None:
+        """Take the shards of the prepared policy, before an update or a checkpoint changes them. All processes must call this."""
+        if self.model is None or not self.is_empty:
+            return
+        self.model, dtype = prepare_frozen(accelerator, self.model), computing_dtype(accelerator)
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        state = policy.state_dict().items()
+        self.model.load_state_dict(
+            {name: _copied(value, dtype if name in parameters else None) for name, value in state}, assign=True
+        )
+        self.is_empty = False
+
+    @contextmanager
+    def used(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The model to call, for as long as it is used. All processes must use it together."""
+        if self.model is None:
+            with cast(PeftModel, extract_model_from_parallel(policy)).disable_adapter():
+                yield policy
+        else:
+            with gathered(self.model) as reference:
+                yield reference
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model with its buffers, whose parameters have shapes but no values (on torch's meta device)."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return frozen(copy.deepcopy(model, empty))
+
+
+def _copied(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.detach().to(dtype if value.is_floating_point() else None, copy=True)
