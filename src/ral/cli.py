@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from ral.errors import RalError, UsageError
-from ral.runs.names import EVALUATIONS, ITEMS, REPORT
+from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
 
 if TYPE_CHECKING:
@@ -79,6 +79,29 @@ class _TakesSettings(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+class _TakesRecipe(TyperCommand):
+    """A command that takes a recipe, and any of its keys as `--key value`, which its help lists in groups."""
+
+    #: The class of the recipe, as `ral.options.options_of` takes it.
+    recipe = "ral.recipe:Recipe"
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from ral.options import options_of
+
+        self.epilog = "Keys of a recipe, each of them also an option:"
+        for group in options_of(self.recipe):
+            lines = [
+                f"--{one.name}{'' if one.default in (None, 'None') else f' ({one.default})'}: {one.help}"
+                for one in group.options
+            ]
+            self.epilog += "\n\n" + "\n\n".join([f"{group.title}:", *lines])
+        super().format_help(ctx, formatter)
+
+
+class _TakesSFTRecipe(_TakesRecipe):
+    recipe = "ral.training.sft:SFTTask"
+
+
 class _TakesPromptSettings(_TakesSettings):
     settings = "ral.data.settings:PromptSettings"
     otherwise = "as in the recipe to be trained"
@@ -123,7 +146,7 @@ _Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's l
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")]
 
 
-@app.command(context_settings=_TAKES_OVERRIDES)
+@app.command(cls=_TakesSFTRecipe, context_settings=_TAKES_OVERRIDES)
 def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Fine-tune on worked examples, the stage before `ral train`. --key VALUE overrides any key of the recipe."""
     from ral.recipe import load_recipe, read_given
@@ -133,12 +156,13 @@ def sft(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwr
     from ral.training.sft import SFTTask, fine_tune
 
     loaded = load_recipe(recipe, context.args, SFTTask)
+    _without_bars()
     folder = fine_tune(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
 
 
-@app.command(context_settings=_TAKES_OVERRIDES)
+@app.command(cls=_TakesRecipe, context_settings=_TAKES_OVERRIDES)
 def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, overwrite: _Overwrite = False) -> None:
     """Train by a recipe and write the run's report. --key VALUE overrides any key of the recipe."""
     from ral.recipe import load_recipe, read_given
@@ -148,6 +172,7 @@ def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, over
     from ral.report import write_report
     from ral.training.launch import train
 
+    _without_bars()
     folder = train(loaded, resume=resume, overwrite=overwrite)
     if loaded.args.process_index == 0:
         typer.echo(write_report(folder))
@@ -155,9 +180,18 @@ def train(context: typer.Context, recipe: _Recipe, resume: _Resume = False, over
 
 def _announce(recipe: Path, given: dict[str, Any], override: dict[str, Any]) -> None:
     """Say on the main process what starts, as models are slow to load."""
+    from ral.runs.announcement import announcement
+    from ral.testbed import SHIPPED
+
     if os.environ.get("RANK", "0") == "0":
-        folder = Path(str({**given, **override}["output_dir"]))
-        typer.echo(f"{recipe} → {folder}; its live report: {folder / REPORT}")
+        typer.echo(announcement(recipe, {**given, **override}, SHIPPED))
+
+
+def _without_bars() -> None:
+    """Switch off the bars of loading and saving weights, about which a user can do nothing; those of downloads stay."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 @app.command(context_settings=_TAKES_OVERRIDES)
@@ -219,6 +253,7 @@ def export(
     """Merge an adapter into its base model and write the whole model, for use without this package."""
     from ral.models.loading import export
 
+    _without_bars()
     export(run, output)
     typer.echo(output)
 
@@ -375,6 +410,7 @@ def evaluate(
         if run is None:
             raise UsageError(f"{model} lies in no run folder, so give --output, the folder to write to.")
         output = run / EVALUATIONS
+    _without_bars()
     loaded, processor = load_for_answering(path)
     for task in chosen:
         with Progress(console=Console(stderr=True)) as progress:
@@ -409,6 +445,7 @@ def look(
         raise UsageError(f"{output}: expected a name that ends in .png or .html.")
     path = _model_path(model)
     settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
+    _without_bars()
     seen = glance(*load_for_answering(path), question, settings, image=image, video=video)
     _draw(seen, question, output)
     typer.echo(output)

@@ -167,6 +167,13 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         10, "Every n steps the token and attention gradients' norms are logged; 0: never."
     )
     samples_per_step: int = setting(1, "Groups written to samples.jsonl at every logged step.")
+    log_completions: bool | int = setting(
+        False,
+        "Show these completions as a table, also in wandb and trackio: true for every logged step, or every n steps.",
+    )
+    num_completions_to_print: int | None = setting(
+        None, "Completions in that table; all of samples_per_step if not given."
+    )
 
     # --- defaults of TrainingArguments that differ here -----------------------------------------------------------
     learning_rate: float = setting(1e-5, "Peak learning rate (paper: 1e-5).")
@@ -234,7 +241,8 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
             "distill_beta": 0,
             "num_iterations": 1,
             "max_completion_length": 1,
-            "samples_per_step": 0,
+            "samples_per_step": 1 if self.log_completions else 0,
+            "log_completions": 0,
         }
         for name, low in at_least.items():
             if getattr(self, name) < low:
@@ -242,6 +250,8 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         for name in ("temperature", "explore_sigma", "reward_timeout", "importance_cap"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
+            raise ConfigError(f"num_completions_to_print must be at least 1, got {self.num_completions_to_print}")
         if self.rollout_rows is not None and self.rollout_rows < self.num_generations:
             raise ConfigError(
                 f"rollout_rows={self.rollout_rows}: the completions of a prompt are sampled together, so it must be at least "

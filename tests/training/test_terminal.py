@@ -72,7 +72,8 @@ def test_a_run_speaks_in_lines(tmp_path: Path) -> None:
     recipe.write_text(RECIPE)
     found = CliRunner().invoke(app, ["train", str(recipe), "--output_dir", str(run)])
     assert found.exit_code == 0, found.output
-    first, header, *steps, report = found.stdout.splitlines()
+    first, loading, header, *steps, report = found.stdout.splitlines()
+    assert loading == "loading start (746.3k parameters); on rings[:8]; 2 steps"
     assert first == f"{recipe} → {run}; its live report: {run / 'report.html'}"
     assert re.fullmatch(r"start on 8 records; 5\d\d\.\dk of 7\d\d\.\dk parameters trained; 2 steps", header), header
     number = r"\d\.\d{3}"

@@ -19,10 +19,13 @@ def teacher_checkpoint() -> Path:
     return Path(__file__).parent / "assets" / "rings-teacher"
 
 
+#: The shipped checkpoints, by the names that recipes and commands give them.
+SHIPPED = {"start": start_checkpoint(), "rings-teacher": teacher_checkpoint()}
+
+
 def model_name(name: str) -> str:
-    """A folder or hub id, as it is; `start` and `rings-teacher` are the shipped checkpoints."""
-    shipped = {"start": start_checkpoint, "rings-teacher": teacher_checkpoint}
-    return str(shipped[name]()) if name in shipped else name
+    """A folder or hub id, as it is; the names in `SHIPPED` are the shipped checkpoints."""
+    return str(SHIPPED.get(name, name))
 
 
 def load_start() -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:

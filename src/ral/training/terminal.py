@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ral.runs.announcement import short
 from ral.runs.chosen_heads import read_chosen_heads
 
 #: Word, metric and form of what a line shows, where it is measured: of reinforcement, then of fine-tuning.
@@ -98,13 +99,4 @@ def line(step: int, steps: int, logs: Mapping[str, float], left: float | None) -
 def _parameters(model: nn.Module | None) -> str:
     """How many there are, and how many are trained: of sharded weights those of all processes."""
     sizes = [] if model is None else [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    return (
-        f"{_short(sum(n for n, trained in sizes if trained))} of {_short(sum(n for n, _ in sizes))} parameters trained"
-    )
-
-
-def _short(number: int) -> str:
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
+    return f"{short(sum(n for n, trained in sizes if trained))} of {short(sum(n for n, _ in sizes))} parameters trained"

@@ -55,6 +55,7 @@ from ral.runs.machine import memory_peak_gib
 from ral.training.advantages import score_groups
 from ral.training.balance import GradientBalance
 from ral.training.batches import EpochOrder, RepeatedBatches, step_loader
+from ral.training.completions_table import tables
 from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
 from ral.training.entropy import gather_all
@@ -149,7 +150,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         super().__init__(
             model=policy, args=args, train_dataset=training, eval_dataset=held_out, processing_class=processor,
             callbacks=[
-                origin, MetricsWriter(), LearningWarnings(), self.balance, MeasuredHeads(self),
+                origin, MetricsWriter(), LearningWarnings(), self.balance, MeasuredHeads(self), *tables(args),
                 *(trainer_arguments.pop("callbacks", None) or ()),
             ],
             **trainer_arguments,
