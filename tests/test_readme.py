@@ -98,7 +98,7 @@ def test_the_navigation_lists_every_page() -> None:
     pages = re.findall(r":\s*([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(pages) == len(set(pages))
     written = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
-    assert set(pages) == {*written, "results.md"}, "docs/results_page.py adds the results"
+    assert set(pages) == {*written, "results.md", "options.md"}, "hooks in docs/ add these two"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

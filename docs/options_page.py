@@ -1,18 +1,16 @@
-"""Writes docs/options.md, the page of all options: `python -m docs.options`. Every line is the setting's own explanation."""
+"""Puts the page of all options on the site. Every line is a setting's own explanation, read from the source."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 from ral.options import Group, options_of
 
-PAGE = Path(__file__).with_suffix(".md")
 #: Settings of transformers come last, and are told apart: their explanations are transformers' own.
 _OTHERS = ("transformers.", "trl.")
 _HEAD = """\
 # All options
-
-<!-- Written by `python -m docs.options` from the source of the settings; a test compares. -->
 
 Every key of a recipe, in groups. `ral train --help` prints the same list. On the command line a key is an option: `learning_rate` is
 `--learning_rate 1e-6`. In Python, the keys of the first two groups are arguments of `RALTrainer` (`data` is `train_dataset`), and the others
@@ -42,5 +40,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("{%", "{ %")
 
 
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The site's files with `options.md`."""
+    files.append(File.generated(config, "options.md", content=page()))
+    return files
