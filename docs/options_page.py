@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from typing import TYPE_CHECKING
 
 from ral.options import Group, options_of
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 #: Settings of transformers come last, and are told apart: their explanations are transformers' own.
 _OTHERS = ("transformers.", "trl.")
@@ -42,5 +45,7 @@ def _cell(text: str) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The site's files with `options.md`."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, "options.md", content=page()))
     return files

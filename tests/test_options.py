@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from docs.options_page import page
 
 from ral.config import RALConfig
 from ral.options import options_of
@@ -61,9 +62,6 @@ def _paths() -> dict[str, str]:
 
 
 def test_the_page_holds_every_option() -> None:
-    pytest.importorskip("mkdocs")
-    from docs.options_page import page
-
     text = page()
     for group in options_of("ral.recipe:Recipe"):
         assert f" {group.title}\n" in text

@@ -40,7 +40,8 @@ def options_of(recipe: str) -> list[Group]:
     module, _, name = recipe.partition(":")
     groups = list(_groups(module, name))
     arguments = next((option for group in groups for option in group.options if option.name == "args"), None)
-    settings = [] if arguments is None else list(_groups(*_home(module, arguments.type)))
+    home = None if arguments is None else _home(module, arguments.type)
+    settings = [] if home is None else list(_groups(*home))
     seen: set[str] = {"args"}
     found = []
     for group in [*_from_base_up(groups), *settings]:
@@ -94,9 +95,8 @@ def _option(module: str, field: ast.AnnAssign) -> Option | None:
         default, text = field.value.args
         return Option(name, kind, _value(module, default), _text(text))
     metadata = given.get("metadata")
-    helps = (
-        {} if not isinstance(metadata, ast.Dict) else dict(zip(map(_text, metadata.keys), metadata.values, strict=True))
-    )  # type: ignore[arg-type]
+    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    helps = {_text(key): value for key, value in pairs if key is not None}
     factory = given.get("default_factory")
     made = factory.body if isinstance(factory, ast.Lambda) else factory
     default_node = given.get("default", made)
