@@ -19,8 +19,6 @@ from typing import Any
 import coverage
 import pytest
 
-#: Audit events of a process that is started.
-STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}
 FIXTURE = "fixture "
 
 
@@ -41,7 +39,8 @@ class Recorder:
         sys.addaudithook(self.on_event)
 
     def on_event(self, event: str, args: Any) -> None:
-        if event in STARTS and self.now:
+        """A process that may run our code: a fork, or Python; not git."""
+        if self.now and (event == "os.fork" or (event == "subprocess.Popen" and "python" in str(args[:2]))):
             self.starters.add(self.now)
 
     @pytest.hookimpl(wrapper=True)
@@ -129,6 +128,8 @@ class Covering:
             kept = {at: users & self.seconds.keys() for at, users in found.items()}
             same = self.sources.get(name) == sources.get(name)
             self.lines[name] = kept if same else {SOMEWHERE: set().union(*kept.values())}
+        for name in sources.keys() - self.sources.keys():
+            self.lines[name] = {SOMEWHERE: set(self.seconds)}
         self.sources = sources
         return stale
 

@@ -16,11 +16,14 @@ parent imports what the tests need of other packages and forks a child for each 
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import hashlib
 import importlib
 import io
+import itertools
 import json
+import math
 import os
 import select
 import signal
@@ -259,13 +262,15 @@ def _collect(tree: Tree, tests: Sequence[str], options: Sequence[str], record: P
             importlib.import_module(name)
 
 
-def judge(tree: Tree, mutant: Mutant, file: str, covering: Covering) -> Tested:
-    """What the tests say that run the changed statement of `file`."""
+def judge(tree: Tree, mutant: Mutant, file: str, covering: Covering, seconds: float) -> Tested:
+    """What the tests say that run the changed statement of `file`, as many as `seconds` are enough for."""
     path = Path(file).relative_to(SOURCE).as_posix()
     tests = covering.of(path, (tree.folder / file).read_text(encoding="utf-8"), mutant.line)
     if not tests:
         return Tested(None, False, ())
     times = [covering.time(test) for test in tests]
+    fit = max(1, bisect.bisect(list(itertools.accumulate(times)), seconds))
+    tests, times = tests[:fit], times[:fit]
     limits = Limits(PATIENCE + 10 * max(times), 2 * PATIENCE + 10 * sum(times))
     with tree.changed(file, mutant.source):
         found = run_tests(tree, tests, limits)
@@ -290,7 +295,8 @@ def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]
 class Plan:
     """What of a room is run: `n` mutants of the sample of `seed`, without those that have a result; `survivors` get another.
 
-    `wide` is said at `Tree.tests`. `left_out` are tests that are not run, as they fail without a mutation, too.
+    `wide` is said at `Tree.tests`. `left_out` are tests that are not run, as they fail without a mutation, too. A mutant gets the
+    fastest tests that `seconds` are enough for, so that its score is a lower bound.
     """
 
     n: int
@@ -298,6 +304,7 @@ class Plan:
     wide: bool = False
     survivors: bool = False
     left_out: tuple[str, ...] = ()
+    seconds: float = math.inf
 
 
 def run_room(tree: Tree, room: str, plan: Plan, results: Path, machine: str) -> None:
@@ -321,7 +328,7 @@ def run_room(tree: Tree, room: str, plan: Plan, results: Path, machine: str) -> 
             compile(mutant.source, file, "exec")
         except SyntaxError:
             continue  # no program, so no mutant
-        found = judge(tree, mutant, file, covering)
+        found = judge(tree, mutant, file, covering, plan.seconds)
         outcome = "timeout" if found.timeout else "killed" if found.failed else "survived"
         seconds = round(time.monotonic() - began, 1)
         before = done.get(mutant.key)
@@ -457,6 +464,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--wide", action="store_true", help="also the tests of the rooms on top of it")
     parser.add_argument("--survivors", action="store_true", help="also the mutants that survived so far")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of tests that a mutant gets, the fastest first"
+    )
     parser.add_argument("--left-out", nargs="*", default=[], metavar="TEST", help="tests that fail anyway")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only write the page")
@@ -464,7 +474,7 @@ def main() -> None:
     for room in () if args.table else args.room:
         with tempfile.TemporaryDirectory() as folder:
             tree = Tree(ROOT, Path(folder))
-            plan = Plan(args.n, args.seed, args.wide, args.survivors, tuple(args.left_out))
+            plan = Plan(args.n, args.seed, args.wide, args.survivors, tuple(args.left_out), args.seconds)
             run_room(tree, room, plan, args.results, machine_class())
     if args.results == RESULTS:
         PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
