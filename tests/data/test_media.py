@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from ral.data import media as module
@@ -126,11 +128,45 @@ def test_a_portable_grey_map_has_the_scale_that_it_names(tmp_path: Path) -> None
     assert np.abs(np.asarray(load_image(tmp_path / "a.pgm"))[..., 0] - RAMP * 255).max() <= 1
 
 
+def tiff(values: NDArray[np.integer], bits: int, sample_format: int, tmp_path: Path) -> Path:
+    """A grey TIFF of one strip, whose tags name the bits of a value and what they stand for."""
+    height, width = values.shape
+    pixels = values.astype("<i2").tobytes()
+    if bits == 12:  # two values in three bytes
+        first, second = values.reshape(-1, 2).T
+        three = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+        pixels = three.astype(np.uint8).tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, len(pixels)),
+            (339, sample_format)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path = tmp_path / "a.tif"
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "sample_format", "white"), [(16, 1, 65535), (16, 2, 32767), (12, 1, 4095)], ids=["plain", "signed", "12"]
+)
+def test_a_tiff_has_the_scale_that_its_tags_name(bits: int, sample_format: int, white: int, tmp_path: Path) -> None:
+    path = tiff((RAMP * white).round().astype(np.int64), bits, sample_format, tmp_path)
+    assert np.abs(np.asarray(load_image(path))[..., 0] - RAMP * 255).max() <= 1
+    dark = tiff((RAMP * 100).round().astype(np.int64), bits, sample_format, tmp_path)
+    assert np.asarray(load_image(dark)).max() == round(100 / white * 255)
+
+
+def test_a_signed_tiff_with_values_below_zero_is_refused(tmp_path: Path) -> None:
+    path = tiff((RAMP * 1000).astype(np.int64) - 500, 16, 2, tmp_path)
+    with pytest.raises(DataError, match="integers from -500 to 500, of no known scale"):
+        load_image(path)
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (deep("i4", 255), "32-bit values from 0 to 255"),
-        (deep("i4", 1 << 24), "32-bit values from 0 to 1.67772e.07"),
+        (deep("i4", 255), "integers from 0 to 255"),
+        (deep("i4", 1 << 24), "integers from 0 to 1.67772e.07"),
         (deep("f4", 255.0), r"from 0 to 255; scale them to \[0, 1\]"),
         (Image.fromarray(np.full((4, 4), -0.1, np.float32)), "from -0.1"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "nan"),

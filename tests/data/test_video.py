@@ -86,6 +86,32 @@ def test_every_format_gives_the_frames_of_their_times_with_and_without_seeking(
     np.testing.assert_array_equal(found[0].frames, found[1].frames)
 
 
+@pytest.mark.parametrize(("rate", "frames"), [(7, 21), (15, 30)])
+@pytest.mark.parametrize(("name", "codec", "container"), KINDS)
+def test_a_rate_takes_as_many_frames_whatever_clock_the_format_has(
+    name: str, codec: str, container: str, rate: int, frames: int, tmp_path: Path
+) -> None:
+    """Matroska and FLV count milliseconds, by which the last frame ended a little early."""
+    video = load_video(write(tmp_path / name, frames, rate, codec, container), fps=2)
+    assert video.duration == pytest.approx(frames / rate, abs=1e-9)
+    assert len(video.times) == 2 * frames // rate
+
+
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+@pytest.mark.parametrize("container", ["mpeg", "vob"])
+@pytest.mark.parametrize("reordered", ["0", "2"])
+def test_frames_whose_times_the_format_leaves_out_are_counted(
+    codec: str, container: str, reordered: str, tmp_path: Path
+) -> None:
+    """The reader fills in times: with reordered frames one time twice, and another one not at all."""
+    path = write(tmp_path / "a.mpg", 60, 25, codec, container, options={"bf": reordered})
+    video = load_video(path, num_frames=60)
+    assert video.indices == list(range(60))
+    assert (video.duration, video.fps) == (2.4, 25)
+    np.testing.assert_allclose(video.times, np.arange(60) / 25)
+    np.testing.assert_allclose(shown(video), [grey(n) for n in range(60)], atol=8)
+
+
 @pytest.mark.parametrize("key_every", [5, 60, 1000])
 @pytest.mark.parametrize("start", [0.0, 4000.5])
 @pytest.mark.parametrize("rate", [7, 25])

@@ -23,8 +23,8 @@ MAX_PIXELS = 50_000_000
 MAX_CLIP_PIXELS = 150_000_000
 #: Formats of images that are read. Others of the decoders' run programs (EPS).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-#: TIFF's tag for how many bits a value has.
-_BITS_PER_SAMPLE = 258
+#: TIFF's tags for how many bits a value has, and for what these stand for: 2 is a signed integer.
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
 #: Frames of a video when neither a count nor a rate is asked for.
 DEFAULT_FRAMES = 16
 #: Most frames of a video sampled by rate when no count bounds it.
@@ -51,8 +51,8 @@ class Video:
 def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
     """The image as RGB, turned as its EXIF tag says, on white where it is transparent.
 
-    16-bit grey values range over 0..65535 (12-bit values of a TIFF over 0..4095), floating-point values over [0, 1]. Other
-    formats have no known scale and are refused.
+    16-bit grey values range over 0..65535 (in a TIFF 12-bit ones over 0..4095, signed ones over 0..32767), floating-point values
+    over [0, 1]. Other formats have no known scale and are refused.
 
     Raises `DataError`, naming `origin` and the file, for anything that is missing, broken, or too large.
     """
@@ -64,7 +64,8 @@ def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}; scale it down")
-            image = _eight_bits(ImageOps.exif_transpose(image))
+            scale = _integer_scale(image)  # a turned copy has no tags
+            image = _eight_bits(ImageOps.exif_transpose(image), scale)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return image if image.mode == "RGB" else image.convert("RGB")
@@ -88,25 +89,28 @@ def _opened(source: Path | Image.Image) -> Iterator[Image.Image]:
         yield Image.open(file, formats=IMAGE_FORMATS)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _integer_scale(image: Image.Image) -> float | None:
+    """The value of white that a TIFF's tags name for integers of up to 16 bits; None where nothing names it."""
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(_BITS_PER_SAMPLE, (0,)))
+    return 2.0 ** (bits - (2 in tags.get(_SAMPLE_FORMAT, ()))) - 1 if 8 < bits <= 16 else None
+
+
+def _eight_bits(image: Image.Image, scale: float | None) -> Image.Image:
     """Grey values of more than 8 bits scaled to them, which Pillow's own conversion would cut off; others as they are."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image
     values = np.asarray(image, dtype=np.float64)
     low, high = float(values.min()), float(values.max())
+    white = scale or 65535.0
     if image.mode == "F":
         if not (low >= 0.0 and high <= 1.0):  # not a number is neither
             raise DataError(
                 f"floating-point values from {low:g} to {high:g}; scale them to [0, 1], or save it with 8 bits"
             )
         white = 1.0
-    elif image.mode == "I":
-        if low < 0 or high > 65535 or 0 < high <= 255:
-            raise DataError(f"32-bit values from {low:g} to {high:g}, of no known scale; save it with 8 or 16 bits")
-        white = 65535.0
-    else:
-        (bits,) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
-        white = 2.0**bits - 1
+    elif low < 0 or high > white or (image.mode == "I" and not scale and 0 < high <= 255):
+        raise DataError(f"integers from {low:g} to {high:g}, of no known scale; save it with 8 or 16 bits")
     grey = np.round(np.clip(values / white, 0.0, 1.0) * 255)
     if isinstance(clear := image.info.get("transparency"), int):
         grey[values == clear] = 255

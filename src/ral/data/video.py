@@ -24,7 +24,8 @@ from ral.errors import DataError
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,h264,hevc"
 #: Formats without times: their frames come at the rate that the codec names.
 _UNTIMED = {"h264", "hevc", "mpegvideo"}
-#: Formats that leave out times of frames: what is filled in depends on where reading starts, so they are read through.
+#: Formats that leave out times of frames: what is filled in depends on where reading starts, so they are read through. It may
+#: also be wrong by a frame or two (a time twice, another one never), so frames at one rate are counted.
 _SPARSE = {"mpeg"}
 #: A header's frame rate is taken where the packets' agrees as far as this: packets' times are rounded to a clock.
 _SAME_RATE = 2e-3
@@ -120,9 +121,16 @@ def read_timeline(path: Path) -> Timeline:
     if counted or all(packet.pts is None for packet in packets):
         if not rate:
             raise DataError("holds neither times nor a frame rate; write it again, for example as mp4")
-        return Timeline(np.arange(len(packets)) / rate, len(packets) / rate, rate, size)
+        return _counted(len(packets), rate, size)
     line = _timeline(packets, tick, rate, size)
-    return replace(line, keys=()) if format in _SPARSE else line
+    if format not in _SPARSE:
+        return line
+    at_one_rate = rate and abs(len(packets) - 1 - line.times[-1] * rate) < 2.5  # wrong by up to two frames
+    return _counted(len(packets), rate, size) if at_one_rate else replace(line, keys=())
+
+
+def _counted(frames: int, rate: float, size: tuple[int, int]) -> Timeline:
+    return Timeline(np.arange(frames) / rate, frames / rate, rate, size)
 
 
 class _Packet(NamedTuple):
@@ -147,6 +155,8 @@ def _timeline(packets: list[_Packet], tick: float, rate: float, size: tuple[int,
         fps = rate
     keys = tuple(KeyFrame((pts - start) * tick, pts, packet.dts) for pts, packet in timed if packet.is_key)
     duration = float(times[-1]) + (timed[-1][1].duration * tick or 1 / fps)
+    if abs(duration - len(times) / fps) <= 2 * tick:  # one rate: both times were rounded to the clock
+        duration = len(times) / fps
     return Timeline(times, duration, fps, size, start, tick, keys)
 
 
