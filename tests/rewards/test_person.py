@@ -21,10 +21,6 @@ CASES = [json.loads(line) for line in Path(__file__).with_name("person_cases.jso
 #: Answers that score otherwise than the person says, each with the reason why it stays so.
 ARGUED = {
     (
-        "D is out, so C",
-        "C",
-    ): "two letters without `the answer is`: which one is meant takes understanding; it is paid too little",
-    (
         "cannot be determined",
         "D",
     ): "a part of the option `it cannot be determined`: parts of options are not read; paid too little",

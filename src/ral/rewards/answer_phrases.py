@@ -35,6 +35,19 @@ _CORRECTION = re.compile(
     r"|\b(?:wait|actually|sorry|correction|oops|hmm+|i mean|scratch that|make that|on second thought|точнее"
     r"|let me (?:reconsider|rethink|correct))\b|不对|等等)[\s.,;:!?-]*"
 )
+#: A clause that rejects something and leads to the claim: "not A but B", "A is wrong, so B", "neither A nor C, so B".
+_REJECTION = re.compile(
+    r"""(?ix)
+    (?: (?:it(?:'s|\ is)\ |the\ answer\ is\ )? not\s (?!only\b|just\b|merely\b|simply\b|sure\b|certain\b) [^.;:!?]{1,60}?
+            (?:,?\ but\b (?!\ also\b) (?:\ rather\b|\ instead\b)? | [,;]\ (?:it's|it\ is|rather)\b)
+      | (?: neither\s [^.;:!?]{1,60}? | [^.;:!?]{1,60}? \s (?:is|are|isn't|aren't|can't\ be|cannot\ be)
+              (?:\ not)? \s (?:wrong|incorrect|false|out|impossible|excluded|eliminated|ruled\ out|right|correct|possible|true) )
+            (?: [,;]?\s (?:and\ )? (?:so|hence|thus|therefore|then|leaving|which\ leaves) \b | [,;]\ (?:it's|it\ is|it\ must\ be) \b )
+    ) ,?\s*
+    """
+)
+#: What the clause has to say to reject: "A is right, so B" does not.
+_REJECTS = re.compile(r"(?i)\b(?:not|neither|wrong|incorrect|false|out|impossible|excluded|eliminated|cannot)\b|n't\b")
 _NEGATION = re.compile(
     r"(?i)\b(?:not|never|no|nope|nah|none|neither|nor|cannot|without|nobody|nothing|wrong|incorrect|false|не|нет|ни|без|неверн\w*|неправильн\w*"
     r"|ليس|ليست|لا|لم|غير|بدون|خطأ)\b|n't\b|[不没非无错]"
@@ -56,11 +69,14 @@ def without_leads(text: str) -> str:
 
 
 def last_claim(text: str) -> str:
-    """The final claim: the words after the last correction ("A. No, wait, B" claims B), or the whole text without one.
+    """The final claim: the words after the last correction ("A. No, wait, B" claims B) and after a clause that rejects another
+    answer ("not A but B", "A is wrong, so B"), or the whole text without either.
 
     Empty where the last words take the answer back ("5? Nope").
     """
-    return _CORRECTION.split(text)[-1].strip()
+    claim = _CORRECTION.split(text)[-1].strip()
+    rejection = _REJECTION.match(claim)
+    return claim[rejection.end() :] if rejection and _REJECTS.search(rejection[0]) else claim
 
 
 def announced(text: str) -> str | None:

@@ -38,7 +38,9 @@ _MAGNITUDES = {
     "مليار": 1e9,
 }  # fmt: skip
 _SUFFIXES = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9, "T": 1e12}
-_HAN_MAGNITUDES = {"百": 1e2, "千": 1e3, "万": 1e4, "萬": 1e4, "亿": 1e8, "億": 1e8}
+_SIGN_MAGNITUDES = {
+    "百": 1e2, "千": 1e3, "万": 1e4, "萬": 1e4, "亿": 1e8, "億": 1e8, "兆": 1e12, "백": 1e2, "천": 1e3, "만": 1e4, "억": 1e8,
+}  # fmt: skip
 _HAN_DIGITS = {**{sign: value for value, sign in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2}
 
 #: Words after a number that describe it, so they are not the counted thing.
@@ -246,7 +248,7 @@ def _magnified(value: float, rest: str, attached: bool) -> tuple[float, str, boo
     word = re.match(r"[^\W\d_]+\.?", rest)
     if word is None:
         return value, rest, attached
-    if attached and (factor := _HAN_MAGNITUDES.get(rest[0])):
+    if (factor := _SIGN_MAGNITUDES.get(rest[0])) and unit_of(rest) is None:  # "5 千克" are kilograms
         return value * factor, rest[1:].strip(), rest[1:2] not in ("", " ")
     name = word[0].rstrip(".")
     factor = _MAGNITUDES.get(name.casefold()) or (_SUFFIXES.get(name) if attached else None)
@@ -297,9 +299,12 @@ def in_common_unit(answer: str, solution: str, question: str = "") -> tuple[floa
     """The two numbers in the solution's unit; None where they cannot be compared.
 
     "14%" is 0.14; where the question asks for per cent it is 14 as well, and the closer of the two counts. A solution in
-    per cent takes the bare number, too. A unit that only one of the two names is no difference.
+    per cent takes the bare number, too. A unit that only one of the two names is no difference. "5!" is an exclaimed 5, but
+    the factorial in a solution, and where that is the solution.
     """
-    a, s = parse_number(answer), parse_number(solution)
+    a, s = parse_number(answer), _factorial(solution) or parse_number(solution)
+    if s and (product := _factorial(answer)) and product.value == s.value:
+        a = product
     if a is None or s is None:
         return None
     a_percent, s_percent = (_of(number) == "%" for number in (a, s))
@@ -312,6 +317,13 @@ def in_common_unit(answer: str, solution: str, question: str = "") -> tuple[floa
         return min(values, key=lambda value: relative_error(value, s.value)), s.value
     factor = _factor(a.unit, s.unit)
     return None if factor is None else (a.value * factor, s.value)
+
+
+def _factorial(text: str) -> Number | None:
+    """The number of "5!"; None where `text` is no factorial, or one beyond floating point."""
+    text = _without_number_leads(last_claim(clean(text)).rstrip("., "))
+    factor = int(text[:-1]) if re.fullmatch(r"\d{1,3}!", text) else 171
+    return Number(float(math.factorial(factor))) if factor <= 170 else None
 
 
 def _of(number: Number) -> str:

@@ -24,10 +24,10 @@ def multiple_choice(answer: str, of: Expected) -> float:
 
 def numerical(answer: str, of: Expected) -> float:
     """1 for a number equal as far as two decimals show it; a relative bound keeps 0.001 and 0.002 apart."""
-    if any(sign.isdigit() for sign in of.solution) and same_text(answer, of.solution):
-        return 1.0  # "14:30" is no number, but itself
     pair = in_common_unit(answer, of.solution, of.question)
-    return float(pair is not None and abs(pair[0] - pair[1]) <= 0.005 and relative_error(*pair) <= 0.01)
+    if pair is None:  # "14:30" is no number, but itself
+        return float(any(sign.isdigit() for sign in of.solution) and same_text(answer, of.solution))
+    return float(abs(pair[0] - pair[1]) <= 0.005 and relative_error(*pair) <= 0.01)
 
 
 def regression(answer: str, of: Expected) -> float:

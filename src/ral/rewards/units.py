@@ -16,29 +16,29 @@ class Unit:
 #: What is measured | how much of its base unit | the ways to write it.
 _TABLE = """
 length | 1e-06 | micrometer, micrometers, micrometre, micrometres, µm
-length | 0.001 | millimeter, millimeters, millimetre, millimetres, mm
-length | 0.01 | centimeter, centimeters, centimetre, centimetres, cm
+length | 0.001 | millimeter, millimeters, millimetre, millimetres, mm, 毫米, мм
+length | 0.01 | centimeter, centimeters, centimetre, centimetres, cm, 厘米, см
 length | 0.0254 | in, inch, inches
 length | 0.3048 | ft, foot, feet
 length | 0.9144 | yd, yard, yards
-length | 1.0 | meter, meters, metre, metres, m
-length | 1000.0 | kilometer, kilometers, kilometre, kilometres, km
+length | 1.0 | meter, meters, metre, metres, m, 米, м
+length | 1000.0 | kilometer, kilometers, kilometre, kilometres, km, 千米, 公里, км
 length | 1609.344 | mi, mile, miles
 mass | 1e-06 | microgram, micrograms, microgramme, µg
 mass | 0.001 | milligram, milligrams, milligramme, mg
 mass | 0.01 | centigram, centigrams, centigramme, cg
-mass | 1.0 | gram, grams, gramme, g
+mass | 1.0 | gram, grams, gramme, g, 克, г
 mass | 28.349523125 | oz, ounce, ounces
 mass | 453.59237 | lb, lbs, pound, pounds
-mass | 1000.0 | kilogram, kilograms, kilogramme, kg
-mass | 1000000.0 | t, ton, tons, tonne, tonnes
+mass | 1000.0 | kilogram, kilograms, kilogramme, kg, 千克, 公斤, кг
+mass | 1000000.0 | t, ton, tons, tonne, tonnes, 吨, т
 volume | 1e-06 | microliter, microliters, microlitre, microlitres, µl
-volume | 0.001 | milliliter, milliliters, millilitre, millilitres, ml, cm^3, cc, cubic centimeters, cubic centimetres
+volume | 0.001 | milliliter, milliliters, millilitre, millilitres, ml, 毫升, мл, cm^3, cc, cubic centimeters, cubic centimetres
 volume | 0.01 | centiliter, centiliters, centilitre, centilitres, cl
-volume | 1.0 | liter, liters, litre, litres, l
+volume | 1.0 | liter, liters, litre, litres, l, 升, л
 volume | 1000.0 | kiloliter, kiloliters, kilolitre, kilolitres, kl, cubic meters, cubic meter, m^3, cubic metres, cubic metre
-power | 1.0 | watt, watts, w
-power | 1000.0 | kilowatt, kilowatts, kw
+power | 1.0 | watt, watts, w, 瓦, вт
+power | 1000.0 | kilowatt, kilowatts, kw, 千瓦, квт
 power | 1000000.0 | megawatt, megawatts
 frequency | 1.0 | hertz, hz
 frequency | 1000.0 | kilohertz, khz
@@ -55,9 +55,9 @@ speed | 0.2777777777777778 | kilometers per hour, km/h, kph, kmh, kilometres per
 speed | 0.44704 | mph, miles per hour, mi/h
 speed | 1.0 | meters per second, m/s, metres per second
 time | 0.001 | ms, millisecond, milliseconds
-time | 1.0 | s, sec, secs, second, seconds
-time | 60.0 | min, mins, minute, minutes
-time | 3600.0 | h, hr, hrs, hour, hours
+time | 1.0 | s, sec, secs, second, seconds, 秒, сек
+time | 60.0 | min, mins, minute, minutes, 分钟, мин
+time | 3600.0 | h, hr, hrs, hour, hours, 小时, час, часа, часов
 time | 86400.0 | d, day, days
 time | 604800.0 | week, weeks
 months | 1.0 | month, months
