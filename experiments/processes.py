@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,7 @@ class Case:
         heads: `attention_heads`, to be measured; None: the mean of all.
         precision: `bf16` is what `bf16: true` asks for; `fp32` is a policy of FSDP2 that names a precision and rounds nothing.
         taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
+        settings: further ones of reinforcement.
     """
 
     data: Literal["think", "mixed"] = "think"
@@ -97,6 +98,7 @@ class Case:
     taught: bool = False
     heads: dict[str, Any] | None = None
     precision: Literal["no", "fp32", "bf16"] = "no"
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def records(self) -> list[Record]:
         """Not a multiple of the prompts of a step, so that an epoch ends with an uneven batch."""
@@ -137,6 +139,7 @@ class Case:
             beta=0.04,
             gradient_norm_steps=1,
             **shared,
+            **self.settings,
         )
 
 

@@ -121,7 +121,19 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
 
     # --- GRPO -----------------------------------------------------------------------------------------------------
     num_generations: int = setting(8, "G, completions per prompt.")
-    num_iterations: int = setting(2, "Inner updates per rollout batch.")
+    num_iterations: int = setting(2, "Inner updates per rollout batch: how often each rollout is learnt from.")
+    steps_per_generation: int | None = setting(
+        None,
+        "Micro-batches (of a process) in a rollout batch, a multiple of gradient_accumulation_steps, and the same if not given; "
+        "each optimiser step then learns from one part of the rollouts.",
+    )
+    dynamic_sampling: bool = setting(
+        False,
+        "Replace prompts whose completions all earn the same by other prompts of the data (DAPO, arXiv 2503.14476).",
+    )
+    max_resample_times: int = setting(
+        3, "How often dynamic_sampling draws other prompts for one rollout batch at most."
+    )
 
     # --- rollouts -------------------------------------------------------------------------------------------------
     temperature: float = setting(0.9, "Temperature of sampling and of log-probabilities.")
@@ -227,6 +239,21 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         """The addresses of all vLLM servers."""
         return [url.strip() for url in self.vllm_url.split(",")]
 
+    @property
+    def micro_batches_per_rollout(self) -> int:
+        """Micro-batches of one process in a rollout batch."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @property
+    def parts_per_rollout(self) -> int:
+        """Parts of a rollout batch, each of them learnt from in optimiser steps of its own."""
+        return self.micro_batches_per_rollout // self.gradient_accumulation_steps
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimiser steps that learn from one rollout batch."""
+        return self.num_iterations * self.parts_per_rollout
+
     def _check_choices(self) -> None:
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
@@ -240,6 +267,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
             "attention_distill_coef": 0,
             "distill_beta": 0,
             "num_iterations": 1,
+            "max_resample_times": 1,
             "max_completion_length": 1,
             "samples_per_step": 1 if self.log_completions else 0,
             "log_completions": 0,
@@ -280,11 +308,23 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
                 f"num_generations={self.num_generations}; use a multiple of it "
                 f"(it counts completions: {self.num_generations * 2} is two prompts)"
             )
+        accumulated = self.gradient_accumulation_steps
+        if self.steps_per_generation is not None and (
+            self.steps_per_generation < 1 or self.steps_per_generation % accumulated
+        ):
+            raise ConfigError(
+                f"steps_per_generation={self.steps_per_generation}: a rollout batch is learnt from in whole optimiser steps; use a "
+                f"multiple of gradient_accumulation_steps={accumulated}"
+            )
         every = {"steps": "save_steps", "best": "eval_steps"}.get(SaveStrategy(self.save_strategy).value)
-        if every is not None and (steps := getattr(self, every) or 0) % self.num_iterations:
+        updates = self.updates_per_rollout
+        if every is not None and (steps := getattr(self, every) or 0) % updates:
+            counted = f"num_iterations={updates}"
+            if updates != self.num_iterations:
+                counted = f"{updates}, the optimiser steps of a rollout batch (num_iterations={self.num_iterations} × its parts)"
             raise ConfigError(
                 f"{every}={steps} would save between the inner updates of one rollout batch, from where a run "
-                f"cannot be resumed exactly; use a multiple of num_iterations={self.num_iterations}"
+                f"cannot be resumed exactly; use a multiple of {counted}"
             )
 
     def _check_unused(self) -> None:
@@ -297,7 +337,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         self.check_evidence(self.attention_anchor, uses_evidence, self.attention_keys, self.prompts_per_batch)
         if not self.attention_coef:
             return
-        if ANCHORS[self.attention_anchor].needs_inner_updates and self.num_iterations == 1:
+        if ANCHORS[self.attention_anchor].needs_inner_updates and self.updates_per_rollout == 1:
             raise ConfigError(
                 f"attention_anchor={self.attention_anchor!r} with num_iterations=1 trains nothing: with one update per "
                 "rollout batch the policy equals the old policy, where the divergence and its gradient are exactly zero. Set num_iterations to 2 or "

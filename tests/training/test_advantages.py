@@ -35,7 +35,7 @@ def group(lengths: tuple[int, int], truncated: tuple[bool, bool] = (False, False
 def weights(folder: Path, micro_batches: list[list[RewardedGroup]], **changes: Any) -> list[Tensor]:
     """Of every group the sums over tokens, `[G]`."""
     args = RALConfig(output_dir=str(folder), use_cpu=True, num_generations=2, per_device_train_batch_size=2,
-                     max_completion_length=10, **changes)  # fmt: skip
+                     max_completion_length=10, gradient_accumulation_steps=len(micro_batches), **changes)  # fmt: skip
     shuffles = [[torch.Generator()] * len(micro_batch) for micro_batch in micro_batches]
     scored = score_groups(micro_batches, shuffles, args, Accelerator(cpu=True))
     return [group.weights.sum(dim=1) for micro_batch in scored for group in micro_batch]

@@ -19,6 +19,11 @@ from tests.training.test_trainer import spread, trainer
 COMPARED = ("grad_norm", "reward", "kl", "entropy", "visual_share", "completion_length")
 #: Gradients of the whole step; the attention term's is rounding while a row is its own target.
 MEASURED = ("grad/token_norm", "grad/attention_norm")
+#: Those that ask for something of all processes.
+OPTIONS = {
+    "dynamic_sampling": True, "scale_rewards": "batch", "mask_truncated_completions": True, "top_entropy_quantile": 0.5,
+    "entropy_coef": 0.01, "steps_per_generation": 2, "num_iterations": 1,
+}  # fmt: skip
 
 
 def heads(by: str) -> dict[str, Any]:
@@ -32,6 +37,7 @@ CASES = {
         "ddp",
         2,
     ),
+    "think, options of GRPO": (Case("think", 4, settings=OPTIONS), "ddp", 2),
     "mixed, float32 named": (
         Case("mixed", 4, precision="fp32", heads=heads("visual"), accumulation=2),
         "full-shard",

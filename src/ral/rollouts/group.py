@@ -71,12 +71,18 @@ class RewardedGroup(SampledGroup):
     Attributes:
         texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply. reward: `[G]`.
         scorer_failures: completions that a scorer failed on.
+        replaced: groups without a signal that it came in place of; None without `dynamic_sampling`.
     """
 
     texts: list[str]
     rewards: dict[str, Tensor]
     reward: Tensor
     scorer_failures: int = 0
+    replaced: int | None = None
+
+    def has_signal(self, mask_truncated: bool) -> bool:
+        """Whether a token that counts has an advantage."""
+        return bool((self.reward != self.reward[0]).any()) and bool(self.counted(mask_truncated).any())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +222,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
         "truncated": torch.tensor([float(c.truncated) for group in groups for c in group.completions]),
     }
     values |= {f"reward/{name}": torch.cat([group.rewards[name] for group in groups]) for name in groups[0].rewards}
+    if groups[0].replaced is not None:
+        values["prompts_replaced"] = torch.tensor([float(group.replaced or 0) for group in groups])
     means = {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
     failures = torch.tensor(float(sum(group.scorer_failures for group in groups)))
     return means | {"scorer_failed": Mean(failures, torch.tensor(float(reward.numel())))}

@@ -16,10 +16,10 @@ from ral.rollouts.group import RewardedGroup, ScoredGroup
 
 
 class _Sums(NamedTuple):
-    """Over all groups and processes."""
+    """Over all groups and processes; of one optimiser step in the mean, where a rollout batch is learnt from in parts."""
 
-    completions: int
-    tokens: int
+    completions: float
+    tokens: float
 
 
 def score_groups(
@@ -36,7 +36,7 @@ def score_groups(
     groups = [group for micro_batch in micro_batches for group in micro_batch]
     sums = _sums(groups, args, accelerator)
     spread = _spread(groups, accelerator).cpu() if args.scale_rewards == "batch" else None
-    batches = len(micro_batches) * args.world_size
+    batches = args.gradient_accumulation_steps * args.world_size
     scored = []
     for micro_batch, own in zip(micro_batches, shuffles, strict=True):
         counted = [group.counted(args.mask_truncated_completions) for group in micro_batch]
@@ -82,7 +82,7 @@ def _of_attention(advantages: Tensor, shuffle: torch.Generator, args: RALConfig)
 def _sums(groups: Sequence[RewardedGroup], args: RALConfig, accelerator: Accelerator) -> _Sums:
     tokens = sum(int(group.counted(args.mask_truncated_completions).sum()) for group in groups)
     own = torch.tensor([sum(len(group.completions) for group in groups), tokens], device=args.device)
-    return _Sums(*(int(value) for value in accelerator.reduce(own, reduction="sum")))
+    return _Sums(*(int(value) / args.parts_per_rollout for value in accelerator.reduce(own, reduction="sum")))
 
 
 def _spread(groups: Sequence[RewardedGroup], accelerator: Accelerator) -> Tensor:

@@ -32,36 +32,43 @@ def with_trained_entropy(statistics: TokenStatistics | None) -> TokenStatistics:
     return both
 
 
+def alone(values: Tensor) -> Tensor:
+    """`Gather` of a single process."""
+    return values
+
+
 def chosen_tokens(
-    groups: Sequence[TrainingGroup], outputs: Sequence[GroupOutput], args: RALConfig, gather: Gather | None = None
+    groups: Sequence[TrainingGroup], outputs: Sequence[GroupOutput], args: RALConfig, gather: Gather = alone
 ) -> list[Tensor | None]:
     """`[G, R]` bool per group of a micro-batch: the tokens of highest entropy (arXiv 2506.01939); None where all are chosen.
 
     The quantile is one of all counted tokens of the micro-batch in all processes, of the pass that trains (as in TRL).
-
-    Args:
-        gather: brings the entropies of all processes together; None: there is one process.
     """
     if args.top_entropy_quantile == 1:
         return [None] * len(groups)
     pairs = [(output.entropy.float(), group.scored.weights > 0) for group, output in zip(groups, outputs, strict=True)]
-    entropies = torch.cat([entropy[counted] for entropy, counted in pairs])
-    if gather is not None:
-        entropies = gather(entropies)
+    entropies = gather(torch.cat([entropy[counted] for entropy, counted in pairs]))
     if not len(entropies):  # all completions were truncated and do not count
         return [counted for _, counted in pairs]
     threshold = torch.quantile(entropies, 1 - args.top_entropy_quantile)
     return [counted & (entropy >= threshold) for entropy, counted in pairs]
 
 
-def bonus_weights(groups: Sequence[TrainingGroup], chosen: Sequence[Tensor | None], args: RALConfig) -> list[Tensor]:
-    """`[G, R]` per group: of the mean entropy over the chosen tokens of a micro-batch, as its share of the optimiser step.
+def bonus_weights(
+    groups: Sequence[TrainingGroup], chosen: Sequence[Tensor | None], args: RALConfig, gather: Gather = alone
+) -> list[Tensor | None]:
+    """`[G, R]` per group: of the mean entropy over the chosen tokens of a micro-batch in all processes; None without a bonus.
 
-    Whatever the loss type: `entropy_coef` means the same for all of them (as in TRL).
+    Each micro-batch has the same share of the optimiser step, whatever the loss type: `entropy_coef` means the same for all of
+    them (as in TRL, but for its mean over the tokens of each process).
     """
+    if not args.entropy_coef:
+        return [None] * len(groups)
     acting = [group.scored.weights > 0 if mask is None else mask for group, mask in zip(groups, chosen, strict=True)]
-    tokens = sum(int(mask.sum()) for mask in acting)
-    return [mask.float() / max(1, tokens) / args.gradient_accumulation_steps for mask in acting]
+    tokens = gather(torch.stack([mask.sum() for mask in acting]).sum()[None].float())
+    # Gradients are averaged over processes, the sum counts all of them.
+    scale = len(tokens) / tokens.sum().clamp(min=1) / args.gradient_accumulation_steps
+    return [mask.float() * scale for mask in acting]
 
 
 def gather_all(accelerator: Accelerator, values: Tensor) -> Tensor:

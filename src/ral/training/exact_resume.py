@@ -50,7 +50,7 @@ class ExactResumeTrainer(Trainer):
         self._random_state_of: str | None = None  # the checkpoint, until its state is restored
         with refused_by("transformers", "settings of the trainer"):
             super().__init__(*arguments, **named)
-        self.interruption = Interruption(every=getattr(self.args, "num_iterations", 1))
+        self.interruption = Interruption(every=getattr(self.args, "updates_per_rollout", 1))
         for callback in (self.interruption, LogBeforeSave()):
             self.add_callback(callback)
 

@@ -21,7 +21,7 @@ from ral.objective.perception import PERCEPTION
 from ral.objective.terms import Mean, Term, cancelled_share, distillation_loss, entropy_bonus, grpo_loss
 from ral.rollouts.group import TrainingGroup
 from ral.training.distillation import token_divergence
-from ral.training.entropy import TRAINED, Gather, bonus_weights, chosen_tokens, with_trained_entropy
+from ral.training.entropy import TRAINED, Gather, alone, bonus_weights, chosen_tokens, with_trained_entropy
 from ral.training.forward import packed_forward, rows_of
 
 
@@ -65,17 +65,17 @@ def micro_batch_loss(
     outputs: Sequence[GroupOutput],
     args: RALConfig,
     measure: bool = False,
-    gather: Gather | None = None,
+    gather: Gather = alone,
 ) -> MicroBatchLoss:
     """The losses of `outputs`, the policy's pass over `groups`, each of which has its old pass.
 
     Args:
-        measure: see `attention_term`. gather: see `chosen_tokens`.
+        measure: see `attention_term`. gather: brings tokens of all processes together, for what is a share of them.
     """
     token = attention = distillation = _nothing(model, groups, args)
     metrics = []
     chosen = chosen_tokens(groups, outputs, args, gather)
-    bonuses = bonus_weights(groups, chosen, args)
+    bonuses = bonus_weights(groups, chosen, args, gather)
     for group, output, acting, bonus in zip(groups, outputs, chosen, bonuses, strict=True):
         terms = (
             token_term(group, output, args, acting, bonus),
@@ -128,7 +128,7 @@ def token_term(
         beta=args.beta,
     )
     loss, metrics = term.loss, {"entropy": Mean.over(output.entropy, output.mask)}
-    if args.entropy_coef and bonus is not None:
+    if bonus is not None:
         loss = loss + args.entropy_coef * entropy_bonus(output.extra[TRAINED], bonus)
     rival = PERCEPTION[args.perception].term
     if rival is not None and targets.masked_logps is not None:

@@ -148,6 +148,12 @@ def compute_targets(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Tar
     return found
 
 
+def training_groups(sources: Sources, groups: Sequence[ScoredGroup]) -> list[TrainingGroup]:
+    """The groups of one micro-batch with their targets."""
+    targets = compute_targets(sources, groups)
+    return [TrainingGroup(scored=group, targets=own) for group, own in zip(groups, targets, strict=True)]
+
+
 def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tuple[OldPass, dict[str, Mean]]:
     """Make the old pass from the first inner update's pass: there the policy is still the one that made the rollouts.
 
@@ -178,6 +184,26 @@ def perception_factors(
     old = OldTokens(output.logps.detach(), group.targets.masked_logps, attention, output.visual, output.mask)
     factors = rival.factors(old, args)
     return factors, {"perception/trained_tokens": Mean.over((factors > 0).float(), output.mask)}
+
+
+@torch.no_grad()
+def pass_before_updates(sources: Sources, groups: Sequence[TrainingGroup], *, capture: bool) -> dict[str, Mean]:
+    """Give the groups of a micro-batch their old pass before any update, as their own first pass comes after updates on other groups.
+
+    Args:
+        capture: also keep the old rows.
+
+    Returns:
+        The metrics of `old_pass`, over all groups.
+    """
+    layers = sources.args.attention_layers if capture else ()
+    outputs = packed_forward(sources.policy, [group.scored for group in groups], sources.args, layers=layers)
+    found: dict[str, Mean] = {}
+    for group, output in zip(groups, outputs, strict=True):
+        group.old, metrics = old_pass(group, output, sources.args)
+        for name, mean in metrics.items():
+            found[name] = Mean(*(a + b for a, b in zip(found[name], mean, strict=True))) if name in found else mean
+    return found
 
 
 def require_start(group: TrainingGroup, output: GroupOutput) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ from ral.attention import GroupOutput, Prompt, prepare_prompt
 from ral.attention.models import pretrained
 from ral.config import RALConfig, replayed
 from ral.data.loading import PromptData
-from ral.data.mixture import Mixture
-from ral.data.prompt import decode_prompt, encode_prompt
+from ral.data.prompt import encode_prompt
 from ral.data.readers import as_records
 from ral.data.record import Record
 from ral.data.record_errors import name_in_errors
@@ -46,18 +45,19 @@ from ral.models.sharding import prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
 from ral.rewards.functions import RewardFunction, build_rewards
 from ral.rollouts.engine import ENGINES, release
-from ral.rollouts.group import SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
+from ral.rollouts.group import RewardedGroup, SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
 from ral.rollouts.lock_step import lock_step
 from ral.rollouts.sampling import Sampling
 from ral.runs.checkpoints import CheckpointError
-from ral.runs.folder import SAMPLES, MetricsWriter, append_jsonl
+from ral.runs.folder import MetricsWriter
 from ral.runs.machine import memory_peak_gib
 from ral.training.advantages import score_groups
 from ral.training.balance import GradientBalance
-from ral.training.batches import EpochOrder, RepeatedBatches, step_loader
+from ral.training.batches import EpochOrder, RepeatedBatches, step_loader, training_batches
 from ral.training.completions_table import tables
 from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
+from ral.training.dynamic_sampling import with_signal
 from ral.training.entropy import gather_all
 from ral.training.evidence import require_evidence
 from ral.training.first_prompt import check_way
@@ -78,11 +78,21 @@ from ral.training.nonfinite import NonFiniteGuardTrainer
 from ral.training.prepare_policy import prepare_policy
 from ral.training.run_origin import RunOrigin, named
 from ral.training.running_means import RunningMeans
+from ral.training.samples import write_samples
 from ral.training.scoring import Scorer
-from ral.training.targets import Sources, compute_targets, old_pass, refuse_unknown_targets, require_start
+from ral.training.targets import (
+    Sources,
+    old_pass,
+    pass_before_updates,
+    refuse_unknown_targets,
+    require_start,
+    training_groups,
+)
 
 #: The processor's tensors of one prompt.
 Inputs = dict[str, Tensor]
+#: Of several prompts, those that are encoded already.
+Encodings = Sequence[Inputs | None]
 
 
 class RALTrainer(NonFiniteGuardTrainer):
@@ -142,7 +152,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         )  # fmt: skip
         self.teacher = load_teacher(teacher, processor, args)
         self.balance = GradientBalance(args.attention_share)
-        self.groups: list[list[TrainingGroup]] = []
+        self.rollouts: list[list[TrainingGroup]] = []  # of all updates that learn from them
+        self.groups: list[list[TrainingGroup]] = []  # of this update
         self._means = RunningMeans()
         self._tokens = self._logged_step = 0
         self._is_unchecked = True  # whether the model is computed as it computes itself
@@ -166,22 +177,17 @@ class RALTrainer(NonFiniteGuardTrainer):
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
+    @cached_property
+    def batches(self) -> RepeatedBatches:
+        """The order in which prompts are learnt from."""
+        return training_batches(self.args, self.train_dataset)
+
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of records, each optimiser step's worth repeated for the inner updates."""
-        if self.train_dataset is None:
-            raise UsageError("RALTrainer needs a train_dataset to train")
+        """Micro-batches of records, each rollout batch repeated for the inner updates."""
+        self.add_callback(EpochOrder(self.batches, self.args.updates_per_rollout))
+        assert self.train_dataset is not None
         self.data = PromptData(self.train_dataset, self.processing_class, self.args.prompt)
-        batches = RepeatedBatches(
-            len(self.train_dataset),
-            self.args.prompts_per_batch,
-            self.args.gradient_accumulation_steps * self.args.world_size,
-            self.args.num_iterations,
-            shuffle=True,
-            seed=self.args.seed,
-            parts=self.train_dataset.parts if isinstance(self.train_dataset, Mixture) else (),
-        )
-        self.add_callback(EpochOrder(batches))
-        return self.accelerator.prepare(step_loader(self.data, batches, self.args))
+        return self.accelerator.prepare(step_loader(self.data, self.batches, self.args))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The micro-batches of groups of one optimiser step; rollouts are made here, on the first of its inner updates.
@@ -189,73 +195,83 @@ class RALTrainer(NonFiniteGuardTrainer):
         Trainer fetches all micro-batches of a step at once, after the previous step's update: the one place where the
         policy is up to date, and where the data loader, which reads ahead, is not involved.
         """
+        update, parts = self._step % self.args.updates_per_rollout, self.args.parts_per_rollout
+        # The first update fetches the whole rollout batch, the next ones, on its other parts, nothing.
+        wanted = num_batches * (1 if update >= parts else 0 if update else parts)
         with self.data.watched.watched():
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
+            batches, _ = super().get_batch_samples(epoch_iterator, wanted, device)
+        if wanted and not batches:
             return [], None
-        if self._step % self.args.num_iterations == 0:
+        if update == 0:
             self._sync()
             records = [[self.data.watched.records[item.number] for item in micro_batch] for micro_batch in batches]
-            self.groups = self.make_rollouts(records, [item.opened() for item in chain.from_iterable(batches)])
-        elif not self.groups:
+            self.rollouts = self.make_rollouts(records, [item.opened() for item in chain.from_iterable(batches)])
+        elif not self.rollouts:
             raise CheckpointError(
                 f"checkpoint-{self._step} lies between the inner updates of one rollout batch, whose rollouts it does not "
-                f"hold; go on from one whose step is a multiple of num_iterations={self.args.num_iterations}"
+                f"hold; go on from one whose step is a multiple of {self.args.updates_per_rollout}"
             )
+        first = update % parts * num_batches
+        self.groups = self.rollouts[first : first + num_batches]
         scored = [group.scored for micro_batch in self.groups for group in micro_batch]
         self._means.add(rollout_metrics(scored))
         self._tokens += sum(int(group.lengths.sum()) for group in scored)
         return self.groups, None
 
-    def make_rollouts(
-        self, batches: list[list[Record]], inputs: Sequence[Inputs | None] | None = None
-    ) -> list[list[TrainingGroup]]:
-        """records → completions → rewards, advantages, token weights → targets; `inputs`: see `sample`."""
+    def make_rollouts(self, batches: list[list[Record]], inputs: Encodings | None = None) -> list[list[TrainingGroup]]:
+        """records → completions → rewards (→ other prompts) → advantages, token weights → targets; `inputs`: see `sample`."""
         places = [self._places(j, len(records)) for j, records in enumerate(batches)]
-        with lock_step(self.accelerator, self.model):
-            # All at once: few rows cost a decoding step as much as many.
-            groups = self.sample(list(chain.from_iterable(batches)), list(chain.from_iterable(places)), inputs)
+        flat = list(chain.from_iterable(places))
+        groups = self.draw(list(chain.from_iterable(batches)), flat, inputs=inputs)
+        if self.args.dynamic_sampling:
+            assert self.train_dataset is not None
+            others = [self.train_dataset[i] for i in self.batches.others(self._rollout)]
+            groups = with_signal(groups, flat, others, self.draw, self.args, self.accelerator)
         release(self.engine, self.accelerator)
-        remaining = (self.scorer.rewarded(group, self._step) for group in groups)
+        remaining = iter(groups)
         rewarded = [list(islice(remaining, len(records))) for records in batches]
         shuffles = [[self._generator(place, 2) for place in where] for where in places]
         scored = score_groups(rewarded, shuffles, self.args, self.accelerator)
         if self.is_world_process_zero():
-            shown = [group for micro_batch in scored for group in micro_batch][: self.args.samples_per_step]
-            texts = (decode_prompt(self.processing_class, group.prompt.input_ids) for group in shown)
-            rows = (
-                row for group, text in zip(shown, texts, strict=True) for row in group.samples(self._step + 1, text)
-            )
-            append_jsonl(Path(str(self.args.output_dir)) / SAMPLES, rows)
+            write_samples(self.args, self.processing_class, self._step, chain.from_iterable(scored))
         sources = self._sources()
-        return [
-            [
-                TrainingGroup(scored=group, targets=targets)
-                for group, targets in zip(micro_batch, compute_targets(sources, micro_batch), strict=True)
-            ]
-            for micro_batch in scored
-        ]
+        found = [training_groups(sources, micro_batch) for micro_batch in scored]
+        for micro_batch in found[self.args.gradient_accumulation_steps :]:
+            self._means.add(pass_before_updates(sources, micro_batch, capture=self._captures()))
+        return found
+
+    def draw(
+        self, records: Sequence[Record], places: Sequence[int], attempt: int = 0, inputs: Encodings | None = None
+    ) -> list[RewardedGroup]:
+        """Completions and their rewards; see `sample`. All processes must call this, also without a record."""
+        with lock_step(self.accelerator, self.model):
+            # All at once: few rows cost a decoding step as much as many.
+            groups = self.sample(records, places, attempt, inputs)
+        return [self.scorer.rewarded(group, self._step) for group in groups]
 
     def sample(
-        self, records: list[Record], places: Sequence[int], inputs: Sequence[Inputs | None] | None = None
+        self, records: Sequence[Record], places: Sequence[int], attempt: int = 0, inputs: Encodings | None = None
     ) -> list[SampledGroup]:
         """G completions per record, sampled from the policy (under a look bias for the `explore` anchor).
 
         Args:
-            places: of the records among all prompts of the step; a prompt's random numbers depend on its place.
+            places: of the records among all prompts of the rollout batch. attempt: how often the places were drawn before. A
+                prompt's random numbers depend on both.
             inputs: the processor's tensors of their prompts, where these are encoded already.
         """
+        if not records:
+            return []
         args = self.args
         prompts = [self.prepare(*one) for one in zip(records, inputs or [None] * len(records), strict=True)]
         self.check(prompts[0])
         biases: list[Tensor] | None = None
         if self.needs.look_bias:
-            looks = [self._generator(place, 0) for place in places]
+            looks = [self._generator(place, 0, attempt) for place in places]
             biases = [
                 draw_look_bias(prompt, args.num_generations, args.explore_sigma, look)
                 for prompt, look in zip(prompts, looks, strict=True)
             ]
-        tokens = [self._generator(place, 1) for place in places]
+        tokens = [self._generator(place, 1, attempt) for place in places]
         completions = self.engine.sample(records, prompts, args.num_generations, self._sampling(), tokens, biases)
         of_groups: Sequence[Tensor | None] = biases or [None] * len(records)
         return [
@@ -288,7 +304,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         groups: list[TrainingGroup] = inputs
         args, measure = self.args, self._measures_gradients()
         gather_kept(self.model, args.attention_layers)
-        outputs = policy_pass(model, groups, args, capture=self.needs.rows or measure, teacher=self.teacher)
+        outputs = policy_pass(model, groups, args, capture=self._captures(), teacher=self.teacher)
         for group, output in zip(groups, outputs, strict=True):
             self.keep_old(group, output)
         losses = micro_batch_loss(self.model, groups, outputs, args, measure, partial(gather_all, self.accelerator))
@@ -316,15 +332,11 @@ class RALTrainer(NonFiniteGuardTrainer):
             self._means.add(metrics)
 
     def dump(self, what: str) -> RolloutsDump:
+        teacher = None if self.teacher is None else str(pretrained(self.teacher).name_or_path)
         return RolloutsDump(
-            what=what,
-            step=self._step,
-            max_steps=self.state.max_steps,
-            settings=replayed(self.args),
-            micro_batches=self.groups,
-            factor=self.balance.factor,
-            teacher=None if self.teacher is None else str(pretrained(self.teacher).name_or_path),
-        )
+            what=what, step=self._step, max_steps=self.state.max_steps, settings=replayed(self.args),
+            micro_batches=self.groups, factor=self.balance.factor, teacher=teacher,
+        )  # fmt: skip
 
     # --- parts of the step ------------------------------------------------------------------------------------------
 
@@ -360,15 +372,24 @@ class RALTrainer(NonFiniteGuardTrainer):
         first = (micro_batch * self.args.world_size + self.args.process_index) * self.args.prompts_per_batch
         return range(first, first + size)
 
-    def _generator(self, place: int, stream: int) -> torch.Generator:
+    def _generator(self, place: int, stream: int, attempt: int = 0) -> torch.Generator:
         """Random numbers of one prompt: the same resumed or not, accumulated or not, and on however many processes."""
-        rollout = self._step // self.args.num_iterations
-        return torch.Generator().manual_seed(hash((self.args.seed, rollout, place, stream)) % 2**63)
+        key = (self.args.seed, self._rollout, place, stream, *((attempt,) if attempt else ()))
+        return torch.Generator().manual_seed(hash(key) % 2**63)
+
+    @property
+    def _rollout(self) -> int:
+        """The number of the rollout batch, counted from 0."""
+        return self._step // self.args.updates_per_rollout
+
+    def _captures(self) -> bool:
+        """Whether the passes that train capture attention rows."""
+        return self.needs.rows or self._measures_gradients()
 
     def _measures_gradients(self) -> bool:
         """Whether the gradients' norms are measured in this step: all inner updates of every n-th rollout batch."""
         every = self.args.gradient_norm_steps
-        return every > 0 and (self._step // self.args.num_iterations) % every == 0
+        return every > 0 and self._rollout % every == 0
 
     # --- evaluation while training ----------------------------------------------------------------------------------
 
