@@ -173,7 +173,7 @@ def test_a_run_in_parts_resumes_exactly_and_trains_the_papers_anchor_with_one_up
             {"steps_per_generation": 2, "save_strategy": "steps", "save_steps": 6},
             "use a multiple of 4, the optimiser steps",
         ),
-        ({"steps_per_generation": 8}, "one rollout batch takes 16"),
+        ({"steps_per_generation": 8}, "one optimiser step takes 16"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -161,7 +161,7 @@ def setup_of(
         captured=len(args.attention_layers) if captures else 0,
         reference=needs.reference and adapter is None,
         reference_pass="ref" in needs.targets,
-        target_pass=needs.policy_pass,
+        target_pass=needs.policy_pass or args.updates_per_rollout > args.num_iterations,
         norm_steps=args.gradient_norm_steps,
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
         teacher=None if recipe.teacher is None else meta_shape(model_name(recipe.teacher)),

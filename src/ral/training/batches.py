@@ -49,7 +49,7 @@ class RepeatedBatches:
         self.steps = size // (batch_size * per_step)
         if self.steps == 0:
             raise ConfigError(
-                f"the training data holds {size} prompts, but one rollout batch takes {batch_size * per_step} "
+                f"the training data holds {size} prompts, but one optimiser step takes {batch_size * per_step} "
                 f"({batch_size} per micro-batch × {per_step} micro-batches); lower per_device_train_batch_size, "
                 "gradient_accumulation_steps or steps_per_generation, or add data"
             )
