@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ral import RALConfig, RALTrainer
@@ -91,7 +93,7 @@ def trainer(*, data: Any = None, **changes: Any) -> Cause:
     """A trainer of the shipped start model; keys of `RALTrainer` by name, other ones are settings."""
     own = {
         name: changes.pop(name)
-        for name in ("reward_funcs", "reward_weights", "peft_config", "teacher")
+        for name in ("reward_funcs", "reward_weights", "peft_config", "teacher", "data_collator")
         if name in changes
     }
 
@@ -112,6 +114,46 @@ def command(*words: str) -> Cause:
         raise RalError(" ".join(found.stderr.split()))
 
     return run
+
+
+def training(text: str) -> Cause:
+    """`ral train` of a recipe; {} in it is the folder of the test. Its first line must come before the error."""
+
+    def run(folder: Path) -> None:
+        lines = {"model": "start", "data": "rings[:4]", "use_cpu": "true", "template": "plain", "output_dir": "{}/run"}
+        given = dict(line.split(": ", 1) for line in text.splitlines())
+        (folder / "mine.py").write_text("import math\ndef longest(completions, **columns):\n    return 1 / 0\n")
+        whole = "".join(f"{key}: {value}\n" for key, value in {**lines, **given}.items())
+        (folder / "mine.yaml").write_text(whole.replace("{}", str(folder)))
+        found = CliRunner().invoke(app, ["train", str(folder / "mine.yaml")])
+        assert found.exit_code == 2, found.output
+        assert found.stdout.startswith(f"{folder}/mine.yaml → {folder}/run; its live report: ")
+        raise RalError(" ".join(found.stderr.split()))
+
+    return run
+
+
+def no_memory(folder: Path) -> None:
+    """A GPU's memory that runs out in the first step."""
+
+    def full(self: RALTrainer, *arguments: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB."
+        )
+
+    with patch.object(RALTrainer, "train", full):
+        training("max_steps: 1")(folder)
+
+
+def best_of_nothing(folder: Path) -> None:
+    best = {
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+    }
+    trainer(**best)(folder)
 
 
 start = cache(load_start)
@@ -284,7 +326,27 @@ CASES = [
     Bad("teacher without distillation", trainer(teacher="rings-teacher"), r"nothing is learnt from it; set distill_coef"),
     Bad("bad row in memory", trainer(data=[ROW, {"problem": "x"}]), r"train_dataset: row 2: field 'solution'"),
     Bad("occupied folder", occupied, r"already holds a run \(config\.yaml.*--resume, or replace it with --overwrite"),
+    Bad("best without held-out data", best_of_nothing, r"needs an eval_dataset|didn't pass an `eval_dataset`"),
+    Bad("another Trainer's collator", trainer(data_collator=len), r"data_collator would do nothing in RALTrainer: prompts are made of records"),
+    Bad("halves of groups", setting(auto_find_batch_size=True), r"auto_find_batch_size=True would do nothing: a smaller batch would hold half a group"),
+    Bad("no completions to show", setting(log_completions=True, samples_per_step=0), r"samples_per_step must be at least 1, got 0"),
+    # ral train: the first line at once, then one sentence
+    Bad("data that is not there", training("data: '{}/none.jsonl'"), r"none\.jsonl: no such file or folder, .*check the path"),
+    Bad("held-out data that is not there", training("eval_data: {a: '{}/none.jsonl'}"), r"none\.jsonl: no such file or folder"),
+    Bad("key of a source", training("data: {path: rings, wieght: 2}"), r"data: rings: unknown key 'wieght'; did you mean 'weight'\?"),
+    Bad("weight of nothing", training("data: [{path: rings, weight: -1}]"), r"data: rings: weight: expected a number above 0, got -1"),
+    Bad("weight of held-out data", training("eval_data: {path: rings, weight: 1}"), r"rings: weight says how often training takes a source; leave it out of eval_data"),
+    Bad("reward of no name", training("reward_funcs: [acuracy]"), r"no reward is called 'acuracy'; known are accuracy"),
+    Bad("reward in no file", training("reward_funcs: ['{}/none.py:f']"), r"none\.py:f' cannot be loaded: FileNotFoundError"),
+    Bad("reward not in its file", training("reward_funcs: ['{}/mine.py:lnogest']"), r"mine\.py:lnogest' cannot be loaded: AttributeError: .*lnogest"),
+    Bad("reward that fails", training("reward_funcs: ['{}/mine.py:longest']\nmax_steps: 1"), r"reward 'longest' failed: ZeroDivisionError: division by zero.*`ral replay"),
+    Bad("model that is not there", training("model: '{}/modle'"), r"modle: there is no such folder"),
+    Bad("key of another library", training("use_vllm: true"), r"mine\.yaml: .*use_vllm.*rollout_engine: vllm"),
+    Bad("too little data", training("per_device_train_batch_size: 64"), r"holds 4 prompts, but one optimiser step takes 8"),
+    Bad("looks at nothing", training("look_steps: 2"), r"look_steps=2 needs held-out records to look at; set eval_data"),
+    Bad("no memory", no_memory, r"the GPU's memory does not suffice \(CUDA out of memory\); lower rollout_rows.*`ral plan RECIPE`"),
     # commands
+    Bad("option that is the recipe's", command("check", "recipes/testbed/ral.yaml", "--columns", "{{a: b}}"), r"columns is the recipe's to say; leave it out"),
     Bad("report of nothing", command("report", "{}"), r"nothing to report"),
     Bad("comparison of nothing", command("compare", "{}/a", "{}/b"), r"no evaluation found; expected eval/<task>/items\.jsonl"),
     Bad("unknown task", command("eval", "start", "--tasks", "vstr", "--output", "{}"), r"'vstr'"),
@@ -299,7 +361,7 @@ CASES = [
 
 
 def test_there_are_as_many_as_promised() -> None:
-    assert len(CASES) >= 60
+    assert len(CASES) >= 110
     assert len({case.name for case in CASES}) == len(CASES)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedModel
 
 from ral.data.fingerprint import fingerprint
 from ral.data.record import Record
-from ral.errors import ConfigError
+from ral.errors import ConfigError, RunError
 from ral.evaluate.look_recorder import LookRecorder
 from ral.models.loading import load_model, load_processor, training_dtype
 from ral.models.lora import lora_config
@@ -59,7 +61,8 @@ def run(
     if main_process:
         refuse_occupied(folder, resume=resume, overwrite=overwrite)
     training, held_out = datasets(task)
-    trainer = build(task, training, held_out)
+    with _full_memory_named():
+        trainer = build(task, training, held_out)
     with args.main_process_first(local=False, desc="preparing the run folder"):
         if main_process:
             facts = {"data": fingerprint(training), "processes": args.world_size}
@@ -69,7 +72,8 @@ def run(
     held = f", {len(flat(held_out)):,} held out" if held_out else ""
     show(trainer, f"{task.model} on {len(training):,} records{held}")
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        with _full_memory_named():
+            trainer.train(resume_from_checkpoint=resume)
     except Interrupted:
         trainer.accelerator.end_training()  # all processes are here; of another error this one alone may know
         raise
@@ -77,6 +81,18 @@ def run(
     # A thread of a process group that outlives the interpreter may abort its process: with the run done, a failure.
     trainer.accelerator.end_training()
     return folder
+
+
+@contextmanager
+def _full_memory_named() -> Iterator[None]:
+    """Raises RunError, which says what to lower, where a GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the GPU's memory does not suffice ({str(error).split('. ')[0]}); lower rollout_rows, "
+            "per_device_train_batch_size or max_pixels, or train an adapter (peft); `ral plan RECIPE` counts what each takes"
+        ) from error
 
 
 def _save_final(trainer: ExactResumeTrainer, folder: Path) -> None:
