@@ -380,6 +380,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the choice of items.")] = 0,
     data: Annotated[str | None, typer.Option(help="A benchmark's table on this machine.", show_default="hub")] = None,
     media: Annotated[Path | None, typer.Option(help="Folder of images and videos outside the table.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Ask as a run of this recipe is asked.", show_default="as the model's own run")
+    ] = None,
     columns: Annotated[
         str | None, typer.Option(help="Column names of your own data, as in a recipe.", show_default="the run's")
     ] = None,
@@ -397,13 +400,13 @@ def evaluate(
     from ral.evaluate.runner import evaluate
     from ral.evaluate.settings import EvalSettings, run_folder, saved_settings
     from ral.evaluate.tasks.selection import find_task
-    from ral.recipe import parse_settings
+    from ral.recipe import load_recipe, parse_settings
     from ral.report import write_items
 
     path = _model_path(model)
-    settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
-    naming = _naming(columns, box_scale)
-    naming = {key: saved_settings(path).get(key) if value is None else value for key, value in naming.items()}
+    saved = saved_settings(path) if recipe is None else load_recipe(recipe).settings()
+    settings = EvalSettings.of_config(saved, **parse_settings(EvalSettings, context.args))
+    naming = {key: saved.get(key) if value is None else value for key, value in _naming(columns, box_scale).items()}
     chosen = [find_task(name.strip(), n=n, seed=seed, data=data, media=media, **naming) for name in tasks.split(",")]
     if output is None:
         run = run_folder(path)

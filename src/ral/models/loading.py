@@ -280,5 +280,5 @@ def _refuse_quantization(folder: str, adapted: bool) -> None:
         )
     if not is_bitsandbytes_available():
         raise ConfigError(
-            "quantization needs the package bitsandbytes, which is not installed: pip install 'ral[qlora]'."
+            "quantization needs the package bitsandbytes, which is not installed: pip install -e '.[qlora]'."
         )

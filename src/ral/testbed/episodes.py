@@ -319,7 +319,7 @@ def _room(episode: Episode) -> Any:
         from minigrid.core.world_object import Ball, Box, Key
         from minigrid.minigrid_env import MiniGridEnv
     except ImportError as error:
-        raise MissingPackageError("minigrid is not installed; run: pip install ral[testbed]") from error
+        raise MissingPackageError("minigrid is not installed; run: pip install -e '.[testbed]'") from error
     classes = {"ball": Ball, "key": Key, "box": Box}
 
     class Room(MiniGridEnv):

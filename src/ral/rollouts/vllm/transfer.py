@@ -219,7 +219,7 @@ def nccl_unique_id() -> bytes:
     try:
         from nccl.core import get_unique_id
     except ImportError as error:
-        raise MissingPackageError("vllm_transfer='nccl' needs nccl4py: pip install 'ral[nccl]'") from error
+        raise MissingPackageError("vllm_transfer='nccl' needs nccl4py: pip install -e '.[nccl]'") from error
     return bytes(get_unique_id())
 
 
