@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.families.zoo import tiny
 from torch import Tensor
 
 from ral.attention import forward_groups, prepare_prompt
 from ral.config import ConfigError, RALConfig
 from ral.data.record import Record
+from ral.families import family_of
 from ral.files import read_jsonl
 from ral.objective.terms import group_advantages
 from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup, selected_rows
@@ -25,7 +27,7 @@ from ral.training.distillation import TeacherError, TokenDivergence, check_same_
 from ral.training.losses import attention_term, distillation_term, token_term
 from ral.training.trainer import RALTrainer
 from tests.attention.test_forward import assert_same_gradients
-from tests.tiny import completions, prompt, tiny_model, twin
+from tests.tiny import IMAGE, VISION_KINDS, completions, prompt, tiny_model, twin
 
 G, TEMPERATURE = 3, 0.8
 ADVANTAGES = group_advantages(torch.tensor([1.0, 0.0, 0.4]))
@@ -106,7 +108,7 @@ def packed_terms(student: Any, old: Any, teacher: Any, inputs: dict[str, Tensor]
     old, rows = OldPass(logps=before.logps, rows=selected_rows(before, "all")), selected_rows(taught, "all")
     targets = Targets(teacher_rows=list(rows.values()), target_rows=dict(zip(old.rows, rows.values(), strict=True)))
     group = TrainingGroup(scored=scored, targets=targets, old=old)
-    gkd = TokenDivergence(teacher.get_output_embeddings(), hidden, 0.3, TEMPERATURE)
+    gkd = TokenDivergence(teacher.get_output_embeddings(), None, hidden, 0.3, TEMPERATURE)
     [now] = forward_groups(student, [base], [ys], temperature=TEMPERATURE, token_statistics=gkd)
     anchored = {"old": "old", "target": "teacher", "group": "group"}
     return {
@@ -230,6 +232,70 @@ def test_layers_are_counted_in_each_model_by_itself(tmp_path: Path) -> None:
     run.train()
     first, *_ = read_jsonl(tmp_path / "metrics.jsonl")
     assert first["distill/attention_jsd"] > 0
+
+
+# --- a teacher of another family ------------------------------------------------------------------------------------
+
+
+def of_family(kind: str, seed: int) -> Any:
+    if kind in VISION_KINDS:
+        return tiny_model(kind, seed=seed)
+    torch.manual_seed(seed)
+    return tiny(kind)[0].eval()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("qwen2_vl", "qwen2_5_vl"), ("qwen3_5", "qwen3_vl"), ("llama", "gemma4_text")]
+)
+def test_a_teacher_of_another_family_says_what_it_says_by_itself(student: str, teacher: str) -> None:
+    """GKD against the logits of transformers' own forward of both, one completion at a time; logits of Gemma are capped."""
+    own, other = of_family(student, 0), of_family(teacher, 1)
+    inputs = prompt("image" if student != "llama" else "text", model=student)
+    ys = completions(LENGTHS)
+    with torch.no_grad():
+        logps = [[whole(model, inputs, y) for y in ys] for model in (own, other)]
+        base = prepare_prompt(own, inputs)
+        [(taught, hidden)] = teacher_pass(other, [base], [ys], layers=[-1], query="token", temperature=TEMPERATURE)
+        final = family_of(other.config).final(other.config)
+        gkd = TokenDivergence(other.get_output_embeddings(), final, hidden, 0.5, TEMPERATURE)
+        [found] = forward_groups(own, [base], [ys], temperature=TEMPERATURE, token_statistics=gkd)
+    for row, (y, mine, theirs) in enumerate(zip(ys, *logps, strict=True)):
+        torch.testing.assert_close(
+            found.extra["gkd"][row, : len(y)], jsd(mine.exp(), theirs.exp()), atol=1e-5, rtol=1e-4
+        )
+    assert found.extra["gkd"].max() > 1e-3
+    assert taught.attention.shape == found.attention.shape
+
+
+def whole(model: Any, inputs: dict[str, Tensor], y: Tensor) -> Tensor:
+    """Log-distributions `[R, V]` of a completion by the model's own forward."""
+    ids = torch.cat([inputs["input_ids"], y[None]], dim=1)
+    named = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    if named:
+        named["mm_token_type_ids"] = (ids == IMAGE).int()
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **named).logits
+    return (logits[0, inputs["input_ids"].shape[1] - 1 : -1] / TEMPERATURE).log_softmax(-1)
+
+
+def test_a_teacher_that_needs_the_seconds_of_a_video_is_refused_where_there_are_none() -> None:
+    inputs = prompt("video", model="qwen2_vl")
+    del inputs["second_per_grid_ts"]
+    base = prepare_prompt(tiny_model("qwen2_vl"), inputs)
+    with pytest.raises(TeacherError, match=r"seconds.*second_per_grid_ts.*does not give"):
+        teacher_pass(tiny_model(), [base], [completions(LENGTHS)], layers=[-1], query="token", temperature=1.0)
+
+
+def test_a_teacher_may_know_tokens_behind_all_of_the_students() -> None:
+    more = copy.deepcopy(PROCESSOR)
+    more.tokenizer.add_tokens(["<tool>"])
+    check_same_tokens(PROCESSOR, more)
+    check_same_tokens(more, PROCESSOR)
+    other = copy.deepcopy(PROCESSOR)
+    other.tokenizer.add_tokens(["<other>"])
+    with pytest.raises(
+        TeacherError, match=rf"token {len(PROCESSOR.tokenizer)} is '<tool>' for the student and '<other>'"
+    ):
+        check_same_tokens(more, other)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Family:
         has_geometry: whether the pixels of each visual token are known. reads_video: whether videos are read.
         served: how a vLLM server takes media that the policy has encoded: every image and video `whole`, or every frame of a
             video as an image (`frames`); None where it takes the images themselves, and no videos.
+        video_times: the processor's tensor of seconds that positions in a video follow, if they do.
+        never_adapted: a pattern for the modules that cannot have an adapter, if there are any.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
@@ -58,6 +60,8 @@ class Family:
     has_geometry: ClassVar[bool] = False
     reads_video: ClassVar[bool] = False
     served: ClassVar[Served | None] = None
+    video_times: ClassVar[str | None] = None
+    never_adapted: ClassVar[str | None] = None
 
     # Tokens
 

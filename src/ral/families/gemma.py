@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ral.families.family import Family
 from ral.families.plain import Square
 
 
@@ -41,10 +40,6 @@ class Gemma4(Gemma3):
     def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
         seen = base.config.get_text_config().use_bidirectional_attention == "vision"
         return super().together(base, input_ids) if seen else None
-
-
-class Gemma4Text(Family):
-    types = ("gemma4_text",)
 
 
 class PaliGemma(Square):

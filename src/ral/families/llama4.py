@@ -9,6 +9,7 @@ from ral.families.family import Family
 
 class Llama4(Family):
     types = ("llama4", "llama4_text")
+    never_adapted = r".*\.router"  # a linear layer that gives two tensors
 
     def placeholders(self, config: Any) -> dict[str, int]:
         return {"image": config.image_token_index} if hasattr(config, "vision_config") else {}

@@ -92,10 +92,11 @@ class Qwen2_5VL(Qwen2VL):
 
     types = ("qwen2_5_vl",)
     box_space = "resized"
+    video_times = "second_per_grid_ts"
 
     def times(self, config: Any, patches: int, inputs: Mapping[str, Any], video: int) -> Tensor:
         """floor(index · seconds per patch · tokens per second): the product is a float, rounded down once."""
-        every = inputs.get("second_per_grid_ts")
+        every = inputs.get(self.video_times)
         seconds = torch.tensor(1.0) if every is None else torch.as_tensor(every)[video].cpu()
         return (torch.arange(patches) * seconds * config.vision_config.tokens_per_second).long()
 

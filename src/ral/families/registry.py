@@ -7,7 +7,7 @@ from typing import Any
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from ral.families.family import Family
-from ral.families.gemma import Gemma3, Gemma4, Gemma4Text, PaliGemma
+from ral.families.gemma import Gemma3, Gemma4, PaliGemma
 from ral.families.idefics3 import Idefics3
 from ral.families.internvl import InternVL
 from ral.families.llama4 import Llama4
@@ -15,7 +15,7 @@ from ral.families.llava_onevision import LlavaOnevision
 from ral.families.mistral3 import Mistral3
 from ral.families.plain import Ovis2, Plain, Square
 from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
-from ral.families.text import Sinks, Text
+from ral.families.text import Mamba, Sinks, Text
 
 _BY_TYPE: dict[str, Family] = {}
 _UNKNOWN = Family()
@@ -27,7 +27,7 @@ def register(family: Family) -> None:
 
 
 for _kind in (
-    *(Text, Sinks, Llama4, Gemma3, Gemma4, Gemma4Text, PaliGemma),
+    *(Text, Mamba, Sinks, Llama4, Gemma3, Gemma4, PaliGemma),
     *(Qwen2VL, Qwen2_5VL, Qwen3VL, GLM4V, Square, Plain, Ovis2, InternVL, Idefics3, LlavaOnevision, Mistral3),
 ):
     register(_kind())

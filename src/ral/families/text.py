@@ -11,19 +11,17 @@ class Text(Family):
     """Full, sliding-window or chunked attention, mixtures of experts, compressed keys, and layers that carry a state."""
 
     types = (
-        "bamba",
         "cohere2",
         "deepseek_v2",
         "deepseek_v3",
         "ernie4_5",
         "exaone4",
-        "falcon_h1",
         "gemma2",
         "gemma3_text",
+        "gemma4_text",
         "glm4",
         "glm4_moe",
         "granite",
-        "granitemoehybrid",
         "hunyuan_v1_dense",
         "kimi_linear",
         "lfm2",
@@ -33,7 +31,6 @@ class Text(Family):
         "ministral3",
         "mistral",
         "mixtral",
-        "nemotron_h",
         "olmo2",
         "olmo3",
         "olmo_hybrid",
@@ -48,6 +45,13 @@ class Text(Family):
         "smollm3",
         "starcoder2",
     )
+
+
+class Mamba(Family):
+    """Mamba's kernels take the weight of the last matrix, so an adapter there would be passed by."""
+
+    types = ("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h")
+    never_adapted = r".*\.out_proj"
 
 
 class Sinks(Family):

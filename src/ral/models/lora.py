@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from ral.attention.models import has_vision, vision_tower
+from ral.attention.models import family, has_vision, vision_tower
 from ral.errors import refused_by
 
 
@@ -20,15 +20,18 @@ class Adapted(Protocol):
 
 
 def lora_config(task: Adapted, model: PreTrainedModel, freeze_vision: bool) -> LoraConfig | None:
-    """The adapter that a task trains, if it trains one; a frozen vision tower is left out unless the task says where.
+    """The adapter that a task trains, if it trains one.
+
+    A frozen vision tower is left out, and what the model's family never adapts, unless the task says what to leave out.
 
     Raises ConfigError for settings that PEFT refuses.
     """
     if task.peft is None:
         return None
-    outside = {"exclude_modules": tower_pattern(model)} if freeze_vision and has_vision(model) else {}
+    tower = tower_pattern(model) if freeze_vision and has_vision(model) else None
+    outside = [pattern for pattern in (tower, family(model).never_adapted) if pattern is not None]
     with refused_by("peft", "peft"):
-        return LoraConfig(**outside | task.peft)
+        return LoraConfig(**({"exclude_modules": "|".join(outside)} if outside else {}) | task.peft)
 
 
 def tower_pattern(model: PreTrainedModel) -> str:

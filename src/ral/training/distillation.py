@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ral.attention import GroupOutput, Prompt, forward_groups, prepare_prompt
 from ral.attention.heads import Heads, heads_of
-from ral.attention.models import has_vision, make_capturable, patch_values, pretrained, resolve_layers
+from ral.attention.models import family, has_vision, make_capturable, patch_values, pretrained, resolve_layers
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.config import RALConfig
@@ -33,18 +33,21 @@ class TeacherError(ConfigError):
 class TokenDivergence:
     """A `TokenStatistics`: per token, the generalised JSD between student and teacher (arXiv 2306.13649).
 
-    The teacher is kept as its last hidden states `[N, d]`; its logits are formed chunk by chunk beside the student's.
+    The teacher is kept as its last hidden states `[N, d]`; its logits are formed chunk by chunk beside the student's, by its
+    output embedding and what follows that in its family (`Family.final`).
     """
 
     head: nn.Module
+    final: Callable[[Tensor], Tensor] | None
     hidden: Tensor
     beta: float
     temperature: float
 
     def __call__(self, logits: Tensor, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
         with torch.no_grad():
-            teacher = self.head(self.hidden[rows]).to(logits.dtype) / self.temperature
-        # Models of one family pad their vocabulary to different sizes; the real tokens come first.
+            teacher = self.head(self.hidden[rows])
+            teacher = (teacher if self.final is None else self.final(teacher)).to(logits.dtype) / self.temperature
+        # Models with one tokenizer pad their vocabulary to different sizes; the real tokens come first.
         shared = min(teacher.shape[-1], logits.shape[-1])
         student_logps, teacher_logps = (x[..., :shared].log_softmax(dim=-1) for x in (logits, teacher))
         return {"gkd": generalised_jensen_shannon(student_logps, teacher_logps, self.beta)}
@@ -57,8 +60,9 @@ def token_divergence(
     hidden = [group.targets.teacher_hidden for group in groups if group.targets.teacher_hidden is not None]
     if not hidden or teacher is None:
         return None
-    head = pretrained(teacher).get_output_embeddings()
-    return TokenDivergence(head, torch.cat(hidden), args.distill_beta, args.temperature)
+    base = pretrained(teacher)
+    head, final = base.get_output_embeddings(), family(base).final(base.config)
+    return TokenDivergence(head, final, torch.cat(hidden), args.distill_beta, args.temperature)
 
 
 def load_teacher(teacher: PreTrainedModel | str | Path | None, processor: Any, args: RALConfig) -> nn.Module | None:
@@ -138,6 +142,7 @@ def teacher_pass(
 def _own_prompt(teacher: nn.Module, prompt: Prompt) -> Prompt:
     """The same prompt with the teacher's vision features; its visual tokens must be the student's."""
     _check_patches(teacher, prompt)
+    _check_times(teacher, prompt)
     try:
         own = prepare_prompt(teacher, prompt.inputs)
     except ValueError as error:
@@ -166,6 +171,17 @@ def _check_patches(teacher: nn.Module, prompt: Prompt) -> None:
             )
 
 
+def _check_times(teacher: nn.Module, prompt: Prompt) -> None:
+    """Positions of a video may follow its seconds, of which only some processors tell the model."""
+    base = pretrained(teacher)
+    name = family(base).video_times
+    if name is not None and "pixel_values_videos" in prompt.inputs and name not in prompt.inputs:
+        raise TeacherError(
+            f"the teacher places the frames of a video by their seconds ({name}), which the student's processor does not give; "
+            "leave videos out of the data, or choose a teacher of the student's family"
+        )
+
+
 _SAME_TOKENS = (
     "Their patch size and merge size must agree, so that attention can be compared position by position; pixel limits are "
     "the student's for both."
@@ -177,6 +193,9 @@ _VISION = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "ima
 def check_same_tokens(student_processor: Any, teacher_processor: Any) -> None:
     """Refuse a teacher whose text tokens or visual tokens are others: prompts are made once, by the student's processor.
 
+    Models of several families may share a tokenizer. One may know more tokens than the other, if they come after all of the
+    other's (Qwen2.5-VL's behind Qwen2-VL's): the student is never shown them.
+
     Raises:
         TeacherError: with the first token, or the first setting of the image processor, that differs.
     """
@@ -184,11 +203,11 @@ def check_same_tokens(student_processor: Any, teacher_processor: Any) -> None:
         {index: token for token, index in getattr(p, "tokenizer", p).get_vocab().items()}
         for p in (student_processor, teacher_processor)
     )
-    for index in sorted(student.keys() | teacher.keys()):
+    for index in range(1 + min(max(student), max(teacher))):
         if student.get(index) != teacher.get(index):
             raise TeacherError(
                 f"teacher and student use different tokenizers: token {index} is {student.get(index)!r} for the student "
-                f"and {teacher.get(index)!r} for the teacher. Choose a teacher of the student's family."
+                f"and {teacher.get(index)!r} for the teacher. Choose a teacher with the student's tokenizer."
             )
     images = [getattr(p, "image_processor", None) for p in (student_processor, teacher_processor)]
     if None in images:
