@@ -11,40 +11,11 @@ class Text(Family):
     """Full, sliding-window or chunked attention, mixtures of experts, compressed keys, and layers that carry a state."""
 
     types = (
-        "cohere2",
-        "deepseek_v2",
-        "deepseek_v3",
-        "ernie4_5",
-        "exaone4",
-        "gemma2",
-        "gemma3_text",
-        "gemma4_text",
-        "glm4",
-        "glm4_moe",
-        "granite",
-        "hunyuan_v1_dense",
-        "kimi_linear",
-        "lfm2",
-        "llama",
-        "minimax_m2",
-        "ministral",
-        "ministral3",
-        "mistral",
-        "mixtral",
-        "olmo2",
-        "olmo3",
-        "olmo_hybrid",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_5_text",
-        "qwen3_moe",
-        "qwen3_next",
-        "seed_oss",
-        "smollm3",
-        "starcoder2",
-    )
+        "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma2", "gemma3_text", "gemma4_text",
+        "glm4", "glm4_moe", "granite", "hunyuan_v1_dense", "kimi_linear", "lfm2", "llama", "minimax_m2", "ministral",
+        "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "olmo_hybrid", "phi3", "qwen2", "qwen2_moe", "qwen3",
+        "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3", "starcoder2",
+    )  # fmt: skip
 
 
 class Mamba(Family):
