@@ -61,7 +61,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "runs": ("training", "report"),
     "evaluate": ("report",),
 }
-#: Tests of many processes, which only `--wide` runs.
+#: Tests of many processes, which judge no mutant.
 SLOW = {"test_distributed.py", "test_kills.py", "test_sharded.py"}
 #: Seconds by the wall clock for a test beside ten times its own: the machine may have other work.
 PATIENCE = 60.0
@@ -106,11 +106,10 @@ class Tree:
         with tarfile.open(fileobj=io.BytesIO(_git(repository, "archive", "HEAD"))) as archive:
             archive.extractall(folder, filter="data")
 
-    def tests(self, room: str, *, wide: bool = False) -> list[str]:
-        """The room's test files, and those of the rooms on top of it."""
-        rooms = [room, *(ROOMS[room] if wide else ())]
-        found = [path for r in rooms for path in sorted((self.folder / "tests" / r).rglob("test_*.py"))]
-        return [path.relative_to(self.folder).as_posix() for path in found if wide or path.name not in SLOW]
+    def tests(self, room: str) -> list[str]:
+        """The room's test files, without those of many processes."""
+        found = sorted((self.folder / "tests" / room).rglob("test_*.py"))
+        return [path.relative_to(self.folder).as_posix() for path in found if path.name not in SLOW]
 
     def hash(self, file: str) -> str:
         return hashlib.sha256((self.folder / file).read_bytes()).hexdigest()[:16]
@@ -295,7 +294,7 @@ def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]
 class Plan:
     """What of a room is run: `n` mutants of the sample of `seed`, without those that have a result; `survivors` get another.
 
-    `wide` is said at `Tree.tests`. `left_out` are tests that are not run, as they fail without a mutation, too. A mutant gets the
+    `wide`: the tests of the rooms on top of it, too. `left_out` are tests that are not run, as they fail without a mutation, too. A mutant gets the
     fastest tests that `seconds` are enough for, so that its score is a lower bound.
     """
 
@@ -319,9 +318,8 @@ def run_room(tree: Tree, room: str, plan: Plan, results: Path, machine: str) -> 
     left_out = [f"--deselect={test}" for test in plan.left_out]
     if not todo:
         return
-    covering = warm_up(
-        tree, tree.tests(room, wide=plan.wide), left_out, COVERINGS / f"{room}{'-wide' * plan.wide}.json"
-    )
+    rooms = [room, *(ROOMS[room] if plan.wide else ())]
+    covering = Covering.together(warm_up(tree, tree.tests(r), left_out, COVERINGS / f"{r}.json") for r in rooms)
     for count, (file, mutant) in enumerate(todo, 1):
         began = time.monotonic()
         try:
@@ -438,7 +436,8 @@ annotations, decorators, the words of errors.
 - The mutants of a room are a **sample** of all that its modules have, drawn by a seed. A score is an estimate: its interval is
   Wilson's, at 95 %.
 - A mutant is *found* when a test of its own room fails, hangs or dies. The tests that run the changed statement in their own process
-  run, then those that start processes. Tests of many processes are left out, and those of other rooms; with `--wide` they run as well.
+  run, then those that start processes; tests of many processes are left out. Tests of the rooms on top of it run for a survivor
+  alone (`--wide`): a score at first sight is of the room's own tests.
 - A survivor is *equivalent* where the change is the same program in other words, as its reason says. It counts neither way.
 - Tests were written for survivors, so the first table flatters. The second one has the honest figure: what tests found of each seed's
   mutants *at first sight*, and what they find now. Of seed 0, 123 of the 150 that are not equivalent were found at first (82 %).

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ral.attention import rows
 from ral.attention.rows import attention_rows, head_mean_attention, policy_rows, renormalise
+from ral.attention.sight import EVERYTHING
 
 HEADS, KV_HEADS, G, R, P, D = 4, 2, 3, 5, 7, 6
 SCALING = 0.37
@@ -118,6 +119,16 @@ def test_per_head_weights_exist_one_chunk_at_a_time_and_are_not_kept(monkeypatch
             assert max(kept) <= max(x.numel() for x in (*inputs, bias)), "only what the rows are made of is kept"
             p.sum().backward()
             assert sum(formed) == 2 * HEADS * G * R * (P + R)
+
+
+def test_a_chunk_is_at_most_two_mebibytes_and_not_much_less() -> None:
+    """Whole completions where they fit, tokens of one where not. Without numbers: a meta device has shapes alone."""
+    for prompt, tokens, completions in ((1000, 16, 40), (9000, 64, 2)):
+        q, k_own = (torch.empty(2, *heads, completions, tokens, 8, device="meta") for heads in ((2,), ()))
+        k_prompt = torch.empty(2, prompt, 8, device="meta")
+        sizes = [weights.numel() for *_, weights in rows._chunks(q, k_prompt, k_own, "token", None, EVERYTHING)]
+        assert sum(sizes) == 4 * completions * tokens * (prompt + tokens)
+        assert 2**18 < max(sizes) <= 2**19
 
 
 @pytest.mark.parametrize("query", ["token", "predictor"])

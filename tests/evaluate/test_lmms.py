@@ -4,20 +4,27 @@ held against the interface that lmms-eval 0.7 publishes."""
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
+import sys
 import tomllib
+from collections import namedtuple
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from ral.data.prompt import build_messages
+from ral.data.record import Record
 from ral.errors import DataError
 from ral.evaluate import lmms
+from ral.evaluate.answering import answer, load_for_answering
 from ral.evaluate.lmms import manifest, record_of, token_limit
 from ral.evaluate.settings import EvalSettings
+from ral.rewards.answers import extract_answer
 from ral.testbed import start_checkpoint
 from ral.testbed.rings import ring_records
 
@@ -102,6 +109,81 @@ def test_the_model_has_what_lmms_eval_calls() -> None:
     assert {"pretrained", "batch_size", "device", "max_batch_size"} <= {a.arg for a in methods["__init__"].args.args}
     assert "is_simple = False" in [ast.unparse(node) for node in model.body]
     assert [ast.unparse(base) for base in model.bases] == ["lmms"]
+
+
+def stub(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """The plug-in's class on a stand-in for what it takes of lmms-eval, and what it logs and hands to the cache."""
+    said: list[Any] = []
+
+    class Base:
+        def __init__(self) -> None:
+            self.task_dict: dict[str, Any] = {}
+            self.cache_hook = SimpleNamespace(add_partial=lambda *args: said.append(args))
+
+        rank = property(lambda self: self._rank)
+
+    parts = {
+        "lmms_eval.api.instance": {
+            "GenerationResult": result("text", "token_counts"),
+            "TokenCounts": result("input_tokens", "output_tokens"),
+            "Instance": Any,
+        },
+        "lmms_eval.api.model": {"lmms": Base},
+        "loguru": {"logger": SimpleNamespace(warning=said.append)},
+    }
+    for name, content in ({"lmms_eval": {}, "lmms_eval.api": {}} | parts).items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "ral.evaluate.lmms_model", raising=False)
+    found = importlib.import_module("ral.evaluate.lmms_model").RAL
+    monkeypatch.delitem(sys.modules, "ral.evaluate.lmms_model")
+    return found, said
+
+
+def result(*names: str) -> Any:
+    return namedtuple("Result", names)  # type: ignore[misc]
+
+
+@pytest.mark.skipif(INSTALLED, reason="lmms-eval itself is asked below")
+def test_it_answers_as_evaluation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the requests, batch by batch, each with the limit of its batch; bodies alone, and what they cost."""
+    kind, said = stub(monkeypatch)
+    model = kind(str(start_checkpoint()), batch_size="2", template="plain", max_completion_length=20)
+    assert (model.rank, model.batch_size_per_gpu, model.problem_type) == (0, 2, "free-form")
+    records = ring_records(3, seed=5)
+    model.task_dict = {"rings": {"test": records}}
+
+    def messages(record: Record) -> list[dict[str, Any]]:
+        return [user({"type": "image", "url": record.images[0]}, text(record.problem))]
+
+    lengths = (4, 24, 30)
+    requests = [
+        SimpleNamespace(args=(f"context {i}", messages, {"max_new_tokens": n}, i, "rings", "test"))
+        for i, n in enumerate(lengths)
+    ]
+    found = model.generate_until(requests)
+
+    loaded, processor = load_for_answering(start_checkpoint())
+    expected = []
+    for batch, length in ((records[:2], 24), (records[2:], 30)):
+        asked = [record_of(messages(r), str(i), "free-form") for i, r in enumerate(batch)]
+        settings = EvalSettings(template="plain", max_completion_length=length)
+        expected += answer(loaded, processor, asked, settings)
+    bodies = [extract_answer(one.text, "strict", True) for one in expected]
+    assert [one.text for one in found] == [body or "" for body in bodies]
+    assert [one.token_counts for one in found] == [(len(e.prompt.input_ids), len(e.completion.ids)) for e in expected]
+    unparsed = bodies.count(None)
+    assert said[:3] == [
+        ("generate_until", (f"context {i}", {"max_new_tokens": n}), body or "")
+        for i, (n, body) in enumerate(zip(lengths, bodies, strict=True))
+    ]
+    assert said[3:] == ([f"{unparsed} of 3 completions hold no answer; they are scored as empty"] if unparsed else [])
+    for other in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(NotImplementedError, match="choose a"):
+            other([])
+    with pytest.raises(DataError, match=r"--model_args: .*'poem'"):
+        kind(str(start_checkpoint()), poem="a")
 
 
 # ------------------------------------------------------------------------------------------------- with lmms-eval

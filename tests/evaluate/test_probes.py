@@ -117,9 +117,16 @@ def test_masking_is_exactly_a_key_that_is_not_there(kind: str, medium: str, all_
 
 
 def test_a_box_over_most_of_the_image_has_no_control() -> None:
+    """Over half of it at most has one: the other half."""
     model, (ids,) = tiny_model(), completions((4,))
-    item = seen_item(model, prompt("image"), ids, slice(0, 1), Box(0, 0, 999, 999))
-    assert masking_check(model, [item]) == [None]
+    inputs = prompt("image")
+    (tile,) = prepare_prompt(model, inputs).tiles
+    rows, columns = tile.rows, tile.columns
+    assert rows % 2 == 0
+    half, more = (seen_item(model, inputs, ids, slice(0, 1), Box(0, 0, 999, 8 * n)) for n in (rows // 2, rows // 2 + 1))
+    found, none = masking_check(model, [half, more])
+    assert found["tokens"] == rows * columns // 2
+    assert none is None
     assert summarise([{"masking": None}]) == {"n": 1}
 
 

@@ -236,6 +236,101 @@ def test_rows_become_records_that_score_themselves(name, media):
     assert task.main in figures or not task.figures(items)  # some need rows of every source
 
 
+# Of each row: id, problem type, solution, and what is reported by and kept for the scorer.
+READ = [
+    ("vstar", "direct_attributes-0", "multiple choice", "B", {"category": "direct_attributes"}),
+    (
+        "mmmu-pro",
+        "standard-test_Art_1",
+        "multiple choice",
+        "B",
+        {"subject": "Art", "track": "standard", "choices": ("A. one", "B. the other")},
+    ),
+    (
+        "mmmu-pro",
+        "vision-test_Art_1",
+        "multiple choice",
+        "A",
+        {"subject": "Art", "track": "vision", "choices": ("A. x", "B. y")},
+    ),
+    ("mme", "1", "free-form", "Yes", {"category": "OCR", "pair": "OCR/OCR/1.png"}),
+    (
+        "muirbench",
+        "3",
+        "multiple choice",
+        "A",
+        {"task": "Counting", "image_relation": "Partial", "image_type": "photo"},
+    ),
+    ("chartqa", "1", "free-form", "14", {"type": "human_test"}),
+    ("vizwiz", "VizWiz_val_0.jpg", "free-form", "cola", {"category": "other", "answers": ("cola", "cola", "can")}),
+    ("blink", "val_Counting_1", "multiple choice", "B", {"sub_task": "Counting", "choices": ("A. 1", "B. 2")}),
+    (
+        "cv-bench",
+        "0",
+        "multiple choice",
+        "B",
+        {"type": "2D", "task": "Count", "source": "COCO", "choices": ("A. 1", "B. 2")},
+    ),
+    (
+        "longvideobench",
+        "v_0",
+        "multiple choice",
+        "C",
+        {"duration_group": 15, "question_category": "S2E", "video": "v.mp4"},
+    ),
+    ("nextqa", "v_6", "multiple choice", "E", {"type": "CW", "video": "v"}),
+    (
+        "videomme",
+        "001-1",
+        "multiple choice",
+        "C",
+        {"duration": "short", "domain": "Knowledge", "sub_category": "Law", "task_type": "OCR", "video": "v"},
+    ),
+    ("videommmu", "adaptation-v", "free-form", "3.14", {"track": "adaptation", "video": "v"}),
+    ("videommmu", "perception-v", "multiple choice", "B", {"track": "perception", "video": "v"}),
+    (
+        "lvbench",
+        "7",
+        "multiple choice",
+        "B",
+        {"question_type": ["entity", "key information"], "video": "v.mp4", "choices": ("(A) 1636", "(B) 1366")},
+    ),
+    (
+        "mvbench",
+        "state_change-1",
+        "multiple choice",
+        "B",
+        {"sub_task": "state_change", "video": "perception/videos/v.mp4"},
+    ),
+    (
+        "tempcompass",
+        "multi-choice-1",
+        "free-form",
+        "B. down",
+        {"dim": "direction", "track": "multi-choice", "video": "v", "choices": ("A. up", "B. down")},
+    ),
+    (
+        "tempcompass",
+        "yes_no-1",
+        "free-form",
+        "no",
+        {"dim": "direction", "track": "yes_no", "video": "v", "choices": ()},
+    ),
+]
+
+
+def test_rows_are_read_with_all_that_is_reported_by(media):
+    found = [
+        (name, record.id, record.problem_type, record.solution, record.extra)
+        for name in ROWS
+        for record in records(name, media)
+    ]
+    assert found == READ
+    clusters = {name: BENCHMARKS[name].cluster for name in ROWS}
+    images = {name: "pair" if name == "mme" else "" for name in list(ROWS)[:8]}
+    assert clusters == images | dict.fromkeys(list(ROWS)[8:], "video")
+
+
 def test_what_the_model_is_shown(media):
     [vstar] = records("vstar", media)
     assert (vstar.problem, vstar.options) == ("What is the glove made of?", ("A. rubber", "B. cotton (raw)"))
