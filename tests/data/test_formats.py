@@ -18,6 +18,7 @@ from ral.cli import app
 from ral.config import RALConfig
 from ral.data.readers import as_records, detect_format
 from ral.data.sources import rows
+from ral.errors import DataError
 from ral.models.loading import load_model
 from ral.training.trainer import RALTrainer
 from tests.data.conftest import TEMPLATE, byte_tokenizer, picture, write_video
@@ -176,6 +177,17 @@ def ral(*words: str | Path) -> str:
     found = CliRunner().invoke(app, [str(word) for word in words])
     assert found.exit_code == 0, found.output
     return found.stdout
+
+
+@pytest.mark.parametrize("prompt", ["What?", [{"role": "user", "content": "What?"}]], ids=["text", "turns"])
+def test_a_completion_of_trl_is_a_text_or_turns(prompt: Any) -> None:
+    said = "<think>it is red</think><answer>red</answer>"
+    for completion in (said, [{"role": "assistant", "content": said}]):
+        (record,) = as_records([{"prompt": prompt, "completion": completion}])
+        assert (record.problem, record.solution, record.trace) == ("What?", "red", "it is red")
+    for wrong in (7, {"role": "assistant", "content": said}):
+        with pytest.raises(DataError, match="row 1: field 'completion': expected a text or a list of messages"):
+            as_records([{"prompt": prompt, "completion": wrong}])
 
 
 def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:

@@ -164,8 +164,11 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path: Path) -> None:
         write_lines(tmp_path / f"{name}.jsonl", [{"problem": name, "solution": "x"}])
     assert [r.problem for r in read_records(tmp_path)] == ["train-00000", "train-00001"]
     assert [r.problem for r in read_records(tmp_path, split="test")] == ["test-00000"]
-    with pytest.raises(DataError, match="no file of the split 'validation'"):
+    for n in range(2, 6):
+        write_lines(tmp_path / f"train-0000{n}.jsonl", [{"problem": "?", "solution": "x"}])
+    with pytest.raises(DataError, match=r"no file of the split 'validation' among test-00000.*train-00003") as caught:
         list(read_records(tmp_path, split="validation"))
+    assert str(caught.value).count(".jsonl") == 5, "not all of thousands"
 
 
 def test_an_image_folder_is_read_through_datasets(tmp_path: Path, media: Path) -> None:

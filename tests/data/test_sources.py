@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ral.data import sources
+from ral.data import shards, sources
 from ral.data.media import load_image, load_video
 from ral.data.readers import read_records
 from ral.data.record import DataError
@@ -283,3 +283,13 @@ def test_an_archive_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     assert "'1.png' is a link" in told(path)[0]
+
+
+def test_a_large_member_of_an_archive_costs_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read into memory."""
+    row = json.dumps(ROW)
+    path = shard(tmp_path / "s.tar", {"1.json": row, "2.json": json.dumps(ROW | {"note": "n" * 50}), "3.json": row})
+    monkeypatch.setattr(shards, "MAX_MEMBER", len(row))
+    found = told(path)
+    assert found[0] == "what?"
+    assert f"'2.json' has {len(row) + 62:,} bytes, more than {len(row):,}; make it smaller" in found[1]
