@@ -139,6 +139,12 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
     temperature: float = setting(0.9, "Temperature of sampling and of log-probabilities.")
     top_p: float = setting(1.0, "Nucleus sampling mass.")
     top_k: int = setting(0, "Sample from the k most likely tokens; 0: from all.")
+    min_p: float | None = setting(
+        None, "Sample from tokens of at least this share of the likeliest one's probability (arXiv 2407.01082)."
+    )
+    repetition_penalty: float = setting(
+        1.0, "Above 1, tokens that stand in the prompt or the completion already become less likely (arXiv 1909.05858)."
+    )
     max_completion_length: int = setting(1024, "Longest completion in tokens; longer ones are cut and counted.")
     rollout_rows: int | None = setting(
         None, "Completions sampled at once; None: what a quarter of the device's memory holds. It changes none of them."
@@ -275,7 +281,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "explore_sigma", "reward_timeout", "importance_cap"):
+        for name in ("temperature", "repetition_penalty", "explore_sigma", "reward_timeout", "importance_cap"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
@@ -291,6 +297,8 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
             raise ConfigError(f"distill_beta must be in [0, 1], got {self.distill_beta}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p must be in [0, 1], got {self.min_p}")
         if not self.attention_layers:
             raise ConfigError(
                 "attention_layers is empty; name at least one layer, such as [-1], or set attention_coef=0"

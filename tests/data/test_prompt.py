@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from ral.data.media import load_video
 from ral.data.prompt import _metadata, build_messages, encode_prompt
 from ral.data.record import Record
 from ral.errors import DataError
+from ral.testbed import load_start
+from ral.testbed.rings import ring_records
 from tests.data.test_video import write as write_frames
 
 IMAGES = (Image.new("RGB", (100, 50), "red"), Image.new("RGB", (56, 56), "blue"))
@@ -131,3 +134,14 @@ def test_times_of_a_video_of_several_rates_reach_the_processor(tmp_path: Path) -
     assert metadata.total_num_frames / metadata.fps == pytest.approx(video.duration, abs=1e-3)
     steady = load_video(write_frames(tmp_path / "b.mp4", 20, 10), num_frames=3)
     assert (_metadata(steady).fps, _metadata(steady).frames_indices) == (10, [0, 9, 19])
+
+
+def test_a_prompt_above_the_longest_is_refused_with_its_record_and_nothing_is_cut() -> None:
+    _, processor = load_start()
+    record = replace(ring_records(1, seed=0)[0], origin="rings.jsonl:1")
+    tokens = encode_prompt(processor, record)["input_ids"].shape[1]
+    assert encode_prompt(processor, record, max_prompt_length=tokens)["input_ids"].shape[1] == tokens
+    with pytest.raises(
+        DataError, match=rf"rings.jsonl:1: .* {tokens} tokens, more than max_prompt_length={tokens - 1};"
+    ):
+        encode_prompt(processor, record, max_prompt_length=tokens - 1)

@@ -259,6 +259,32 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
         assert set(drawn.tolist()) == set(nucleus.tolist())
 
 
+def test_min_p_keeps_tokens_of_a_share_of_the_likeliest() -> None:
+    model = tiny_model("llama")
+    p = first_distribution(model, 1.0)
+    for share in (0.3, 0.8):
+        drawn = first_tokens(model, Sampling(1, (EOS,), min_p=share)).nonzero()[:, 0]
+        assert set(drawn.tolist()) == set((p >= share * p.max()).nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_a_repetition_penalty_counts_prompt_and_completion_as_in_generate(penalty: float) -> None:
+    """Prompts of other lengths in one batch, of which rows leave; below 1 the model repeats itself more."""
+    model = tiny_model("llama")
+    generator = seeded()
+    asked = [torch.randint(3, 90, (1, n), generator=generator) for n in (4, 9, 6)]
+    prompts = [prepare_prompt(model, {"input_ids": ids}) for ids in asked]
+    sampled = sample(model, prompts, 2, Sampling(12, (EOS,), temperature=0, repetition_penalty=penalty))
+    plain = sample(model, prompts, 2, Sampling(12, (EOS,), temperature=0))
+    for ids, (first, second) in zip(asked, sampled, strict=True):
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=EOS,
+            pad_token_id=0, repetition_penalty=penalty,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert first.ids.tolist() == second.ids.tolist() == expected.tolist()
+    assert [group[0].ids.tolist() for group in sampled] != [group[0].ids.tolist() for group in plain]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", VISION_KINDS)
 def test_visual_tokens_are_never_sampled_however_likely(kind: str, temperature: float) -> None:

@@ -100,7 +100,8 @@ def encode_prompt(
     `apply_chat_template(…, tokenize=True)`.
 
     Raises `DataError`, naming the record, for media that cannot be decoded or that the processor cannot use, for text that
-    contains one of the model's own special tokens, and for turns that its template refuses; ConfigError for a model that
+    contains one of the model's own special tokens, for turns that its template refuses, and for a prompt above
+    `max_prompt_length`; ConfigError for a model that
     cannot be asked so, as `templates.render` says.
     """
     settings = replace(settings or PromptSettings(), **named)
@@ -122,7 +123,7 @@ def encode_prompt(
         raise DataError(f"{record.origin}: {error}") from error
     special = {} if adds_special_tokens(processor, text) else {"add_special_tokens": False}
     if tokenizer is processor:
-        return dict(processor(text, return_tensors="pt", **special))
+        return _within(dict(processor(text, return_tensors="pt", **special)), record, settings)
     try:
         media = _media(processor, record, messages, settings, change_media)
         inputs = processor(text=[text], return_tensors="pt", **special, **media)
@@ -130,10 +131,21 @@ def encode_prompt(
         raise
     except ValueError as error:  # for example an aspect ratio above 200
         raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
-    encoded = {key: torch.as_tensor(value) for key, value in inputs.items()}
+    encoded = _within({key: torch.as_tensor(value) for key, value in inputs.items()}, record, settings)
     sizes = [image.size for image in media.get("images", ())]
     tiles = family_of_processor(processor).tiles(processor, encoded["input_ids"][0], sizes) if sizes else None
     return encoded if tiles is None else encoded | {TILES: to_tensor(tiles)}
+
+
+def _within(inputs: dict[str, Tensor], record: Record, settings: PromptSettings) -> dict[str, Tensor]:
+    """The encoded prompt, unless it is longer than the settings allow."""
+    tokens, most = inputs["input_ids"].shape[1], settings.max_prompt_length
+    if most is not None and tokens > most:
+        raise DataError(
+            f"{record.origin}: the prompt has {tokens:,} tokens, more than max_prompt_length={most:,}; lower max_pixels or num_frames, "
+            "leave the record out, or raise max_prompt_length"
+        )
+    return inputs
 
 
 def _media(

@@ -42,6 +42,10 @@ class PromptFields:
     video_pixels: int | None = setting(None, "Largest sum of all frames of a video after resizing, in pixels.")
     num_frames: int | None = setting(None, "Maximum number of frames per video.")
     fps: float | None = setting(None, "Sampling rate of videos, in frames per second.")
+    max_prompt_length: int | None = setting(
+        None,
+        "Longest prompt in tokens, media included; a longer one is an error that names its record. Nothing is cut.",
+    )
 
     @property
     def prompt(self) -> PromptSettings:
@@ -69,7 +73,7 @@ class PromptFields:
             object.__setattr__(self, "prompt_template", read_template(self.prompt_template))
         if self.system_prompt is not None:
             refuse_marks(self.system_prompt, "system_prompt")
-        for name in ("min_pixels", "max_pixels", "video_pixels", "num_frames", "fps"):
+        for name in ("min_pixels", "max_pixels", "video_pixels", "num_frames", "fps", "max_prompt_length"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, got {value}; leave it out for the default")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:

@@ -76,6 +76,12 @@ class Part:
         """N."""
         return len(self.start)
 
+    def asked(self) -> Tensor:
+        """`[N, P]` the prompt of every row; a shorter one is filled up with its last token."""
+        prompts = [self.entries[b].prompt.input_ids for b, rows in self.rows for _ in rows]
+        longest = max(map(len, prompts))
+        return torch.stack([torch.cat([ids, ids[-1:].expand(longest - len(ids))]) for ids in prompts])
+
     def write(self, newest: Sequence[int], ends: frozenset[int], longest: int) -> Iterator[int]:
         """Take the newest tokens over to the host; yields the numbers of the prompts whose last completion ended here."""
         for (b, rows), tokens in zip(self.rows, _parts_of(newest, self.prefix.width), strict=True):

@@ -114,7 +114,7 @@ def most_likely(
     engine: Engine, asked: Iterable[tuple[Record, Prompt]], sampling: Sampling
 ) -> Iterator[tuple[int, Record, Prompt, Completion]]:
     """The most likely completion of every prompt, with its number, as they end. Few more prompts exist at once than are decoded."""
-    greedy = replace(sampling, temperature=0)
+    greedy = replace(sampling, temperature=0, repetition_penalty=1.0)  # as `ral eval` answers
     if isinstance(engine, PolicyEngine):
         records: dict[int, Record] = {}
 

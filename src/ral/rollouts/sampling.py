@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -39,6 +41,9 @@ class Sampling:
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
         top_p, top_k: keep the smallest set of tokens with this mass / this many tokens (1.0 and 0: all).
+        min_p: keep tokens of at least this share of the likeliest one's probability (arXiv 2407.01082); None: all.
+        repetition_penalty: divides the positive logits of tokens that the prompt or the completion holds already, and multiplies
+            the negative ones (arXiv 1909.05858); 1: none.
         eos_token_ids: any of them ends a completion and is its last token.
     """
 
@@ -47,6 +52,8 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -199,26 +206,34 @@ class _Draw:
 
     def __init__(self, sampling: Sampling, banned: Sequence[int]):
         self.temperature, self.processors = sampling.temperature, _processors(sampling)
+        self.penalises = sampling.repetition_penalty != 1
         # A sampled visual placeholder would make the next forward pass look for features that do not exist.
         self.banned = torch.tensor(banned, dtype=torch.long)
 
     def __call__(self, part: Part) -> None:
         self.banned = self.banned.to(part.logits.device)
         scores = part.logits.float().index_fill(-1, self.banned, float("-inf"))
-        scores = self.processors(part.tokens[:, : part.length], scores)  # type: ignore[arg-type]
+        written = part.tokens[:, : part.length]
+        before = torch.cat([part.asked(), written], dim=1) if self.penalises else written
+        scores = self.processors(before, scores)  # type: ignore[arg-type]
         uniform = None if part.uniform is None else part.uniform[part.length]
         part.newest = part.tokens[:, part.length] = _draw(scores, uniform, self.temperature)
         part.length += 1
 
 
 def _processors(sampling: Sampling) -> LogitsProcessorList:
+    """In the order of transformers' `generate`."""
     processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
     if sampling.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(MinPLogitsWarper(sampling.min_p))
     return processors
 
 

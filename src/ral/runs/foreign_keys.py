@@ -24,9 +24,6 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "image_key": ("EasyR1 and verl", _COLUMNS),
     "system": ("ms-swift", "`system_prompt`"),
     "format_prompt": ("EasyR1", "`prompt_template`, with `{problem}` where the problem stands"),
-    "max_prompt_length": (
-        "TRL, EasyR1 and verl", "nothing, as prompts are never cut: `max_pixels` and `num_frames` make them shorter",
-    ),
     # --- what is trained
     "use_peft": ("TRL", "`peft`, such as `peft: {r: 16, target_modules: all-linear}`"),
     "train_type": ("ms-swift", "`peft` for an adapter; all weights are trained without it"),

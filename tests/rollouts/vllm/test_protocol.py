@@ -77,6 +77,12 @@ def test_the_server_samples_as_the_settings_say(tmp_path: Path, stub: Stub) -> N
     assert asked["logit_bias"], "no visual token may be drawn"
 
 
+def test_the_server_is_told_further_settings_where_they_do_something(tmp_path: Path, stub: Stub) -> None:
+    texts(tmp_path, stub, min_p=0.1, repetition_penalty=1.2, max_steps=1).train()
+    asked = stub.asked(GENERATE)[0]["sampling_params"]
+    assert (asked["min_p"], asked["repetition_penalty"]) == (0.1, 1.2)
+
+
 def test_completions_are_those_of_the_answer(tmp_path: Path, stub: Stub) -> None:
     run = texts(tmp_path, stub)
     [[first, second]] = run.make_rollouts([[TEXT, OTHER]])

@@ -130,6 +130,9 @@ class VLLMServers:
         return completions
 
     def _parameters(self, num_generations: int, sampling: Sampling) -> dict[str, Any]:
+        further = {"min_p": sampling.min_p} if sampling.min_p else {}
+        if sampling.repetition_penalty != 1:
+            further["repetition_penalty"] = sampling.repetition_penalty
         return {
             "n": num_generations,
             "temperature": sampling.temperature,
@@ -140,6 +143,7 @@ class VLLMServers:
             "logit_bias": self.banned,
             "logprobs": 0,
             "output_kind": 2,  # whole completions only, or all but the last to finish are lost
+            **further,
         }
 
     def _complete(self, server: Client, record: Record, prompt: Prompt, parameters: dict[str, Any]) -> list[Completion]:
