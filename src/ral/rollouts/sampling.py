@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -54,6 +54,12 @@ class Sampling:
     top_k: int = 0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, settings: Any, eos_token_ids: tuple[int, ...]) -> Sampling:
+        """Those among the settings of a run (`RALConfig`)."""
+        named = {item.name: getattr(settings, item.name) for item in fields(cls) if item.name != "eos_token_ids"}
+        return cls(eos_token_ids=eos_token_ids, **named)
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

@@ -356,16 +356,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             gather_kept(self.teacher)
 
     def _sampling(self) -> Sampling:
-        args, eos = self.args, eos_token_ids(pretrained(self.model), self.processing_class)
-        return Sampling(
-            args.max_completion_length,
-            eos,
-            args.temperature,
-            args.top_p,
-            args.top_k,
-            args.min_p,
-            args.repetition_penalty,
-        )
+        return Sampling.of(self.args, eos_token_ids(pretrained(self.model), self.processing_class))
 
     def _sources(self) -> Sources:
         models = self.model, self._reference_policy, self.teacher
