@@ -179,6 +179,12 @@ STUDIES: dict[str, Study] = {
             "credit-5": Arm("credit", "RAL credit, λ = 5", {"attention_coef": 5}),
             "credit-shuffled": Arm("credit", "RAL credit, A shuffled", {"attention_advantage": "shuffled"}),
             "evidence": Arm("evidence", "RAL evidence, λ = 100 (told where to look)"),
+            "evidence-centre": _told("centre", "placebo: centre"),
+            "evidence-rolled": _told("rolled", "placebo: rolled"),
+            "evidence-shuffled": _told("shuffled", "placebo: boxes of other questions"),
+            "evidence-masking": Arm(
+                "evidence", "RAL evidence, λ = 100, what the answer needs", {"evidence_from": "masking"}
+            ),
             "grpo-long": Arm("grpo", "GRPO, 220 updates", {"max_steps": 220}),
             "grpo-1": Arm("grpo", "GRPO, one inner update", {"num_iterations": 1}),
             "explore-1": Arm("explore", "RAL explore, one inner update", {"num_iterations": 1}),
