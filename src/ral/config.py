@@ -88,7 +88,10 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         "old", "Target of attention: old (the paper's), ref, group, credit, evidence, explore or teacher."
     )
     attention_query: Query = setting("token", "Attention rows: of the completion token (paper) or of its predictor.")
-    attention_keys: Keys = setting("all", "Earlier positions that rows cover: all (paper), prompt or visual.")
+    attention_keys: Keys = setting(
+        "all",
+        "Earlier positions that rows cover: all (paper), prompt, visual, or interior (visual, without the edge of the picture).",
+    )
     attention_layers: list[int] = field(
         default_factory=lambda: [-1], metadata={"help": "Decoder layers whose attention is trained (paper: the last)."}
     )

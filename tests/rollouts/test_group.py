@@ -13,13 +13,14 @@ from ral.attention.keys import Keys, select_keys
 from ral.rollouts.group import Targets, TrainingGroup, rollout_metrics
 from ral.rollouts.sampling import Completion
 
-#: Of six prompt tokens, the third to fifth are visual; the fourth and the last show the evidence.
+#: Of six prompt tokens, the third to fifth are visual; the fourth is off the edge; the fourth and the last show the evidence.
 VISUAL = torch.tensor([False, False, True, True, True, False])
+INTERIOR = torch.tensor([False, False, False, True, False, False])
 EVIDENCE = torch.tensor([False, False, False, True, False, True])
 
 
 def group(evidence: torch.Tensor | None = EVIDENCE) -> TrainingGroup:
-    scored: Any = SimpleNamespace(prompt=SimpleNamespace(visual=VISUAL, input_ids=torch.arange(6)))
+    scored: Any = SimpleNamespace(prompt=SimpleNamespace(visual=VISUAL, interior=INTERIOR, input_ids=torch.arange(6)))
     return TrainingGroup(scored=scored, targets=Targets(evidence=evidence))
 
 
@@ -27,7 +28,7 @@ def group(evidence: torch.Tensor | None = EVIDENCE) -> TrainingGroup:
     ("keys", "skip", "shared", "shows"),
     [
         ("all", 0, 6, [3, 5]), ("all", 2, 4, [1, 3]), ("prompt", 0, 6, [3, 5]), ("prompt", 4, 2, [1]),
-        ("visual", 0, 3, [1]), ("visual", 2, 3, [1]),
+        ("visual", 0, 3, [1]), ("visual", 2, 3, [1]), ("interior", 0, 1, [0]),
     ],
 )  # fmt: skip
 def test_shared_keys_are_where_selected_rows_have_the_prompt(
@@ -40,7 +41,7 @@ def test_shared_keys_are_where_selected_rows_have_the_prompt(
     assert group(None).shared_evidence(keys, skip) is None
     # a row that looks at nothing but the evidence, behind four tokens of its own
     row = torch.cat([EVIDENCE / 2, torch.zeros(4)])[None, None]
-    selected = select_keys(row, keys, 6, VISUAL, skip)[0, 0]
+    selected = select_keys(row, keys, 6, INTERIOR if keys == "interior" else VISUAL, skip)[0, 0]
     assert selected[:shared][evidence].sum() == pytest.approx(1)
 
 

@@ -16,7 +16,7 @@ from ral.data.boxes import box_mask
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
 from ral.evaluate.looking import prompt_and_rest
-from ral.families.tiles import Tile
+from ral.families.tiles import Tile, cut, interior, split
 from ral.rollouts.group import ScoredGroup, Targets
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
@@ -26,6 +26,7 @@ from ral.testbed.needles import needle_records
 from ral.testbed.rings import ring_records
 from ral.training.evidence import answer_tokens, evidence_tokens
 from ral.training.evidence_sources import SOURCES
+from ral.training.forward import packed_forward, rows_of
 
 MODEL, PROCESSOR = load_start()
 
@@ -224,3 +225,23 @@ def test_masking_finds_the_blocks_that_the_answer_needs(tmp_path: Path) -> None:
 def test_masking_knows_nothing_of_text_or_of_answers_that_cannot_be_read(tmp_path: Path) -> None:
     [one] = found(tmp_path, ["<think>row 1", "<think>row 2"], evidence_from="masking")
     assert one.evidence is None
+
+
+def test_interior_keys_leave_out_the_edge_of_the_picture(tmp_path: Path) -> None:
+    [group] = groups(1, TEXTS, [1.0, 0.0])
+    inside = group.prompt.interior[group.prompt.places].view(8, 8)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[1:-1, 1:-1] = True
+    assert torch.equal(inside, expected)
+    assert not group.prompt.interior[~group.prompt.visual].any()
+    tiles = (*cut(0, 1, 2, 3), Tile(0, 2, 2, newline=True))  # left and right half, then the whole
+    kept = [tile.grid(part).tolist() for tile, part in zip(tiles, split(interior(tiles), tiles), strict=True)]
+    assert kept[0] == [[False] * 3, [False, True, True], [False] * 3]
+    assert kept[1] == [[False] * 3, [True, True, False], [False] * 3]
+    assert kept[2] == [[False] * 2] * 2
+    args = settings(tmp_path, attention_keys="interior", attention_anchor="old")
+    [output] = packed_forward(MODEL, [group], args, layers=[-1])
+    [rows] = rows_of(output, args).values()
+    assert rows.shape[-1] == 36
+    whole = output.attention[..., group.prompt.interior.nonzero()[:, 0]]
+    torch.testing.assert_close(rows, whole / whole.sum(dim=-1, keepdim=True).clamp_min(1e-30))

@@ -31,7 +31,7 @@ from ral.attention.repeated import RepeatedPass
 from ral.attention.rows import Query, attention_rows, head_mean_attention, policy_rows
 from ral.errors import DataError
 from ral.families.family import joined
-from ral.families.tiles import TILES, Tile, from_tensor
+from ral.families.tiles import TILES, Tile, from_tensor, interior
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -71,6 +71,14 @@ class Prompt:
         """`[P]` bool, true on visual tokens."""
         return torch.zeros_like(self.input_ids, dtype=torch.bool).index_fill(0, self.places, True)
 
+    @cached_property
+    def interior(self) -> Tensor:
+        """`[P]` bool, true on visual tokens off the edge of their picture; none where it is not known what they show."""
+        inside = torch.zeros_like(self.visual)
+        if self.tiles:
+            inside[self.places] = torch.from_numpy(interior(self.tiles)).to(inside.device)
+        return inside
+
     @property
     def next_position(self) -> int:
         """Position of the first completion token: after the prompt's largest position, which may be a video's in time."""
@@ -90,6 +98,7 @@ class GroupOutput:
         visual: `[P]` bool.
         extra: further per-token statistics `[G, R]` by name, from `token_statistics`.
         heads: layer → attention of every head `[H, G, R, P+R]`, if requested.
+        interior: `[P]` bool, visual tokens off the edge of their picture.
     """
 
     logps: Tensor
@@ -100,6 +109,7 @@ class GroupOutput:
     visual: Tensor
     extra: dict[str, Tensor]
     heads: dict[int, Tensor] = field(default_factory=dict)
+    interior: Tensor | None = None
 
     @property
     def attention(self) -> Tensor:
@@ -448,7 +458,8 @@ def _unpack(
         rows, own = ({layer: pair[j] for layer, pair in found.items()} for j in (0, 1))
         heads = {layer: _per_head(qk, query, how) for layer, (qk, how) in captured.items()} if per_head else {}
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
-        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, rows, own, prompt.visual, extra, heads))
+        tokens_of = padded["logps"], padded["entropy"], mask
+        outputs.append(GroupOutput(*tokens_of, rows, own, prompt.visual, extra, heads, prompt.interior))
         row_start += group.total
         token_start += group.completion_total
     return outputs
@@ -478,7 +489,8 @@ def _unpack_repeated(
         }
         extra = {k: v for k, v in padded.items() if k not in ("logps", "entropy")}
         kept = heads if per_head else {}
-        outputs.append(GroupOutput(padded["logps"], padded["entropy"], mask, found, own, prompt.visual, extra, kept))
+        tokens_of = padded["logps"], padded["entropy"], mask
+        outputs.append(GroupOutput(*tokens_of, found, own, prompt.visual, extra, kept, prompt.interior))
         start += group.completion_total
     return outputs
 

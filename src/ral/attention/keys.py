@@ -10,21 +10,22 @@ from torch import Tensor
 from ral.attention.rows import renormalise
 from ral.errors import DataError
 
-Keys = Literal["all", "prompt", "visual"]
+Keys = Literal["all", "prompt", "visual", "interior"]
 
 
 def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, skip: int = 0) -> Tensor:
     """Restrict policy rows to a set of keys and renormalise them.
 
     Args:
-        rows: `[G, R, P+R]` policy rows; visual: `[P]` bool, true on the prompt's visual tokens.
+        rows: `[G, R, P+R]` policy rows; visual: `[P]` bool, true on the prompt's visual tokens, or for `interior` on those off the
+            edge of their picture, where attention sinks gather.
         skip: leading prompt tokens that are left out, as attention sinks.
 
     Returns:
-        `[G, R, K]` with K = P+R (`all`), P (`prompt`), each less `skip`, or the number of visual tokens (`visual`).
+        `[G, R, K]` with K = P+R (`all`), P (`prompt`), each less `skip`, or the number of visual tokens (`visual`, `interior`).
 
     Raises:
-        DataError: `keys="visual"` for a prompt without visual tokens.
+        DataError: `keys="visual"` or `"interior"` for a prompt without such tokens.
     """
     if keys == "all":
         return renormalise(rows[..., skip:]) if skip else rows
@@ -32,7 +33,7 @@ def select_keys(rows: Tensor, keys: Keys, prompt_length: int, visual: Tensor, sk
         return renormalise(rows[..., skip:prompt_length])
     if not bool(visual.any()):
         raise DataError(
-            'attention_keys="visual", but a prompt has no visual tokens; '
+            f'attention_keys="{keys}", but a prompt has no {keys} tokens; '
             'use attention_keys="prompt" or "all" for text, or check that the image reached the processor'
         )
     return renormalise(rows[..., :prompt_length][..., visual])

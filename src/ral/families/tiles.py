@@ -49,6 +49,20 @@ class Tile:
         return np.pad(grid, ((0, 0), (0, int(self.newline)))).ravel()
 
 
+def interior(tiles: Sequence[Tile]) -> NDArray[np.bool_]:
+    """`[N]` of all visual tokens: those that show something and do not touch the edge of their picture."""
+    found = []
+    for tile in tiles:
+        left, top, right, bottom = tile.box
+        inside = np.ones((tile.rows, tile.columns), dtype=bool)
+        for touches, edge in (
+            (left <= 0, np.s_[:, :1]), (right >= 1, np.s_[:, -1:]), (top <= 0, np.s_[:1]), (bottom >= 1, np.s_[-1:])
+        ):  # fmt: skip
+            inside[edge] &= not touches
+        found.append(tile.flat(inside))
+    return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+
+
 def cut(picture: int, rows: int, columns: int, side: int) -> list[Tile]:
     """A picture cut into `rows` × `columns` tiles of `side` × `side` tokens, row by row."""
     return [

@@ -101,7 +101,7 @@ class EvidenceFields:
             raise ConfigError(
                 "evidence_target='mixture' is made of boxes, and evidence_from='masking' finds none; set evidence_target='raised'"
             )
-        if self.evidence_divergence == "kl" and (keys != "visual" or not self.evidence_background):
+        if self.evidence_divergence == "kl" and (keys not in ("visual", "interior") or not self.evidence_background):
             raise ConfigError(
                 "evidence_divergence='kl' is infinite where the mixture has no mass; set attention_keys='visual' and "
                 "evidence_background above 0, or evidence_divergence='jsd'"

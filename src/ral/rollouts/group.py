@@ -187,7 +187,7 @@ class TrainingGroup:
 
     def shared_keys(self, keys: Keys, skip: int = 0) -> int:
         """Leading keys of a selected row that are the same position for every completion."""
-        return int(self.prompt.visual.sum()) if keys == "visual" else len(self.prompt.input_ids) - skip
+        return len(on_keys(self.prompt.input_ids, self.prompt, keys, skip))
 
     def shared_evidence(self, keys: Keys, skip: int = 0) -> Tensor | None:
         """Which of the `shared_keys` show the evidence."""
@@ -200,12 +200,25 @@ class TrainingGroup:
     def _on_keys(self, values: Tensor | None, keys: Keys, skip: int) -> Tensor | None:
         if values is None:
             return None
-        return values[..., self.prompt.visual] if keys == "visual" else values[..., skip:]
+        return on_keys(values, self.prompt, keys, skip)
+
+
+def on_keys(values: Tensor, prompt: Prompt, keys: Keys, skip: int = 0) -> Tensor:
+    """Values `[…, P]` of a prompt's tokens on those that selected rows cover."""
+    match keys:
+        case "visual":
+            return values[..., prompt.visual]
+        case "interior":
+            return values[..., prompt.interior]
+        case _:
+            return values[..., skip:]
 
 
 def selected_rows(output: GroupOutput, keys: Keys, skip: int = 0) -> dict[int, Tensor]:
     """Policy rows of every captured layer over the chosen keys: layer → `[G, R, K]`."""
     prompt, visual = len(output.visual), output.visual
+    if keys == "interior" and output.interior is not None:
+        visual = output.interior
     return {layer: select_keys(rows, keys, prompt, visual, skip) for layer, rows in output.layers.items()}
 
 

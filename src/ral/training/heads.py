@@ -28,6 +28,7 @@ from ral.data.record_errors import name_in_errors
 from ral.data.spans import answer_span
 from ral.errors import ConfigError, DataError, RunError, UsageError
 from ral.models.gathering import gather_for_rollouts
+from ral.rollouts.group import on_keys
 from ral.rollouts.lock_step import lock_step
 from ral.rollouts.sampling import evaluating
 from ral.runs.chosen_heads import ChosenHeads, read_chosen_heads
@@ -158,8 +159,9 @@ def head_scores(
         if evidence is None:
             looks = rows[..., :length][..., prompt.visual]
         else:
-            kept = select_keys(rows, args.attention_keys, length, prompt.visual, args.attention_skip)
-            inside = evidence[prompt.visual] if args.attention_keys == "visual" else evidence[args.attention_skip :]
+            covered = prompt.interior if args.attention_keys == "interior" else prompt.visual
+            kept = select_keys(rows, args.attention_keys, length, covered, args.attention_skip)
+            inside = on_keys(evidence, prompt, args.attention_keys, args.attention_skip)
             looks = kept[..., : len(inside)][..., inside]
         found.append(looks.sum(dim=-1).double().mean(dim=-1))
     return torch.stack(found)
