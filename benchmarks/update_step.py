@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from ral import forward_group
 from ral.attention import forward_groups, prepare_prompt
 from ral.attention.rows import policy_rows
 from ral.objective.terms import StepTotals, attention_loss, group_advantages, grpo_loss, token_weights
+from ral.testbed.model import build_processor
 
 EPSILON = 0.2
 #: Arms that compute the same loss: what `differences` holds them to.
@@ -123,9 +124,25 @@ def ours(update: Update, attention: bool = True, vision: bool = False) -> Way:
 
 
 def trl(update: Update) -> Way:
-    group, tokens = update.completions.shape
+    model = copy.deepcopy(update.case.model)
+    trainer, batch = trl_trainer(
+        model, update.inputs, update.completions, update.old_logps, update.advantages, update.case.processor
+    )
+    return Way(trainer.model, lambda: trainer.compute_loss(trainer.model, batch))
+
+
+def trl_trainer(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    completions: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    processor: Any = None,
+) -> tuple[GRPOTrainer, dict[str, Any]]:
+    """TRL's trainer, and the batch that its `compute_loss` takes for one prompt and its completions `[G, R]`."""
+    group, tokens = completions.shape
     trainer = GRPOTrainer(
-        model=copy.deepcopy(update.case.model),
+        model=model,
         reward_funcs=lambda completions, **columns: [0.0] * len(completions),
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(),
@@ -134,29 +151,29 @@ def trl(update: Update) -> Way:
             loss_type="grpo",
             beta=0.0,
             epsilon=EPSILON,
-            use_cpu=True,
+            use_cpu=completions.device.type == "cpu",
             bf16=False,
             gradient_checkpointing=False,  # on by default: it would make this arm slower
             report_to=[],
         ),
         train_dataset=Dataset.from_dict({"prompt": ["unused"]}),
-        processing_class=update.case.processor,
+        processing_class=processor or build_processor(),
     )
     trainer.current_gradient_accumulation_steps = 1  # what the training loop sets before a step
-    repeated = update.repeated()
+    repeated = {key: value.repeat(group, *[1] * (value.ndim - 1)) for key, value in inputs.items()}
     batch = {
         "prompt_ids": repeated["input_ids"],
         "prompt_mask": repeated["attention_mask"],
-        "completion_ids": update.completions,
-        "completion_mask": torch.ones_like(update.completions),
-        "old_per_token_logps": update.old_logps,
-        "advantages": update.advantages,
-        "num_images": [len(update.inputs["image_grid_thw"])] * group,
+        "completion_ids": completions,
+        "completion_mask": torch.ones_like(completions),
+        "old_per_token_logps": old_logps,
+        "advantages": advantages,
+        "num_images": [len(inputs["image_grid_thw"])] * group,
         "pixel_values": repeated["pixel_values"],
         "image_grid_thw": repeated["image_grid_thw"],
         "mm_token_type_ids": torch.nn.functional.pad(repeated["mm_token_type_ids"], (0, tokens)),
     }
-    return Way(trainer.model, lambda: trainer.compute_loss(trainer.model, batch))
+    return trainer, batch
 
 
 def _grouped_attention(

@@ -30,7 +30,7 @@ def ordinary(
         p = []
         for t in range(prompt_length, prompt_length + len(y)):
             row = mean[t if query == "token" else t - 1]
-            earlier = row * (torch.arange(len(row)) < t)
+            earlier = row * (torch.arange(len(row), device=row.device) < t)
             p.append(earlier / earlier.sum())
         logps.append(lp)
         rows.append(torch.stack(p))
