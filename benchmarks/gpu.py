@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +32,8 @@ from ral.runs.folder import environment
 
 #: Seconds that all sections have together.
 LIMIT = 460.0
+#: A CPU may take so many times longer, and nobody waits for it.
+PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = environment() | {"gpu": "none (dry)" if asked.dry else torch.cuda.get_device_name()}
     for section in SECTIONS:
         if section.name in asked.sections:
-            outcomes.append(measure(section, bench, LIMIT - (time.perf_counter() - start)))
+            given = replace(section, seconds=section.seconds * (PATIENCE if asked.dry else 1))
+            left = LIMIT * (PATIENCE if asked.dry else 1) - (time.perf_counter() - start)
+            outcomes.append(measure(given, bench, left))
             print(json.dumps(asdict(outcomes[-1]), default=str), flush=True)
     failed = [outcome.section for outcome in outcomes if outcome.ok is False]
     left_out = [outcome.section for outcome in outcomes if outcome.ok is None]

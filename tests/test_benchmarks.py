@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import data_loading, evaluation, rollout, training_step, update_step
+from benchmarks import data_loading, evaluation, gpu, gpu_sections, rollout, training_step, update_step
 from benchmarks.cases import Setting, build_case
 from benchmarks.common import compare, counted, median_ratio, write_result
+from benchmarks.gpu_sections import SECTIONS
 from benchmarks.page import Results, page, targets
 from benchmarks.suite import CELLS
 
@@ -82,3 +84,49 @@ def test_a_measurement_is_kept_and_stands_on_the_page(tmp_path: Path) -> None:
 
 def test_no_two_cells_share_a_file() -> None:
     assert len({cell.name for cell in CELLS}) == len(CELLS)
+
+
+def test_the_benchmark_of_gpus_runs_dry_from_start_to_end(tmp_path: Path) -> None:
+    """What it measures on a GPU, with tiny sizes on the CPU."""
+    assert gpu.main(["--dry", "--output", str(tmp_path / "gpu")]) == 0
+    *outcomes, summary = map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())
+    assert [outcome["section"] for outcome in outcomes] == [section.name for section in SECTIONS]
+    for outcome, section in zip(outcomes, SECTIONS, strict=True):
+        if section.package is None:
+            assert outcome["ok"] is True, outcome
+            assert outcome["figures"]
+    assert summary["failed"] == []
+    text = (tmp_path / "gpu.md").read_text()
+    assert "## TRL's step: held" in text
+    assert "| way | seconds | tokens_a_second | mfu | share_of_term |" in text
+
+
+def test_a_section_that_fails_hangs_or_comes_too_late_is_reported_and_no_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = gpu_sections.Bench(dry=True)
+
+    def failing(bench: gpu_sections.Bench) -> gpu_sections.Figures:
+        yield {"before": 1}
+        raise ValueError("kernel")
+
+    def hanging(bench: gpu_sections.Bench) -> gpu_sections.Figures:
+        yield {}
+        time.sleep(60)
+
+    failed = gpu.measure(gpu_sections.Section("a", failing, 5), bench, left=10)
+    assert (failed.ok, failed.figures) == (False, [{"before": 1}])
+    assert failed.said.startswith("ValueError: kernel (test_benchmarks.py:")
+    hung = gpu.measure(gpu_sections.Section("b", hanging, 0.2), bench, left=10)
+    assert (hung.ok, hung.seconds < 5) == (False, True)
+    assert hung.said.startswith("TimeoutError: stopped after 0 s")
+    late = gpu.measure(gpu_sections.Section("c", failing, 5), bench, left=4)
+    assert (late.ok, late.said) == (None, "needs up to 5 s, 4 s are left")
+    wrong = gpu.measure(gpu_sections.Section("d", lambda bench: iter([{"ok": False}]), 5), bench, left=9)
+    assert wrong.ok is False
+    missing = gpu.measure(gpu_sections.Section("e", failing, 5, package="no_such_package"), bench, left=9)
+    assert (missing.ok, missing.said) == (None, "no_such_package is not installed")
+    assert sum(section.seconds for section in gpu_sections.SECTIONS if section.package is None) < 1.35 * gpu.LIMIT
+    text = gpu.page([failed, late], {"gpu": "none"})
+    assert "## a: **failed**" in text
+    assert "## c: left out" in text

@@ -9,7 +9,7 @@ from experiments.families.zoo import tiny
 from ral.attention import prepare_prompt
 from ral.attention.held import Held, held_by_layers
 from ral.attention.models import make_capturable
-from ral.rollouts.sampling import _prefill
+from ral.rollouts.batch import Entry, prefill
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_5", "falcon_h1", "deepseek_v3", "gemma4", "qwen3_vl_moe"])
@@ -19,7 +19,7 @@ def test_it_is_what_rollouts_hold(kind: str) -> None:
     make_capturable(model)
     prompts = [prepare_prompt(model, {"input_ids": torch.arange(1, n)[None]}) for n in (5, 6)]
     with torch.no_grad():
-        short, long = (_prefill(model, prompts, [i], 2, None, None).prefix for i in (0, 1))
+        short, long = (prefill(model, [Entry(i, prompts[i])], 2, 4, None, False).prefix for i in (0, 1))
     for layer, held in enumerate(held_by_layers(model)):
         keys, values = (
             [p.layers[layer][part].numel() if layer in p.layers else 0 for p in (short, long)] for part in (0, 1)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ral.config import RALConfig
 from ral.runs.checkpoints import MANIFEST, CheckpointError, checkpoints, fault, seal
-from ral.training.exact_resume import SETTINGS
+from ral.runs.names import TRAINING_ARGS
 from tests.killing import TIMES, flip_bit
 from tests.training.test_trainer import LORA, RECORDS, lines, same, trained, trainer
 
@@ -141,7 +141,7 @@ def test_what_is_saved_holds_settings_as_json_and_no_pickle_of_objects(tmp_path:
     run.train()
     run.save_model(str(tmp_path / "final"))
     for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):
-        settings = json.loads((folder / SETTINGS).read_text())
+        settings = json.loads((folder / TRAINING_ARGS).read_text())
         assert settings["attention_anchor"] == "explore"
         assert "hunter2" not in json.dumps(settings)
         RALConfig(**settings | {"output_dir": str(tmp_path / "another")})
