@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +210,21 @@ def test_check_takes_several_files_and_recipes_with_their_rewards(
     assert "open.jsonl: line 1: field 'solution': expected the answer as text or number, found nothing" in judged.stdout
     twice = runner.invoke(app, ["check", "mine.yaml", "--columns", "{problem: frage}"])
     assert (twice.exit_code, "columns is the recipe's to say" in twice.stderr) == (2, True)
+
+
+def test_the_display_that_the_environment_names_never_matters(tmp_path: Path) -> None:
+    """A notebook names its own display to the commands that it starts, which need not be installed where they run."""
+    run = Path(__file__).parent / "runs" / "run_of_0_1_0"
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    words = [
+        sys.executable,
+        "-c",
+        "from ral.cli import main; main()",
+        "report",
+        str(run),
+        "--output",
+        str(tmp_path / "a.html"),
+    ]
+    found = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "a.html").is_file()

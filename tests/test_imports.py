@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ral"
 #: A room (or top module) imports from itself and from what stands before it.
 ORDER = [
     "moved", "errors", "files", "families", "runs", "data", "statistics", "attention", "models", "testbed", "rewards", "objective",
-    "rollouts", "config", "recipe", "options", "evaluate", "report", "plan", "training", "quickstart", "cli",
+    "rollouts", "config", "recipe", "options", "evaluate", "report", "plan", "training", "notebook", "quickstart", "cli",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "peft", "datasets"}
 

@@ -10,13 +10,21 @@ from ral import moved
 if TYPE_CHECKING:
     from ral.attention import forward_group
     from ral.config import RALConfig
+    from ral.notebook.look import look
+    from ral.notebook.saved import read_run
     from ral.training.trainer import RALTrainer
 
 moved.install()
 
-_HOMES = {"forward_group": "ral.attention", "RALConfig": "ral.config", "RALTrainer": "ral.training.trainer"}
+_HOMES = {
+    "forward_group": "ral.attention",
+    "look": "ral.notebook.look",
+    "RALConfig": "ral.config",
+    "RALTrainer": "ral.training.trainer",
+    "read_run": "ral.notebook.saved",
+}
 
-__all__ = ["RALConfig", "RALTrainer", "forward_group"]
+__all__ = ["RALConfig", "RALTrainer", "forward_group", "look", "read_run"]
 
 
 def __getattr__(name: str) -> Any:

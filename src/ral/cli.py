@@ -11,7 +11,7 @@ from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -21,10 +21,6 @@ from ral.errors import RalError, UsageError
 from ral.runs.names import EVALUATIONS, ITEMS
 from ral.runs.redaction import redacted
 
-if TYPE_CHECKING:
-    from ral.evaluate.answering import Glance
-
-
 #: Modules whose notes to their own callers a user can do nothing about.
 _LIBRARIES = r"(accelerate|datasets|huggingface_hub|peft|torch|transformers|trl)\b"
 
@@ -33,6 +29,7 @@ class _Commands(TyperGroup):
     """Prints errors that the user can fix as one line: a RalError, or a path that the system refuses. Others are bugs."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        os.environ.pop("MPLBACKEND", None)  # nothing is drawn on a display, and matplotlib refuses one it does not know
         try:
             with warnings.catch_warnings():
                 if not ctx.params["debug"]:
@@ -440,8 +437,8 @@ def look(
     ] = None,
 ) -> None:
     """Draw where a model looks when it answers a question about an image or a video."""
-    from ral.evaluate.answering import glance, load_for_answering
     from ral.evaluate.settings import EvalSettings
+    from ral.notebook.look import look
     from ral.recipe import parse_settings
 
     if output.suffix not in (".png", ".html"):
@@ -449,36 +446,7 @@ def look(
     path = _model_path(model)
     settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
     _without_bars()
-    seen = glance(*load_for_answering(path), question, settings, image=image, video=video)
-    _draw(seen, question, output)
-    typer.echo(output)
-
-
-def _draw(seen: Glance, question: str, output: Path) -> None:
-    """Write what was seen at a question to a .png or .html file."""
-    import numpy as np
-
-    from ral.report.heatmap import render_heatmap_html, render_heatmap_png
-
-    picture, values = np.asarray(seen.sheet.picture), seen.map
-    asked = " ".join(question.replace("<image>", " ").replace("<video>", " ").split())
-    row = "the first token, as no answer was found" if seen.answer is None else f"the answer {seen.answer!r}"
-    facts = [
-        ("Row", f"predicts {row}"),
-        ("Layer", f"{seen.number} of 0 to {len(seen.look.layers) - 1}"),
-        *([("Heads", ", ".join(map(str, seen.heads)))] if seen.heads else []),
-        (
-            "Attention on the image" if not seen.sheet.times else "Attention on the video",
-            f"{seen.layer.visual_share:.0%}",
-        ),
-    ]
-    if seen.sheet.times:
-        facts.append(("Frames at", ", ".join(f"{time:.1f}" for time in seen.sheet.times) + " s, row by row"))
-    if output.suffix == ".html":
-        render_heatmap_html(picture, values, [], output, question=asked, completion=seen.text, facts=facts)
-    else:
-        caption = "; ".join(f"{name}: {fact}" for name, fact in facts)
-        render_heatmap_png(picture, values, [], output, title=asked, caption=f"{seen.text}\n{caption}")
+    typer.echo(look(path, image, question, video=video, settings=settings).save(output))
 
 
 def _model_path(model: str) -> str:

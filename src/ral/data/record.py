@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ral.data.record_html import record_html
 from ral.errors import DataError as DataError  # its older address
 
 ProblemType = Literal["multiple choice", "numerical", "OCR", "free-form", "regression", "math", "box"]
@@ -99,6 +100,9 @@ class Record:
     def place(self) -> str:
         """The record's id and origin, for messages."""
         return f"record {self.id} ({self.origin or 'in memory'})"
+
+    def _repr_html_(self) -> str:
+        return record_html(self)
 
     def columns(self) -> dict[str, Any]:
         """The columns that reward functions get by keyword, besides prompts and completions."""

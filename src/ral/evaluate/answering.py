@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -187,7 +188,7 @@ def glance(
     question: str,
     settings: EvalSettings,
     *,
-    image: Path | None = None,
+    image: Path | Image.Image | None = None,
     video: Path | None = None,
 ) -> Glance:
     """Ask `question` about the file `image` or `video`; a mark `<image>` or `<video>` in it says where the medium stands,
@@ -199,8 +200,8 @@ def glance(
     if (image is None) == (video is None):
         raise UsageError("a look needs one image or one video; give either of them")
     settings = settled(model, settings)
-    images, videos = (() if path is None else (path,) for path in (image, video))
-    name = str(image or video)
+    images, videos = () if image is None else (image,), () if video is None else (video,)
+    name = "the image" if isinstance(image, Image.Image) else str(image or video)
     record = Record(id=name, problem=question, solution="", images=images, videos=videos, origin=name)
     (item,) = answer(model, processor, [record], settings)
     found = extract_answer(item.text, settings.scorer, settings.think)

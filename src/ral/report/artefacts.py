@@ -18,6 +18,7 @@ import yaml
 
 from ral.errors import DataError
 from ral.evaluate.items import Item
+from ral.report.run_html import evaluation_html, run_html
 from ral.runs.names import (
     CONFIG,
     ENVIRONMENT,
@@ -48,6 +49,9 @@ class Evaluation:
     items: dict[str, Item]
     settings: Json | None = None
 
+    def _repr_html_(self) -> str:
+        return evaluation_html(self.task, self.summary, list(self.items.values()))
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -65,6 +69,9 @@ class Run:
     looks: list[Item] = field(default_factory=list)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     seconds: float | None = None
+
+    def _repr_html_(self) -> str:
+        return run_html(str(self.folder), self.config, self.metrics, list(self.evaluations.values()))
 
     @property
     def trained(self) -> bool:

@@ -81,6 +81,12 @@ def tile(
     )  # fmt: skip
 
 
+def under_heat(image: Image.Image, grid: np.ndarray) -> Image.Image:
+    """`image` under `grid` `[h, w]` (shares), as one picture; the brightest token is the most attended to."""
+    heat = Image.fromarray(_heat(grid / (grid.max() or 1.0)), "RGBA").resize(image.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(image.convert("RGBA"), heat).convert("RGB")
+
+
 def picture(image: Image.Image) -> str:
     """`image` as a data URI, shrunk to `MAX_SIDE`, in whichever of PNG and JPEG is smaller."""
     small = image.convert("RGB")

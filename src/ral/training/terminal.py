@@ -19,9 +19,12 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.utils import is_in_notebook
 
 from ral.runs.announcement import short
 from ral.runs.chosen_heads import read_chosen_heads
+from ral.training.live_table import LiveTable
 
 #: Word, metric and form of what a line shows, where it is measured: of reinforcement, then of fine-tuning.
 COLUMNS = (
@@ -80,10 +83,10 @@ class TerminalLog(TrainerCallback):
 
 
 def show(trainer: Trainer, task: str) -> None:
-    """Let the trainer report its steps by a `TerminalLog`, in place of transformers' dictionaries and bars."""
-    for callback in (PrinterCallback, ProgressCallback):
+    """Let the trainer report its steps in lines, or in a notebook as a table, in place of transformers' dictionaries and bars."""
+    for callback in (PrinterCallback, ProgressCallback, DEFAULT_PROGRESS_CALLBACK, TerminalLog, LiveTable):
         trainer.remove_callback(callback)
-    trainer.add_callback(TerminalLog(task))
+    trainer.add_callback(LiveTable() if is_in_notebook() else TerminalLog(task))
 
 
 def line(step: int, steps: int, logs: Mapping[str, float], left: float | None) -> str:

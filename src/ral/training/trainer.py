@@ -88,6 +88,7 @@ from ral.training.targets import (
     require_start,
     training_groups,
 )
+from ral.training.terminal import show
 
 #: The processor's tensors of one prompt.
 Inputs = dict[str, Tensor]
@@ -174,6 +175,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.reference = Reference.of(self.accelerator, policy) if needs.reference else None
         if self.teacher is not None:
             self.teacher = prepare_frozen(self.accelerator, self.teacher)
+        show(self, f"{named(model) or pretrained(policy).name_or_path} on {len(training or ()):,} records")
 
     # --- one optimiser step -----------------------------------------------------------------------------------------
 
