@@ -127,7 +127,7 @@ def _train(
 
     from ral.recipe import load_recipe
     from ral.runs.checkpoints import last_checkpoint
-    from ral.training.launch import train
+    from ral.training import launch
 
     with open(log, "ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
@@ -138,7 +138,12 @@ def _train(
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         os.environ.update(zip(names, map(str, (rank, rank, processes, processes, "127.0.0.1", port)), strict=True))
     resume = last_checkpoint(output) is not None
-    train(load_recipe(recipe, ["--output_dir", str(output)]), resume=resume, overwrite=not resume)
+    task = load_recipe(recipe, ["--output_dir", str(output)])
+    if task.args.fsdp:
+        from experiments.processes import Reinforcement
+
+        launch.RALTrainer = Reinforcement  # type: ignore[misc]  # which shards on CPU, too
+    launch.train(task, resume=resume, overwrite=not resume)
     if dist.is_initialized():
         raise RuntimeError("the run has ended and left its process group up")
 

@@ -243,11 +243,14 @@ def plan(
 @app.command()
 def export(
     run: Annotated[
-        str, typer.Argument(help="A run that trained an adapter, or an adapter's folder.", show_default=False)
+        str,
+        typer.Argument(
+            help="A run that trained an adapter, its folder, or a checkpoint in shards.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to write the model to.")],
 ) -> None:
-    """Merge an adapter into its base model and write the whole model, for use without this package."""
+    """Write a whole model, for use without this package: an adapter merged into its base model, or shards put together."""
     from ral.models.loading import export
 
     _without_bars()

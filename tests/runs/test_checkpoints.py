@@ -12,6 +12,7 @@ from ral.runs.checkpoints import (
     MANIFEST,
     CheckpointError,
     checkpoints,
+    digests,
     fault,
     good_checkpoint,
     keep_newest,
@@ -59,6 +60,28 @@ def test_missing_damaged_and_unfinished_are_told_apart(tmp_path: Path) -> None:
     assert "save_only_model" in str(fault(weights))
     with pytest.raises(CheckpointError, match=r"checkpoint-3 cannot be used. damaged: model.safetensors has 4 bytes"):
         good_checkpoint(cut)
+
+
+def test_each_process_answers_for_the_files_it_wrote_and_the_main_one_for_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-2"
+    own = ["rng_state_{}.pth", "optimizer_0/__{}_0.distcp", "global_step2/zero_pp_rank_{}_mp_rank_00_model_states.pt"]
+    for name in [pattern.format(rank) for pattern in own for rank in range(3)] + [
+        "optimizer_0/.metadata",
+        "config.json",
+    ]:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(name)
+    shares = [digests(path, (rank, 3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [5, 3, 3]
+    assert all(str(rank) in name for rank in (1, 2) for name in shares[rank])
+    together = {name: value for share in shares for name, value in share.items()}
+    assert together == digests(path)
+    seal(path, processes=3, files=together)
+    flip_bit(path / "rng_state_2.pth")
+    assert [fault(path, (rank, 3)) is None for rank in range(3)] == [True, True, False]
+    assert [fault(path, (rank, 2)) is None for rank in range(2)] == [False, True], (
+        "of two processes the first has the third's"
+    )
 
 
 def test_the_newest_good_one_is_taken_and_others_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

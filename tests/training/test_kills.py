@@ -6,10 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ral.runs.checkpoints import MANIFEST
-from tests.killing import LORA, Attempt, Case, broken_files, result
+import pytest
+import torch
 
-CASE = Case("two", processes=2, changes={"attention_anchor": "explore", "gradient_accumulation_steps": 2, "peft": LORA})
+from ral.errors import UsageError
+from ral.models.loading import export, load_model
+from ral.runs.checkpoints import MANIFEST
+from tests.killing import Attempt, Case, broken_files, result
+
+#: Each process has a part of the weights, and writes it into checkpoints.
+CASE = Case("two", processes=2, changes={
+    "attention_anchor": "explore", "attention_share": 0.5, "gradient_accumulation_steps": 2, "fsdp": True,
+    "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
+})  # fmt: skip
 
 
 def saving(step: int) -> Callable[[Path], bool]:
@@ -41,6 +50,15 @@ def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     assert Attempt(recipe, run, CASE.processes).wait() == [0, 0], run.with_suffix(".log").read_text()
     assert [row["step"] for row in whole["metrics"]] == list(range(1, 9))
     assert result(run) == whole
+
+    with pytest.raises(
+        UsageError, match=r"checkpoint-8: holds a model in shards, .* ral export .*checkpoint-8 --output"
+    ):
+        load_model(run / "checkpoint-8")
+    export(run / "checkpoint-8", tmp_path / "one")
+    parts, final = load_model(tmp_path / "one").state_dict(), load_model(run).state_dict()
+    assert parts.keys() == final.keys()
+    assert all(torch.equal(value, final[name]) for name, value in parts.items())
 
 
 def test_all_processes_stop_where_a_gradient_overflows_and_leave_their_batches(tmp_path: Path) -> None:

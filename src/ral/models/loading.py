@@ -31,6 +31,7 @@ from ral.errors import ConfigError, UsageError, refused_by
 from ral.models.adapters import load_adapter
 from ral.models.eos_tokens import write_eos_tokens
 from ral.models.lora import tower_pattern
+from ral.models.shards import has_shards, read_shards
 from ral.runs.names import FINAL, TRAINING_ARGS
 
 #: Any of them says that a folder holds a processor or a tokenizer.
@@ -118,20 +119,21 @@ def load_config(name: str | Path) -> Any:
 
 
 def export(name: str | Path, output: Path) -> None:
-    """Merge an adapter as `load_model` does, and write the whole model and its processor to the folder `output`.
+    """Merge an adapter as `load_model` does, or put a sharded checkpoint together; write the whole model and its processor.
 
-    The folder appears complete or not at all.
+    The folder `output` appears complete or not at all.
 
-    Raises UsageError: no adapter in `name`, or a folder that is not empty.
+    Raises UsageError: neither an adapter nor shards in `name`, or a folder that is not empty.
     """
     folder = _final(name)
-    if _base_of(folder) is None:
+    in_shards = has_shards(folder)
+    if _base_of(folder) is None and not in_shards:
         raise UsageError(
-            f"{folder}: holds no adapter; its weights are whole as they are, and can be loaded from there."
+            f"{folder}: holds no adapter and no shards; its weights are whole as they are, and can be loaded from there."
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is not an empty folder; choose another one to write the model to.")
-    model, processor = load_model(folder), load_processor(folder)
+    model, processor = read_shards(Path(folder)) if in_shards else load_model(folder), load_processor(folder)
     unfinished = output.absolute().with_name(f".{output.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -239,6 +241,11 @@ def _load_base(base: _Base, dtype: torch.dtype | Literal["auto"] = "auto") -> Pr
 
 
 def _load_whole(folder: str, dtype: torch.dtype | Literal["auto"], settings: Mapping[str, Any]) -> PreTrainedModel:
+    if has_shards(folder):
+        raise UsageError(
+            f"{folder}: holds a model in shards, each written by a process of its own; put them together first: "
+            f"ral export {folder} --output FOLDER"
+        )
     loader: Any = AutoModelForImageTextToText if _has_vision(folder, settings.get("revision")) else AutoModelForCausalLM
     with refused_by("transformers", folder):
         return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)  # type: ignore[no-any-return]

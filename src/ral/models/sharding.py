@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
-from accelerate.utils import GradientAccumulationPlugin, fsdp2_prepare_model
+from accelerate.utils import GradientAccumulationPlugin, fsdp2_canonicalize_names, fsdp2_prepare_model
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -109,10 +110,17 @@ def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 
 def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
-    """The state dict of a model as accelerate has prepared it, whole on the main process; all must call this."""
+    """The state dict of a model as accelerate has prepared it, whole on the main process; all must call this.
+
+    Of a sharded model with an adapter, it holds the trained weights alone: they are what is saved.
+    """
     if not isinstance(model, FSDPModule):
         return accelerator.get_state_dict(model)
-    return full_on_main(model.state_dict().items(), accelerator)
+    state = model.state_dict()
+    if isinstance(model, PeftModel):
+        named = fsdp2_canonicalize_names(dict(model.named_parameters()))
+        state = {name: value for name, value in state.items() if name in named and named[name].requires_grad}
+    return full_on_main(state.items(), accelerator)
 
 
 def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,43 @@ def last_checkpoint(folder: Path | str) -> Path | None:
     return finished[-1] if finished else None
 
 
-def seal(checkpoint: Path, *, processes: int, resumable: bool = True) -> None:
+#: How torch, transformers and DeepSpeed name the files that one process writes, with its number.
+_OWN = re.compile(r"(?:__|rng_state_|zero_pp_rank_)(\d+)")
+
+
+#: The number of a process, and of all processes: its share of the files are those it wrote by itself, and of the main one all others.
+Share = tuple[int, int]
+
+
+def _is_in(name: str, share: Share) -> bool:
+    process, processes = share
+    own = _OWN.search(name)
+    return process == (int(own[1]) % processes if own else 0)  # there may be fewer processes now
+
+
+def digests(checkpoint: Path, share: Share = (0, 1)) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file in a process's share, by its name; brings the files to the disk."""
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint).as_posix()
+        if path.is_file() and path.name != MANIFEST and _is_in(name, share):
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            files[name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return files
+
+
+def seal(
+    checkpoint: Path, *, processes: int, resumable: bool = True, files: dict[str, dict[str, Any]] | None = None
+) -> None:
     """Write the manifest of a checkpoint, after every process has written its files.
 
     Args:
         processes: number of training processes. resumable: whether the checkpoint holds more than weights.
+        files: the `digests` of all processes together; computed here if not given.
     """
-    files = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    files = digests(checkpoint) if files is None else dict(sorted(files.items()))
     manifest = {"processes": processes, "resumable": resumable, "files": files}
     atomic_write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
@@ -89,8 +114,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
         return None
 
 
-def fault(checkpoint: Path) -> str | None:
-    """Why a run cannot go on from a checkpoint, in words; None for a good one. Reads and hashes every file of it."""
+def fault(checkpoint: Path, share: Share = (0, 1)) -> str | None:
+    """Why a run cannot go on from a checkpoint, in words; None for a good one. Reads and hashes each file in a process's share."""
     if not checkpoint.is_dir():
         return "missing: there is no such folder"
     if not (checkpoint / MANIFEST).is_file():
@@ -104,22 +129,24 @@ def fault(checkpoint: Path) -> str | None:
             return f"missing: {name} is not there any more"
         if (size := path.stat().st_size) != expected["bytes"]:
             return f"damaged: {name} has {size:,} bytes, not the {expected['bytes']:,} that were saved"
+        if not _is_in(name, share):
+            continue
         with open(path, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
                 return f"damaged: {name} is not what was saved (its SHA-256 differs)"
     return None if manifest["resumable"] else "weights alone: it was saved with save_only_model"
 
 
-def good_checkpoint(checkpoint: Path | str) -> Path:
-    """The checkpoint, if a run can go on from it. Raises CheckpointError."""
+def good_checkpoint(checkpoint: Path | str, fault: Callable[[Path], str | None] = fault) -> Path:
+    """The checkpoint, if a run can go on from it, as `fault` finds. Raises CheckpointError."""
     checkpoint = Path(checkpoint)
     if (problem := fault(checkpoint)) is not None:
         raise CheckpointError(f"{checkpoint} cannot be used. {problem}.")
     return checkpoint
 
 
-def newest_good_checkpoint(folder: Path | str) -> Path:
-    """The newest checkpoint of a run folder that a run can go on from; those passed over are logged with their fault.
+def newest_good_checkpoint(folder: Path | str, fault: Callable[[Path], str | None] = fault) -> Path:
+    """The newest checkpoint of a run folder that a run can go on from, as `fault` finds; others are logged with their fault.
 
     Raises CheckpointError, which lists them, where there is none.
     """

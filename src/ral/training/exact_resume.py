@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, gather_object
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,8 +23,13 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from ral.attention.models import pretrained
 from ral.errors import refused_by
 from ral.files import atomic_write_text
+from ral.models.sharding import full_state_dict
+from ral.models.shards import save_without_weights, saves_shards
 from ral.runs.checkpoints import (
     CheckpointError,
+    Share,
+    digests,
+    fault,
     good_checkpoint,
     keep_newest,
     last_checkpoint,
@@ -117,16 +122,11 @@ class ExactResumeTrainer(Trainer):
             self._random_state_of = None
 
     def _checked(self, wanted: str | Path | bool) -> Path:
-        """The checkpoint to go on from; read by the main process, found good or refused by all."""
-        found: list[Any] = [None]
-        if self.is_world_process_zero():
-            try:
-                found = [newest_good_checkpoint(self._folder) if wanted is True else good_checkpoint(str(wanted))]
-            except CheckpointError as error:
-                found = [error]
-        [checkpoint] = broadcast_object_list(found)
-        if isinstance(checkpoint, CheckpointError):
-            raise checkpoint
+        """The checkpoint to go on from; found good or refused by all processes, each of which reads its share of the files."""
+        if wanted is True:
+            checkpoint = newest_good_checkpoint(self._folder, self._fault)
+        else:
+            checkpoint = good_checkpoint(str(wanted), self._fault)
         if (manifest := read_manifest(checkpoint)) and manifest["processes"] != self.args.world_size:
             logger.warning(
                 "%s was saved by %d processes, this run has %d: it goes on, but not bit for bit",
@@ -136,15 +136,35 @@ class ExactResumeTrainer(Trainer):
             )
         return checkpoint
 
+    def _fault(self, checkpoint: Path) -> str | None:
+        """`fault` of all processes together, the same on each of them."""
+        found = gather_object([fault(checkpoint, self._share)])
+        return next((problem for problem in found if problem is not None), None)
+
+    @property
+    def _share(self) -> Share:
+        return self.args.process_index, self.args.world_size
+
     @property
     def _folder(self) -> Path:
         return Path(str(self.args.output_dir))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, but writes the settings as JSON instead of a pickle, which can run code."""
-        super().save_model(output_dir, _internal_call)
+        """As Trainer's, but writes the settings as JSON instead of a pickle, which can run code.
+
+        A sharded model is gathered for it, one weight after the other. A sharded checkpoint has its weights in shards already.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif _internal_call and saves_shards(self.accelerator) and not isinstance(self.model, PeftModel):
+            if self.args.should_save:
+                save_without_weights(pretrained(self.model), self.processing_class, folder)
+        else:
+            self._save(str(folder), full_state_dict(self.model, self.accelerator))
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
             settings = without_credentials(self.args.to_dict())
             atomic_write_text(folder / TRAINING_ARGS, json.dumps(settings, indent=1) + "\n")
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
@@ -164,8 +184,10 @@ class ExactResumeTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            hashed = gather_object([digests(checkpoint, self._share)])
             if main:
-                seal(checkpoint, processes=args.world_size, resumable=not args.save_only_model)
+                files = {name: value for share in hashed for name, value in share.items()}
+                seal(checkpoint, processes=args.world_size, resumable=not args.save_only_model, files=files)
         except Exception as error:  # OSError, or what torch and safetensors make of it
             remove(checkpoint)
             raise CheckpointError(self._not_saved(checkpoint, error)) from error
@@ -193,6 +215,8 @@ class ExactResumeTrainer(Trainer):
         """
         if self.is_fsdp_enabled:
             self._start_once()
+            # Each new `AcceleratorState` sets it back (accelerate 1.15), and loading would wait for processes that skip it.
+            self.accelerator.state.distributed_type = DistributedType.FSDP
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
