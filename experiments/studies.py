@@ -139,6 +139,42 @@ def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> S
     )
 
 
+#: Layers and heads of the testbed's model.
+_LAYERS, _HEADS = 2, 4
+
+
+def _heads() -> Study:
+    """Which layers and heads are worth training: each alone, their mean, and the one that looks at the evidence at the start."""
+    recipes = {
+        "evidence": ("evidence", "RAL evidence, λ = 100"),
+        "old": ("ral", "RAL old"),
+        "explore": ("explore", "RAL explore"),
+    }
+    arms = {"grpo": _GRPO}
+    for name, (recipe, label) in recipes.items():
+        for layer in range(_LAYERS):
+            where = {"attention_layers": [layer]}
+            arms[f"{name}-{layer}"] = Arm(recipe, f"{label}, layer {layer}, mean", where)
+            if name != "evidence":
+                continue
+            for head in range(_HEADS):
+                one = where | {"attention_heads": [head]}
+                arms[f"{name}-{layer}-{head}"] = Arm(recipe, f"{label}, layer {layer}, head {head}", one)
+        chosen = {"attention_heads": {"top": 1, "by": "evidence"}}
+        arms[f"{name}-top"] = Arm(recipe, f"{label}, last layer, its best head", chosen)
+    return Study(
+        "Ring search, thinking: layers and heads",
+        "A sweep of `evidence` over every layer and head, and for each anchor the mean of a layer against the one head of the last layer "
+        "that looks most at the evidence in the start model (32 training records). Written down before the first run: the sweep is "
+        "exploratory (three seeds); primary, on ten seeds, is the best head by the start's looks (`top`) against the mean of the last "
+        "layer, for each of the three anchors.",
+        arms,
+        {"max_steps": 160},
+        held_out=512,
+        contrasts=tuple((f"{name}-top", f"{name}-{_LAYERS - 1}") for name in recipes),
+    )
+
+
 def _finer(tokens: int, max_steps: int) -> Study:
     """The ring search with every image enlarged to `tokens` visual tokens (64 as it is)."""
     pixels = 64 * tokens  # a visual token is 8×8 pixels
@@ -276,6 +312,7 @@ STUDIES: dict[str, Study] = {
         held_out=256,
         contrasts=(("explore", "explore-bias"),),
     ),
+    "heads": _heads(),
     "shortcut-word-97": _shortcut("word", 97, _MORE_SHORTCUT),
     "shortcut-word-95": _shortcut("word", 95),
     "shortcut-word-90": _shortcut("word", 90),

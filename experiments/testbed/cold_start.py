@@ -1,5 +1,7 @@
 """Supervised cold starts on worked examples: `python -m experiments.testbed.cold_start --output DIR` (minutes on a CPU).
 
+A run that was cut off goes on, exactly, from the last `SAVED`-th step with the same command.
+
 Teaches the embedded start model tasks it has not seen, far enough for the groups of its rollouts to be mixed. Examples are
 asked and encoded as in reinforcement, and go through the same packed forward, so images, videos and text can be mixed.
 """
@@ -31,6 +33,9 @@ SOURCES: dict[str, Draw] = {**{name: one.worked for name, one in SETS.items()}, 
 #: What `--start` calls a new text model.
 TEXT = "text"
 
+#: Steps between two states of a run in `DIR/unfinished.pt`.
+SAVED = 10
+
 _VISION_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
 
@@ -52,9 +57,11 @@ class ColdStart:
     fps: float = 1.0
 
 
-def cold_start(model: Any, processor: Any, records: Sequence[Record], settings: ColdStart) -> Iterator[float]:
+def cold_start(
+    model: Any, processor: Any, records: Sequence[Record], settings: ColdStart, unfinished: Path | None = None
+) -> Iterator[tuple[int, float]]:
     """Trains `model` in place to write each record's trace and answer, or its answer alone where it has no trace; yields the
-    loss of every step.
+    number, from 1, and the loss of every step. `unfinished` keeps the run's state, and begins with it if it is there.
 
     The loss is the mean negative log-likelihood of a batch's completion tokens, their end included, in nats. The vision
     tower is trained, too. Raises DataError for records that cannot be encoded.
@@ -67,8 +74,16 @@ def cold_start(model: Any, processor: Any, records: Sequence[Record], settings: 
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(settings.seed)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done = 0
+    if unfinished is not None and unfinished.exists():
+        state = torch.load(unfinished, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        generator.set_state(state["generator"])
+        done = state["done"]
     model.train()
-    for _ in range(settings.steps):
+    for step in range(done + 1, settings.steps + 1):
         drawn = torch.randint(len(encoded), (settings.batch_size,), generator=generator).tolist()
         loss = example_loss(model, [encoded[index] for index in drawn])
         loss.backward()
@@ -76,7 +91,12 @@ def cold_start(model: Any, processor: Any, records: Sequence[Record], settings: 
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        yield loss.item()
+        if unfinished is not None and step % SAVED == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state | {"generator": generator.get_state(), "done": step}, unfinished.with_suffix(".new"))
+            unfinished.with_suffix(".new").replace(unfinished)
+        yield step, loss.item()
 
 
 def example_loss(model: Any, examples: Sequence[tuple[dict[str, Tensor], Tensor]]) -> Tensor:
@@ -130,11 +150,13 @@ def main() -> None:
     model, processor = _begin(start, settings.seed)
     records = [record for name in data for record in SOURCES[name](settings.examples, COLD_START_SEED + settings.seed)]
     began = time.perf_counter()
-    for step, loss in enumerate(cold_start(model, processor, records, settings), start=1):
+    unfinished = output / "unfinished.pt"
+    for step, loss in cold_start(model, processor, records, settings, unfinished):
         if step % 25 == 0:
             print(f"step {step} {time.perf_counter() - began:.0f}s loss {loss:.3f}", flush=True)
     model.save_pretrained(output)
     processor.save_pretrained(output)
+    unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

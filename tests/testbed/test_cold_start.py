@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,10 +39,19 @@ def test_it_learns_and_repeats_itself(records: list) -> None:
     losses = []
     for _ in range(2):
         model, processor = load_start()
-        losses.append(list(cold_start(model, processor, records, SETTINGS)))
+        losses.append([loss for _, loss in cold_start(model, processor, records, SETTINGS)])
     assert losses[0] == losses[1]
     assert len(losses[0]) == SETTINGS.steps
     assert losses[0][-1] < 0.7 * losses[0][0]
+
+
+def test_a_run_that_was_cut_off_goes_on_exactly(records: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.testbed.cold_start.SAVED", 2)
+    settings, state = replace(SETTINGS, steps=6), tmp_path / "start" / "unfinished.pt"
+    whole = list(cold_start(*load_start(), records, settings))
+    first = list(islice(cold_start(*load_start(), records, settings, state), 5))
+    rest = list(cold_start(*load_start(), records, settings, state))
+    assert (first, rest) == (whole[:5], whole[4:])
 
 
 def test_an_example_without_a_trace_is_taught_to_answer_at_once() -> None:
