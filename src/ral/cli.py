@@ -214,6 +214,12 @@ def plan(
     bandwidth: Annotated[float, typer.Option(help="Memory bandwidth of one GPU, in TB/s.")] = 3.35,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that forward and backward passes reach.")] = 0.4,
     layer_ms: Annotated[float, typer.Option(help="Minimal time of a layer in a decoding step, in milliseconds.")] = 1.0,
+    link: Annotated[float, typer.Option(help="TB/s that a GPU gets from the others of its machine.")] = 0.3,
+    network: Annotated[float, typer.Option(help="TB/s that a GPU gets from other machines.")] = 0.04,
+    host_memory: Annotated[
+        float | None, typer.Option(help="Memory of one machine in GiB.", show_default="not compared")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the recipe under other settings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate what a recipe of `ral train` needs: memory per GPU, changes if it does not fit, and time.
@@ -231,7 +237,8 @@ def plan(
         recipe, context.args, gpus=gpus, gpu_memory=gpu_memory, prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens, examples=examples,
         sharding=None if sharding is None else _choice(Sharding, sharding, "--sharding"),
-        machine=Machine(tflops, bandwidth, utilisation, layer_ms),
+        machine=Machine(tflops, bandwidth, utilisation, layer_ms, link=link, network=network),
+        host=host_memory, compare=compare,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

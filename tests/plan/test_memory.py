@@ -13,9 +13,9 @@ from torch import nn
 
 from ral.attention import forward_groups, prepare_prompt
 from ral.attention.models import make_capturable
-from ral.plan.memory import GIB, Item, Memory, block_bytes, masks_bytes, memory
-from ral.plan.setup import Setup
-from ral.plan.shapes import Weights, meta_model, shape_of, weights_of
+from ral.plan.memory import ASLEEP, AWAKE, GIB, Item, Memory, block_bytes, host_memory, masks_bytes, memory
+from ral.plan.setup import Setup, served
+from ral.plan.shapes import Weights, meta_model, meta_shape, shape_of, weights_of
 from tests.tiny import TEXT_KINDS, VISION_KINDS, completions, tiny_model
 
 G, R, P = 4, 8, 300
@@ -182,3 +182,58 @@ def test_rows_reach_over_prompt_and_completion() -> None:
     assert kept[1, False] - kept[0, False] == row
     assert kept[2, False] - kept[0, False] == 2 * row
     assert kept[1, True] - kept[1, False] == row
+
+
+# --- where weights are, and what samples --------------------------------------------------------------------------
+
+
+def test_weights_that_layers_give_back_are_two_layers_and_what_is_used_outside_of_its_call() -> None:
+    """By hand, of Qwen2.5-VL-7B in 16 bits: layers of 233M, tower of 677M, output embedding of 545M; the last layer is captured."""
+    items = sizes(memory(published(gathered=False)))
+    assert items["weights to compute with"] == pytest.approx(2 * (3 * 233.0e6 + 676.6e6 + 545.0e6), rel=2e-3)
+    reference = in_phase(memory(published(gathered=False)), "passes")
+    assert reference["reference model (shard)"] == pytest.approx(8.292e9 * 2 / 8, rel=1e-3)
+    assert reference["reference model, gathered"] == pytest.approx(2 * (2 * 233.0e6 + 676.6e6 + 545.0e6), rel=2e-3)
+    assert memory(published(gathered=False)).peak < memory(published()).peak - 12 * GIB
+
+
+def test_a_server_on_the_same_gpus_is_there_while_it_samples_and_little_of_it_afterwards() -> None:
+    setup = served(published(gathered=False), "shared", servers=2)
+    found = memory(setup)
+    awake, asleep = in_phase(found, "rollouts"), in_phase(found, "update")
+    assert awake["the server's weights"] == 2 * 8.292166656e9 / 4 + AWAKE
+    # 512 rollouts of a server over four GPUs: keys and values of 16 bits, 28 layers of 4 heads of 128.
+    assert awake["the server's keys and values"] == 512 * 2 * 28 * 2 * 512 * (1280 / 8 + 1024) / 4
+    assert asleep["the sleeping server"] == ASLEEP
+    assert "key/value cache" not in awake
+    elsewhere = memory(served(published(gathered=False), "server"))
+    assert elsewhere.total("rollouts") < found.total("rollouts") - 8 * GIB
+
+
+def test_the_host_holds_a_model_for_every_process_that_reads_it() -> None:
+    every = replace(published(), loads=8)
+    assert host_memory(every) - host_memory(replace(every, loads=1)) == pytest.approx(
+        4 * (8 * 8.292e9 - 8.292e9), rel=1e-3
+    )
+    offloaded = host_memory(replace(published(sharding="zero2"), offloaded=True)) - host_memory(
+        published(sharding="zero2")
+    )
+    assert offloaded == pytest.approx(12 * 7.616e9 - 4 * (8.292e9 - 7.616e9), rel=1e-3)
+    assert "optimiser states (shard)" not in sizes(memory(replace(published(sharding="zero2"), offloaded=True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "active", "token", "state"),
+    [
+        ("Qwen2.5-VL-7B", 7.07e9, 28 * 2 * 4 * 128, 0),
+        ("Qwen3-VL-30B-A3B", 3.04e9, 48 * 2 * 4 * 128, 0),  # eight of 128 experts
+        ("Qwen3.5-9B", 7.94e9, 8 * 2 * 4 * 256, 24 * (32 * 128 * 128 + 4 * 8192)),  # attention in every fourth layer
+        ("gemma-3-12b", 11.77e9, 48 * 2 * 8 * 256, 0),
+    ],
+)
+def test_published_models_by_hand(name: str, active: float, token: int, state: int) -> None:
+    shape = meta_shape(name)
+    assert shape.active == pytest.approx(active, rel=2e-3)
+    assert (shape.decoder.token, shape.decoder.state) == (token, state)
+    windows = {layer.sight.window for layer in shape.decoder.layers}
+    assert windows == ({1024, None} if name.startswith("gemma") else {None})

@@ -1,6 +1,7 @@
 """Estimates the time of a step: the arithmetic of its passes at an assumed utilisation, and its decoding steps.
 
-An estimate, not a measurement. What is not counted: communication between GPUs, decoding of images and videos, rewards.
+An estimate, not a measurement. What is not counted: decoding of images and videos, rewards, and the part of communication that
+goes on while layers compute.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from ral.errors import UsageError
 from ral.plan.memory import FLOAT, HALF
-from ral.plan.setup import Setup
+from ral.plan.setup import MACHINE, Setup
 from ral.plan.shapes import ModelShape
 
 
@@ -21,13 +22,19 @@ class Machine:
         tflops: peak of matrix products, in 10¹² floating-point operations a second.
         bandwidth: of its memory, in 10¹² bytes a second.
         utilisation: the share of `tflops` that passes reach.
-        layer_ms: milliseconds that one layer takes in a decoding step at least, as its kernels are started one by one.
+        layer_ms: milliseconds that one layer takes in a decoding step at least, as its kernels are started one by one;
+            server_layer_ms: of a server, which starts them together.
+        link, network, disk: 10¹² bytes a second that a GPU gets from others of its machine, from other machines, from a folder.
     """
 
     tflops: float = 989.0
     bandwidth: float = 3.35
     utilisation: float = 0.4
     layer_ms: float = 1.0
+    server_layer_ms: float = 0.15
+    link: float = 0.3
+    network: float = 0.04
+    disk: float = 0.002
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -39,7 +46,8 @@ class Machine:
     def assumption(self) -> str:
         return (
             f"{self.utilisation:.0%} of {self.tflops:g} TFLOP/s in passes, {self.bandwidth:g} TB/s and at least "
-            f"{self.layer_ms:g} ms a layer in decoding steps; communication, media and rewards are not counted"
+            f"{self.layer_ms:g} ms a layer in decoding steps ({self.server_layer_ms:g} of a server), {self.link:g} TB/s between "
+            f"GPUs of a machine and {self.network:g} between machines; media and rewards are not counted"
         )
 
 
@@ -74,22 +82,56 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
     prompts = s.prompts * s.accumulation
     prefill = prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2)
     vision = prompts * 2 * model.vision_parameters * s.visual * model.visual_patches
-    # Prompts enter as rows end, so that the batch stays full until the last of them.
-    decoding = prompts / s.sampled * (s.completion - 1) * decoding_seconds(s, machine)
-    rollouts = (vision + prefill) / speed + decoding
+    gather = gathering_seconds(s, machine)
+    rollouts = (vision + prefill) / speed + _sampling(s, machine, gather)
 
+    frozen = int(s.reference_pass) + int(s.teacher is not None)
     passes = (int(s.reference_pass) + int(s.target_pass)) * forward
     passes += forward_flops(s, s.teacher) if s.teacher else 0.0
+    # Gathering goes on while layers compute: the slower of the two counts. Reference and teacher always give weights back.
+    gathered = gather * (frozen * (s.sharding == "fsdp2") + int(s.target_pass) * s.gives_back)
     # The backward forms two products for each of the forward's, one where the weights are frozen.
     backward = forward * ((2 if s.weights.method == "full" else 1) + int(s.checkpointing))
     measured = 2 * backward / s.norm_steps if s.norm_steps else 0.0
+    communication = s.accumulation * gather * (2 if s.gives_back else 1) + _reducing(s, machine)
     return Duration(
         rollouts=rollouts / s.iterations,
-        passes=s.accumulation * passes / speed / s.iterations,
-        updates=s.accumulation * (forward + backward + measured) / speed,
+        passes=s.accumulation * max(passes / speed, gathered) / s.iterations,
+        updates=max(s.accumulation * (forward + backward + measured) / speed, communication),
         prompts=s.prompts * s.accumulation * s.gpus,
         steps=steps,
     )
+
+
+def _sampling(s: Setup, machine: Machine, gather: float) -> float:
+    """Decoding of a rollout batch, and the way of new weights to its server."""
+    steps = s.completion - 1
+    if s.sampler == "own":
+        # Prompts enter as rows end, so that the batch stays full until the last of them.
+        each = max(decoding_seconds(s, machine), gather if s.gives_back else 0.0)
+        return s.prompts * s.accumulation / s.sampled * steps * each
+    sent = s.sent / ((machine.disk if s.by_disk else machine.network) * 1e12)
+    return sent + steps * decoding_seconds(s, machine)
+
+
+def _bandwidth(s: Setup, machine: Machine) -> float:
+    """Bytes a second that a GPU exchanges with the others it shards with."""
+    return (machine.link if s.gpus <= MACHINE else machine.network) * 1e12
+
+
+def gathering_seconds(s: Setup, machine: Machine) -> float:
+    """Time to gather all weights once, where they are sharded."""
+    if s.sharding not in ("fsdp2", "zero3") or s.gpus == 1:
+        return 0.0
+    return s.compute * s.model.parameters * (1 - 1 / s.gpus) / _bandwidth(s, machine)
+
+
+def _reducing(s: Setup, machine: Machine) -> float:
+    """Time to add up gradients over processes in one optimiser step; FSDP2 does after every pass, with as many bytes out as in."""
+    if s.gpus == 1:
+        return 0.0
+    times = s.accumulation if s.sharding == "fsdp2" else 2
+    return times * FLOAT * s.weights.trained * (1 - 1 / s.gpus) / _bandwidth(s, machine)
 
 
 def forward_flops(s: Setup, model: ModelShape) -> float:
@@ -104,14 +146,16 @@ def forward_flops(s: Setup, model: ModelShape) -> float:
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:
     """Time of one decoding step for all rollouts in the batch, which reads the weights that they take and the mean cache once."""
-    decoder, rollouts = s.model.decoder, s.sampled * s.group
+    decoder, rollouts, own = s.model.decoder, s.sampled * s.group, s.sampler == "own"
     # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, again in every decoding step.
-    each = FLOAT + 2 * HALF if s.sharding == "ddp" and s.mixed and s.weights.method == "full" else s.compute
+    cast = own and s.sharding == "ddp" and s.mixed and s.weights.method == "full"
+    each = FLOAT + 2 * HALF if cast else s.compute if own else HALF
     weights = each * (decoder.read(rollouts) + s.model.vocabulary * decoder.hidden)
-    prompts = s.sampled if s.model.shared else rollouts
+    prompts = s.sampled if s.model.shared or not own else rollouts
     cache = decoder.token * (FLOAT * prompts * s.prompt + s.compute * rollouts * s.completion / 2)
     moved = weights + cache + 2 * FLOAT * decoder.state * rollouts  # a state is read and written
-    return max(moved / (machine.bandwidth * 1e12), len(decoder.layers) * machine.layer_ms / 1e3)
+    gpus, layer = (1, machine.layer_ms) if own else (s.server_gpus, machine.server_layer_ms)
+    return max(moved / (gpus * machine.bandwidth * 1e12), len(decoder.layers) * layer / 1e3)
 
 
 def _decoder_flops(model: ModelShape, tokens: float, pairs: float) -> float:

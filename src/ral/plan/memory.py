@@ -14,8 +14,8 @@ from typing import Literal
 from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
 from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
-from ral.plan.setup import Setup
-from ral.plan.shapes import Layer
+from ral.plan.setup import MACHINE, Setup
+from ral.plan.shapes import Layer, ModelShape
 from ral.rollouts.room import DRAW_BYTES
 
 Phase = Literal["rollouts", "passes", "update", "optimiser"]
@@ -37,6 +37,10 @@ NORMS = 2
 GATE_TENSORS = 3
 #: What a GPU's libraries hold (CUDA context, NCCL, cuBLAS), and the share that the allocator cannot use.
 LIBRARIES, FRAGMENTATION = 1.5 * GIB, 0.05
+#: Of the host's memory what a process takes with its libraries, images and videos.
+PROCESS = 6 * GIB
+#: What a vLLM server takes beside weights and cache (CUDA graphs, activations, libraries), and what it keeps asleep.
+AWAKE, ASLEEP = 4 * GIB, 1.5 * GIB
 #: Defaults of DeepSpeed: parameters that stage 3 keeps gathered, and elements of a gradient bucket.
 ZERO_LIVE, ZERO_BUCKET = 1e9, 5e8
 
@@ -90,23 +94,34 @@ def _held(s: Setup) -> Iterator[Item]:
         yield Item("trained weights, 32 bits (shard)", FLOAT * trained / n, always)
     else:
         yield Item("weights" + (" (shard)" if n > 1 else ""), s.weights.stored / n, always)
-    yield Item("optimiser states" + (" (shard)" if n > 1 else ""), s.optimiser * trained / n, always)
-    if s.reference:
-        split = s.gpus if s.sharding == "fsdp2" else 1
-        yield Item("reference model" + (" (shard)" if split > 1 else ""), FLOAT * parameters / split, always)
+    if not s.offloaded:
+        yield Item("optimiser states" + (" (shard)" if n > 1 else ""), s.optimiser * trained / n, always)
+    split = s.gpus if s.sharding == "fsdp2" else 1
+    shard = " (shard)" if split > 1 else ""
+    if s.reference:  # of shards in the precision that is computed in
+        each = s.compute if s.sharding == "fsdp2" else FLOAT
+        yield Item("reference model" + shard, each * parameters / split, always)
     if s.teacher:
-        yield Item("teacher", s.teacher.parameters * s.teacher.saved_bytes, always)
+        yield Item("teacher" + shard, s.teacher.parameters * s.teacher.saved_bytes / split, always)
+    if s.sampler == "shared":
+        yield Item("the sleeping server", ASLEEP, ("passes", "update", "optimiser"))
     yield Item("prompts and rollouts of the step", _kept(s), ("rollouts", "passes", "update", "optimiser"))
 
 
 def _of_phases(s: Setup) -> Iterator[Item]:
     """Items that exist only within a step, by phase."""
     working: tuple[Phase, ...] = ("rollouts", "passes", "update")
-    yield Item("weights to compute with", _gathered(s), working)
-    yield Item("key/value cache", _cache(s), ("rollouts",))
-    yield Item("sampling: prefill and logits", _forward(s, s.sampled * s.prompt) + _drawing(s), ("rollouts",))
-    if s.reference and s.sharding == "fsdp2":
-        yield Item("reference model, gathered", s.compute * s.model.parameters, ("passes",))
+    yield Item("weights to compute with", _gathered(s), working if s.sampler == "own" else ("passes", "update"))
+    if s.sampler == "own":
+        yield Item("key/value cache", _cache(s), ("rollouts",))
+        yield Item("sampling: prefill and logits", _forward(s, s.sampled * s.prompt) + _drawing(s), ("rollouts",))
+    if s.sampler == "shared":
+        yield Item("the server's weights", HALF * s.model.parameters / s.server_gpus + AWAKE, ("rollouts",))
+        yield Item("the server's keys and values", _served_cache(s), ("rollouts",))
+    if s.sharding == "fsdp2":
+        for name, model in (("reference model", s.model if s.reference else None), ("teacher", s.teacher)):
+            if model is not None:
+                yield Item(f"{name}, gathered", s.compute * _layer_by_layer(model), ("passes",))
     if s.reference_pass or s.target_pass or s.teacher:
         yield Item("a pass without gradient", _forward(s, s.tokens) + _logits(s) + _rows(s), ("passes",))
     gradients = _gradients(s)
@@ -141,10 +156,13 @@ def _gathered(s: Setup) -> float:
         return HALF * min(ZERO_LIVE, s.model.parameters)
     if s.gathered:
         return each * s.model.parameters
-    # Two layers at a time; what is used outside of its layer stays: captured layers, embeddings and the tower.
-    largest = max(layer.parameters for layer in decoder.kinds)
-    captured = sum(layer.parameters for layer in s.captured_layers)
-    return each * (s.model.outside + s.model.vision_parameters + captured + 2 * largest)
+    return each * (_layer_by_layer(s.model) + sum(layer.parameters for layer in s.captured_layers))
+
+
+def _layer_by_layer(model: ModelShape) -> float:
+    """Weights that are gathered at once of a model that gives them back: two layers, and what is used outside of its call."""
+    kept = model.outside - model.input_embedding + model.vision_parameters
+    return kept + 2 * max(layer.parameters for layer in model.decoder.kinds)
 
 
 def _gradients(s: Setup) -> float:
@@ -255,5 +273,25 @@ def _cache(s: Setup) -> float:
     return s.compute * (decoder.token * (prompts + completions) + grown) + FLOAT * decoder.state * rollouts + scores
 
 
+def _served_cache(s: Setup) -> float:
+    """Keys and values of all rollouts of a server in 16 bits, on one of its GPUs; a window's layers hold no more than it."""
+    decoder, rollouts, length = s.model.decoder, s.sampled * s.group, s.prompt / s.group + s.completion
+    held = sum(
+        count * layer.held.token * min(length, layer.sight.window or length) for layer, count in decoder.kinds.items()
+    )
+    return rollouts * (HALF * held + FLOAT * decoder.state) / s.server_gpus
+
+
 def _drawing(s: Setup) -> float:
     return s.sampled * s.group * s.model.vocabulary * DRAW_BYTES
+
+
+def host_memory(s: Setup) -> float:
+    """Memory of the first machine: while weights are read, by one process or by all; while they are saved; and during the run."""
+    parameters, local = s.model.parameters, min(s.gpus, MACHINE)
+    read = FLOAT if s.weights.method == "full" else s.weights.weight_bytes
+    loading = s.loads * read * parameters
+    # The main process gathers what is saved, and what a server is sent, in whole tensors.
+    gathering = max(FLOAT * s.weights.trained, s.sent)
+    offloaded = local * (s.optimiser + FLOAT) * s.weights.trained / s.shards if s.offloaded else 0.0
+    return max(loading, gathering + offloaded) + local * PROCESS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,21 @@ from rich.text import Text
 from ral.errors import UsageError
 from ral.models.lora import lora_config
 from ral.plan.advice import ADAPTER, Advice, advise
-from ral.plan.duration import Duration, Machine, duration
-from ral.plan.memory import GIB, PHASES, Memory, memory
-from ral.plan.setup import Setup, Sharding, setup_of
-from ral.plan.shapes import meta_model, weights_of
+from ral.plan.comparison import Arm, arms, as_lines, different
+from ral.plan.duration import Duration, Machine
+from ral.plan.memory import GIB, PHASES, Memory
+from ral.plan.setup import Setup, Sharding, rows_of, setup_of
+from ral.plan.shapes import Weights, meta_model, weights_of
 from ral.recipe import Recipe, load_recipe
 from ral.testbed import model_name
 from ral.testbed.sets import count_data
+
+#: What samples, in words.
+SAMPLERS = {
+    "own": "rollouts by the policy",
+    "server": "rollouts by servers on GPUs of their own",
+    "shared": "rollouts by servers on the same GPUs",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,18 @@ class Plan:
     completion_tokens: int
     duration: Duration
     advice: tuple[Advice, ...]
+    host: float
+    host_limit: float | None = None
+    compared: tuple[Arm, ...] = ()
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak / GIB <= self.limit
+        return self.memory.peak / GIB <= self.limit and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether the first machine's own memory suffices; true where it is not known."""
+        return self.host_limit is None or self.host / GIB <= self.host_limit
 
     def verdict(self) -> str:
         """One sentence: whether it fits, and where the peak is."""
@@ -57,6 +73,11 @@ class Plan:
             "peak_phase": self.memory.peak_phase,
             "phases_gib": {phase: self.memory.total(phase) / GIB for phase in PHASES},
             "items": [{"name": i.name, "gib": i.size / GIB, "phases": i.phases} for i in self.memory.items],
+            "host_gib": self.host / GIB,
+            "compared": [
+                {"name": arm.name, "peak_gib": arm.peak, "host_gib": arm.host / GIB, "step": arm.duration.step}
+                for arm in self.compared
+            ],
             "advice": [asdict(one) for one in self.advice],
             "setup": asdict(self.setup),
             "machine": asdict(self.machine),
@@ -76,17 +97,20 @@ def plan(
     examples: int | None = None,
     sharding: Sharding | None = None,
     machine: Machine | None = None,
+    host: float | None = None,
+    compare: bool = False,
 ) -> Plan:
     """Plan a recipe of `ral train` with the words `overrides` of the command line.
 
     Args:
         gpu_memory: GiB of one GPU. prompt_tokens: of the longest prompt, where the recipe's bounds are not to be used.
         completion_tokens: of the average completion, for the time; memory counts `max_completion_length`.
+        host: GiB of the memory of one machine. compare: plan other settings, too.
         examples: records to train on. sharding: how the model is spread, where it is not to be as the recipe says.
 
     Raises DataError and ConfigError for a recipe that cannot be read or run, and what `setup_of` raises.
     """
-    counts = {"--gpus": gpus, "--gpu-memory": gpu_memory, "--prompt-tokens": prompt_tokens}
+    counts = {"--gpus": gpus, "--gpu-memory": gpu_memory, "--prompt-tokens": prompt_tokens, "--host-memory": host}
     for name, value in {**counts, "--completion-tokens": completion_tokens, "--examples": examples}.items():
         if value is not None and value <= 0:
             raise UsageError(f"{name} must be positive, got {value:g}.")
@@ -94,18 +118,25 @@ def plan(
     loaded = load_recipe(recipe, [*overrides, "--use_cpu", "true"])
     setup = setup_of(loaded, gpus, prompt_tokens=prompt_tokens, sharding=sharding, gpu_memory=gpu_memory)
     machine = machine or Machine()
-    of_average = setup if completion_tokens is None else replace(setup, completion=completion_tokens)
-    found = memory(setup)
-    fits = found.peak / GIB <= gpu_memory
+    completion = completion_tokens or setup.completion
+    steps = _steps(loaded, setup, examples)
+    recipes = Arm.of("the recipe", setup, machine, steps, completion)
+    adapters = _adapters(loaded) if compare or recipes.peak > gpu_memory else None
+    others: Iterable[tuple[str, Setup]] = ()
+    if compare and adapters is not None:
+        others = different(arms(setup, *adapters, rows=lambda one: rows_of(one, gpu_memory)))
     return Plan(
         recipe=str(recipe),
         setup=setup,
         limit=gpu_memory,
-        memory=found,
+        memory=recipes.memory,
         machine=machine,
-        completion_tokens=of_average.completion,
-        duration=duration(of_average, machine, _steps(loaded, setup, examples)),
-        advice=() if fits else tuple(_advice(loaded, setup, gpu_memory)),
+        completion_tokens=completion,
+        duration=recipes.duration,
+        advice=tuple(advise(setup, gpu_memory, *adapters)) if adapters and recipes.peak > gpu_memory else (),
+        host=recipes.host,
+        host_limit=host,
+        compared=tuple(Arm.of(name, other, machine, steps, completion) for name, other in others),
     )
 
 
@@ -121,11 +152,12 @@ def _steps(recipe: Recipe, setup: Setup, examples: int | None) -> int | None:
     return math.ceil(recipe.args.num_train_epochs * batches * setup.iterations)
 
 
-def _advice(recipe: Recipe, setup: Setup, limit: float) -> list[Advice]:
+def _adapters(recipe: Recipe) -> tuple[Weights, Weights]:
+    """The model's weights under an adapter, in 16 and in four bits."""
     model, _ = meta_model(model_name(recipe.model))
     adapter = lora_config(replace(recipe, peft=recipe.peft or ADAPTER), model, recipe.args.freeze_vision)
-    adapted, quantised = (weights_of(model, adapter, four, recipe.args.freeze_vision) for four in (False, True))
-    return advise(setup, limit, adapted, quantised)
+    half, quarter = (weights_of(model, adapter, four, recipe.args.freeze_vision) for four in (False, True))
+    return half, quarter
 
 
 def render(plan: Plan) -> Group:
@@ -140,13 +172,15 @@ def render(plan: Plan) -> Group:
         table.add_row(name, *(_gib(sizes.get(phase)) for phase in phases))
     table.add_section()
     table.add_row("all", *(_gib(plan.memory.total(phase)) for phase in phases), style="bold")
+    experts = s.model.active < 0.9 * (s.model.parameters - s.model.vision_parameters)
+    active = f" ({s.model.active / 1e6:,.0f}M take part in a token)" if experts else ""
     lines = [
         f"{plan.recipe}: {s.weights.method}, {s.weights.trained / 1e6:,.0f}M of {s.model.parameters / 1e6:,.0f}M "
-        f"parameters trained, {s.sharding}{'' if s.sharding != 'fsdp2' or s.gathered else ' (given back after every layer)'}, "
+        f"parameters trained{active}, {s.sharding}{' (weights given back by every layer)' if s.gives_back else ''}, "
         f"{'16' if s.mixed else '32'} bits, {'with' if s.checkpointing else 'without'} activation checkpointing",
         f"shape: {s.model.origin}",
         f"one pass: {s.prompts} prompt(s) of {s.prompt:,} tokens ({s.visual:,} visual), {s.group} completions of "
-        f"{s.completion:,}; {s.accumulation} passes a step, {s.iterations} steps a rollout batch",
+        f"{s.completion:,}; {s.accumulation} passes a step, {s.iterations} steps a rollout batch; {SAMPLERS[s.sampler]}",
         plan.verdict(),
     ]
     time = plan.duration
@@ -156,14 +190,31 @@ def render(plan: Plan) -> Group:
         f"updates {time.updates:,.0f}), {time.prompts:,} prompts a rollout batch{run}",
         f"assumed: {plan.machine.assumption()}; completions of {plan.completion_tokens:,} tokens",
     ]
+    host = f"host memory of the first machine: {plan.host / GIB:,.0f} GiB"
+    if plan.host_limit is not None:
+        host += f" of {plan.host_limit:,g}" + ("" if plan.fits_host else f": too much; {_for_the_host(s)}")
+    after.insert(0, host)
     changes = [
         f"{n}. {one.change}   saves {one.saves:.1f} GiB, then {one.peak:.1f} (costs: {one.cost})"
         for n, one in enumerate(plan.advice, 1)
     ]
-    if not plan.fits:
+    if plan.memory.peak / GIB > plan.limit:
         end = "" if plan.advice and plan.advice[-1].peak <= plan.limit else "; still too much, take larger or more GPUs"
-        changes = [f"change first, each on top of those before it{end}:", *changes]
-    return Group(*map(Text, lines), Text(), table, Text(), *map(Text, (*changes, *after)))
+        named = (
+            "the cheapest change that fits:"
+            if len(changes) == 1 and not end
+            else "the cheapest changes that fit, together:"
+        )
+        changes = [f"what saves memory, each on top of those before it{end}:" if end else named, *changes]
+    compared = [] if not plan.compared else ["", *as_lines(plan.compared, plan.limit, plan.host_limit)]
+    return Group(*map(Text, lines), Text(), table, Text(), *map(Text, (*changes, *after, *compared)))
+
+
+def _for_the_host(s: Setup) -> str:
+    """What takes less of the host's memory."""
+    if s.loads > 1 and s.sharding == "fsdp2":
+        return "let one process read the weights (fsdp_config: cpu_ram_efficient_loading: true)"
+    return "take larger machines, or an adapter"
 
 
 def _gib(size: float | None) -> str:

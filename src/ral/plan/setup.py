@@ -22,6 +22,10 @@ from ral.rollouts.room import RowSize
 from ral.testbed import model_name
 
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
+#: What samples: the policy itself, a vLLM server on GPUs of its own, or one that shares the trainer's and sleeps in between.
+Sampler = Literal["own", "server", "shared"]
+#: GPUs of one machine.
+MACHINE = 8
 
 #: Tokens of a prompt that are text: the question, its options and the instruction.
 TEXT_TOKENS = 256
@@ -44,6 +48,9 @@ class Setup:
         norm_steps: the two terms' gradients are measured in every n-th rollout batch; 0: never.
         optimiser: bytes of states per trained parameter.
         rollout_rows: completions sampled at once; None: all of the step.
+        sampler: what samples. servers: how many. server_gpus: those of one server, over which it spreads its weights.
+        sent: bytes of weights that servers are sent for every rollout batch; by_disk: through a folder.
+        offloaded: the optimiser's states are in the host's memory. loads: processes of a machine that read all weights.
     """
 
     model: ModelShape
@@ -68,12 +75,26 @@ class Setup:
     optimiser: float
     teacher: ModelShape | None = None
     rollout_rows: int | None = None
+    sampler: Sampler = "own"
+    servers: int = 1
+    server_gpus: int = 1
+    sent: float = 0.0
+    by_disk: bool = False
+    offloaded: bool = False
+    loads: int = 1
 
     @property
     def sampled(self) -> int:
-        """Prompts whose completions are sampled at once."""
+        """Prompts whose completions are sampled at once, by one process or (all of its share) by one server."""
         every = self.prompts * self.accumulation
+        if self.sampler != "own":
+            return -(-every * self.gpus // self.servers)
         return every if self.rollout_rows is None else min(every, max(1, self.rollout_rows // self.group))
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether weights are gathered anew for every layer of every pass."""
+        return self.sharding == "zero3" or (self.sharding == "fsdp2" and not self.gathered)
 
     @property
     def shards(self) -> int:
@@ -130,15 +151,7 @@ def setup_of(
     model, shape = meta_model(name)[0], meta_shape(name)
     four_bits = bool(recipe.quantization and recipe.quantization.get("load_in_4bit"))
     adapter = lora_config(recipe, model, args.freeze_vision)
-    visual = visual_tokens(model, args.prompt)
-    if prompt_tokens is None:
-        if visual is None or not shape.reads_images:
-            raise ConfigError(
-                f"{recipe.model}: the recipe does not say how long a prompt gets (max_pixels, or num_frames with "
-                "video_pixels); give --prompt-tokens. `ral check DATA --model MODEL` counts those of your data."
-            )
-        prompt_tokens = visual + TEXT_TOKENS
-    visual = max(0, prompt_tokens - TEXT_TOKENS) if visual is None else min(visual, prompt_tokens)
+    prompt_tokens, visual = _lengths(recipe, visual_tokens(model, args.prompt), shape, prompt_tokens)
     engine = sharding or _sharding(args)
     fsdp: Any = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
     needs = Needs.of(args)
@@ -148,7 +161,7 @@ def setup_of(
         weights=weights_of(model, adapter, four_bits, args.freeze_vision),
         gpus=gpus,
         sharding=engine,
-        gathered=str(fsdp.get("reshard_after_forward", False)).lower() == "false",
+        gathered=not _true(fsdp.get("reshard_after_forward")),
         mixed=args.bf16 or args.fp16,
         checkpointing=bool(args.activation_checkpointing or fsdp.get("activation_checkpointing")),
         prompt=prompt_tokens,
@@ -165,13 +178,54 @@ def setup_of(
         norm_steps=args.gradient_norm_steps,
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
         teacher=None if recipe.teacher is None else meta_shape(model_name(recipe.teacher)),
+        offloaded=engine in ("zero2", "zero3") and _offloads(args),
+        # FSDP lets the first process of all read the weights, if it is told to; others each read them.
+        loads=1 if engine == "fsdp2" and _true(fsdp.get("cpu_ram_efficient_loading")) else min(gpus, MACHINE),
     )
+    setup = _with_server(setup, args)
     if args.rollout_rows is not None:
         return replace(setup, rollout_rows=args.rollout_rows)
-    decoder = shape.decoder
-    row = RowSize(decoder.token, decoder.state, shape.heads, shape.vocabulary, setup.compute, shape.shared)
-    held = row.rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
-    return replace(setup, rollout_rows=held)
+    return replace(setup, rollout_rows=rows_of(setup, gpu_memory))
+
+
+def _lengths(recipe: Recipe, visual: int | None, shape: ModelShape, prompt: int | None) -> tuple[int, int]:
+    """Tokens of the longest prompt, and those of them that are visual."""
+    if prompt is None:
+        if visual is None or not shape.reads_images:
+            raise ConfigError(
+                f"{recipe.model}: the recipe does not say how long a prompt gets (max_pixels, or num_frames with "
+                "video_pixels); give --prompt-tokens. `ral check DATA --model MODEL` counts those of your data."
+            )
+        return visual + TEXT_TOKENS, visual
+    return prompt, max(0, prompt - TEXT_TOKENS) if visual is None else min(visual, prompt)
+
+
+def rows_of(setup: Setup, gpu_memory: float) -> int:
+    """Completions that the policy samples at once by default on GPUs of so many GiB."""
+    shape = setup.model
+    row = RowSize(shape.decoder.token, shape.decoder.state, shape.heads, shape.vocabulary, setup.compute, shape.shared)
+    return row.rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
+
+
+def served(
+    setup: Setup, sampler: Sampler, servers: int = 1, adapter_alone: bool = False, by_disk: bool = True
+) -> Setup:
+    """The same with servers; those that share the trainer's GPUs divide them."""
+    gpus = max(1, setup.gpus // servers) if sampler == "shared" else MACHINE
+    sent = 2.0 * (setup.weights.trained if adapter_alone else setup.model.parameters)
+    return replace(setup, sampler=sampler, servers=servers, server_gpus=gpus, sent=sent, by_disk=by_disk)
+
+
+def _with_server(setup: Setup, args: RALConfig) -> Setup:
+    if args.rollout_engine != "vllm":
+        return setup
+    return served(
+        setup,
+        "shared" if args.vllm_sleep else "server",
+        len(args.vllm_urls),
+        adapter_alone=args.vllm_transfer == "adapter",
+        by_disk=args.vllm_transfer == "disk",
+    )
 
 
 def visual_tokens(model: PreTrainedModel, prompt: PromptSettings) -> int | None:
@@ -191,3 +245,15 @@ def _sharding(args: RALConfig) -> Sharding:
     if args.deepspeed:
         return "zero3" if args.hf_deepspeed_config.is_zero3() else "zero2"
     return "fsdp2" if args.fsdp else "ddp"
+
+
+def _offloads(args: RALConfig) -> bool:
+    """Whether DeepSpeed keeps the optimiser in the host's memory."""
+    if not args.deepspeed:
+        return False
+    device = args.hf_deepspeed_config.get_value("zero_optimization.offload_optimizer.device", "none")
+    return device not in (None, "none")
+
+
+def _true(value: Any) -> bool:
+    return str(value).lower() == "true"

@@ -125,6 +125,7 @@ class ModelShape:
         origin: where they are from, in words.
         parameters: all of them, tied ones once; `vision_parameters` of tower and projector.
         saved_bytes: of one weight in the checkpoint.
+        input_embedding: parameters of it where the output embedding has weights of its own.
         heads: of the decoder's queries. shared: whether the completions of a prompt share it.
         visual_patches: patches of the tower behind one visual token, visual_values: numbers that the processor makes of it;
             0 in a text model.
@@ -136,6 +137,7 @@ class ModelShape:
     parameters: int
     vision_parameters: int
     saved_bytes: int
+    input_embedding: int
     heads: int
     shared: bool = True
     visual_patches: int = 0
@@ -214,6 +216,7 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
     """The sizes of a model, on whatever device."""
     text, kind = model.config.get_text_config(), family(model)
     vision: dict[str, int] = {}
+    embedding: Any = model.get_input_embeddings().weight
     if has_vision(model):
         token = kind.visual_token(model.config)
         vision = {"visual_patches": token.patches * token.frames, "visual_values": token.values}
@@ -224,6 +227,7 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
         parameters=_count(model.parameters()),
         vision_parameters=_count(vision_tower(model).parameters()),
         saved_bytes=_saved_bytes(model),
+        input_embedding=0 if embedding is model.get_output_embeddings().weight else embedding.numel(),
         heads=text.num_attention_heads,
         shared=kind.unshareable(model.config) is None,
         **vision,
