@@ -17,6 +17,7 @@ from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
 from ral.errors import DataError
 from ral.rewards.answers import judge
+from ral.rewards.functions import build_rewards, of_record, score_group
 from tests.data.conftest import TEMPLATE
 
 
@@ -46,6 +47,18 @@ def test_pixels_of_the_image_as_it_is_shown(processor: Any) -> None:
     assert score([21, 56, 63, 140], asked) == 1
     assert score([21, 56, 63, 98], asked) == pytest.approx(0.5)
     assert score([300, 600, 900, 1500], asked) == 0
+
+
+def test_rewards_score_the_record_as_it_was_asked(processor: Any, thousandths: Any) -> None:
+    """By hand as in training: record, prompt, `as_asked`, `score_group`. The answer that is right for one family is wrong for the other."""
+    record, rewards = pointed("[1000, 400, 1600, 900]", (2000, 1000)), build_rewards(["accuracy"])
+    answers = ("[168, 67, 269, 151]", "[500, 400, 800, 900]")  # of 336×168 pixels, and of 1000×1000
+    texts = [f"<think>there</think><answer>{answer}</answer>" for answer in answers]
+    for family, bounds, right in ((processor, {"max_pixels": 256 * 256}, 0), (thousandths, {}, 1)):
+        asked = as_asked(record, family, encode_prompt(family, record, think=True, **bounds))
+        assert asked.solution == answers[right]
+        found = score_group(rewards, *of_record(asked, texts, [[], []])).total
+        assert found[right] == 1 > 0.1 > found[1 - right]
 
 
 def test_thousandths_of_its_sides(thousandths: Any) -> None:
