@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ral.attention.keys import Keys, select_keys
-from ral.rollouts.group import Targets, TrainingGroup, rollout_metrics
+from ral.rollouts.group import RewardedGroup, ScoredGroup, Targets, TrainingGroup, rollout_metrics
 from ral.rollouts.sampling import Completion
 
 #: Of six prompt tokens, the third to fifth are visual; the fourth is off the edge; the fourth and the last show the evidence.
@@ -69,3 +70,10 @@ def test_what_is_logged_of_rollouts_by_hand() -> None:
             "scorer_failed": 3 / 6,
         }
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [RewardedGroup, ScoredGroup])
+def test_no_scorer_failed_and_no_group_was_replaced_unless_said(kind: Any) -> None:
+    """Dumps of earlier versions do not say it."""
+    needed = {field.name: None for field in fields(kind) if field.default is MISSING}
+    assert (kind(**needed).scorer_failures, kind(**needed).replaced) == (0, None)
