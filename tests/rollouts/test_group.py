@@ -53,7 +53,7 @@ def test_what_is_logged_of_rollouts_by_hand() -> None:
         completions = [Completion(torch.zeros(n, dtype=torch.long), truncated=n > 3) for n in lengths]
         return SimpleNamespace(
             reward=torch.tensor(reward), advantages=torch.tensor(reward) - sum(reward) / 2, rewards={"own": torch.tensor(own)},
-            lengths=torch.tensor(lengths), completions=completions, scorer_failures=failures,
+            lengths=torch.tensor(lengths), completions=completions, scorer_failures=failures, replaced=None,
         )  # fmt: skip
 
     groups = [
