@@ -114,6 +114,15 @@ def test_the_question_says_whether_per_cent_is_meant() -> None:
     assert accuracy([messages], [[{"role": "assistant", "content": "14%"}]], **arguments) == [1.0]
 
 
+def test_options_are_those_of_each_completion_s_own_record() -> None:
+    """An option's text chooses its letter; no options, or none at all, leave the letter alone."""
+    arguments: dict[str, Any] = {"solution": ["B"] * 3, "problem_type": ["multiple choice"] * 3, "think": False}
+    options = [("A. red", "B. blue"), ("A. blue", "B. red"), None]
+    assert accuracy(["?"] * 3, ["blue"] * 3, options=options, **arguments) == [1.0, 0.0, 0.0]
+    assert accuracy(["?"] * 3, ["B"] * 3, options=options, **arguments) == [1.0] * 3
+    assert accuracy(["?"] * 3, ["B"] * 3, **arguments) == [1.0] * 3
+
+
 def test_mode_and_think_reach_the_registered_functions() -> None:
     columns = {"solution": ["B"], "problem_type": ["multiple choice"], "options": [()]}
     for mode, think, text, total in [

@@ -23,6 +23,34 @@ def test_magnitudes_are_exact(text: str, value: float) -> None:
     assert number.value == value
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("zero", 0), ("seven", 7), ("nineteen", 19), ("twenty", 20), ("twenty-five", 25), ("twenty five", 25),
+        ("one hundred", 100), ("twelve hundred", 1200), ("one hundred five", 105), ("one hundred and five", 105),
+        ("one hundred twenty-five", 125), ("five hundred twelve", 512), ("one thousand", 1000), ("one thousand five", 1005),
+        ("one thousand two hundred", 1200), ("thirty thousand five hundred and six", 30506),
+        ("one hundred thousand", 100_000), ("two million three hundred thousand and one", 2_300_001),
+        ("one billion one", 1_000_000_001), ("minus twenty-five", -25), ("zero thousand", 0),
+        ("two hundred apples", 200), ("two thousand and five apples", 2005),
+    ],
+)  # fmt: skip
+def test_numbers_in_words(text: str, value: float) -> None:
+    number = parse_number(text)
+    assert number is not None
+    assert number.value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["zero five", "five zero", "five six", "twenty zero", "twenty fifteen", "nineteen nine", "ten ten", "one hundred zero",
+     "two hundred hundred", "one thousand two million", "hundred", "thousand five",
+     "one hundred five hundred"],
+)  # fmt: skip
+def test_words_that_make_no_one_number(text: str) -> None:
+    assert parse_number(text) is None
+
+
 def test_signs_for_fractions_stand_apart_from_the_whole() -> None:
     assert [readable(text) for text in ("½", "3¼", "x⅔", "10²")] == ["1/2", "3 1/4", "x2/3", "10^2"]
 

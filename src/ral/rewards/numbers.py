@@ -61,24 +61,27 @@ def _in_words(text: str) -> tuple[float, str] | None:
     if han := re.match(r"[零〇一二两三四五六七八九十百千]{1,9}", text):
         value = _han(han[0])
         return None if value is None else (value, text[han.end() :])
-    total, current, end = 0.0, -1.0, 0
+    total, current, scale, end = 0.0, -1.0, math.inf, 0  # `current` is below the last magnitude; −1: nothing yet
     for word in re.finditer(r"([a-z]+)(?:[\s-]+(?:and\s+)?|$|(?=[^a-z]))", text.casefold()[:200]):
         if word.start() != end:
             break
         if (value := _CARDINALS.get(word[1])) is not None:
-            if current >= 0 and not (
-                (value < 10 and current % 100 >= 20 and current % 10 == 0) or current % 100 == 0 < current
-            ):
+            follows = (value < 10 and current % 100 >= 20 and current % 10 == 0) or current % 100 == 0 < current
+            if current >= 0 and not (follows and value):
                 return None  # "five six" are two numbers
             current = max(current, 0.0) + value
         elif current >= 0 and word[1] == "hundred":
+            if current >= 100:
+                return None
             current *= 100
         elif current >= 0 and word[1] in ("thousand", "million", "billion"):
-            total, current = total + current * _MAGNITUDES[word[1]], 0.0
+            if (magnitude := _MAGNITUDES[word[1]]) >= scale:
+                return None
+            total, current, scale = total + current * magnitude, -1.0, magnitude
         else:
             break
         end = word.end()
-    return (total + current, text[end:]) if end else None
+    return (total + max(current, 0.0), text[end:]) if end else None
 
 
 def _han(text: str) -> float | None:
