@@ -14,10 +14,11 @@ from ral.models.loading import export, load_model
 from ral.runs.checkpoints import MANIFEST
 from tests.killing import Attempt, Case, broken_files, result
 
-#: Each process has a part of the weights, and writes it into checkpoints.
+#: Each process has a part of the weights, and writes it into checkpoints; the first one alone reads the start model.
 CASE = Case("two", processes=2, changes={
     "attention_anchor": "explore", "attention_share": 0.5, "gradient_accumulation_steps": 2, "fsdp": True,
-    "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
+    "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT",
+                    "cpu_ram_efficient_loading": True},
 })  # fmt: skip
 
 

@@ -6,12 +6,14 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from torch import nn
@@ -22,6 +24,7 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     PreTrainedModel,
+    TrainingArguments,
 )
 from transformers.utils import is_bitsandbytes_available
 
@@ -248,7 +251,33 @@ def _load_whole(folder: str, dtype: torch.dtype | Literal["auto"], settings: Map
         )
     loader: Any = AutoModelForImageTextToText if _has_vision(folder, settings.get("revision")) else AutoModelForCausalLM
     with refused_by("transformers", folder):
-        return loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)  # type: ignore[no-any-return]
+        model = loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)
+    _allocate_unread(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _allocate_unread(model: nn.Module) -> None:
+    """Give weights that another process reads an address each, as accelerate tells an optimiser's weights apart by theirs.
+
+    Nothing is written there, so the operating system provides no memory.
+    """
+    for parameter in [p for p in model.parameters() if p.is_meta]:
+        own = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, own)
+
+
+@contextmanager
+def main_process_reads(args: TrainingArguments) -> Iterator[None]:
+    """Inside, only the main process of each machine reads weights, if FSDP2 is to send them on (`cpu_ram_efficient_loading`)."""
+    sharding = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
+    if str(sharding.get("cpu_ram_efficient_loading", "false")).lower() != "true":
+        yield
+        return
+    enable_fsdp_ram_efficient_loading()
+    try:
+        yield
+    finally:
+        disable_fsdp_ram_efficient_loading()
 
 
 def _config(folder: str, revision: str | None = None) -> Any:

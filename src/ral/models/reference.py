@@ -37,9 +37,10 @@ class Reference:
     @classmethod
     def of(cls, accelerator: Accelerator, policy: nn.Module) -> Reference:
         """The reference of a policy that accelerate has not prepared yet. All processes must call this."""
-        # The main process decides, as it alone may have the weights.
-        [needs_no_copy] = broadcast_object_list([isinstance(policy, PeftModel) and leaves_start(policy)])
-        if needs_no_copy:
+        # The main process decides, as it alone may have read the weights.
+        off_is_start = accelerator.is_main_process and isinstance(policy, PeftModel) and leaves_start(policy)
+        [off_is_start] = broadcast_object_list([off_is_start])
+        if off_is_start:
             return cls(None)
         if fsdp_plugin(accelerator) is not None:
             return cls(_without_weights(policy), is_empty=True)

@@ -15,7 +15,7 @@ from ral.data.fingerprint import fingerprint
 from ral.data.record import Record
 from ral.errors import ConfigError, RunError
 from ral.evaluate.look_recorder import LookRecorder
-from ral.models.loading import load_model, load_processor, training_dtype
+from ral.models.loading import load_model, load_processor, main_process_reads, training_dtype
 from ral.models.lora import lora_config
 from ral.models.sharding import QUANTISED_SHARDS
 from ral.recipe import BaseRecipe, Recipe
@@ -61,7 +61,7 @@ def run(
     if main_process:
         refuse_occupied(folder, resume=resume, overwrite=overwrite)
     training, held_out = datasets(task)
-    with _full_memory_named():
+    with _full_memory_named(), main_process_reads(args):
         trainer = build(task, training, held_out)
     with args.main_process_first(local=False, desc="preparing the run folder"):
         if main_process:
