@@ -445,6 +445,9 @@ def look(
     video: Annotated[
         Path | None, typer.Option(help="The video, in place of an image; each temporal patch gets a map.")
     ] = None,
+    token_grid: Annotated[
+        bool, typer.Option("--token-grid", help="Draw each visual token as a square, not smoothed (.png).")
+    ] = False,
 ) -> None:
     """Draw where a model looks when it answers a question about an image or a video."""
     from ral.evaluate.settings import EvalSettings
@@ -456,7 +459,7 @@ def look(
     path = _model_path(model)
     settings = EvalSettings.of_model(path, **parse_settings(EvalSettings, context.args))
     _without_bars()
-    typer.echo(look(path, image, question, video=video, settings=settings).save(output))
+    typer.echo(look(path, image, question, video=video, settings=settings).save(output, token_grid=token_grid))
 
 
 def _model_path(model: str) -> str:

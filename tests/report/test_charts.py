@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,39 @@ def test_points_are_signed() -> None:
 
 def test_json_in_a_script_element_cannot_end_it() -> None:
     assert script_json({"a": "</script><!--&"}) == '{"a":"\\u003c/script\\u003e\\u003c!--\\u0026"}'
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (1, 1),
+        (500, 500),
+        (1, 2),
+        (1, 3),
+        (1, 7),
+        (1, 80),
+        (0, 160),
+        (1, 12_345),
+        (10_000, 10_009),
+        (1, 10**6),
+        (99_950, 100_049),
+    ],
+)
+def test_the_ticks_of_any_number_of_steps_can_be_read(first: int, last: int) -> None:
+    x = np.unique(np.linspace(first, last, 400).round())
+    chart = line_chart("Reward", "", "step", [Series(0, "a", x, np.full((1, len(x)), 0.5))])
+    places, labels = zip(*chart.x_ticks, strict=True)
+    assert len(set(labels)) == len(labels) == len(set(places))
+    assert 1 <= len(labels) <= 7
+    values = [float(label.replace(",", "").replace("M", "e6")) for label in labels]
+    assert all(first <= value <= last for value in values)
+    assert all(value == round(value) for value in values)
+    # 12 units high, letters are about 7 wide: no label reaches into the next.
+    assert all(right - left > 3.5 * (len(a) + len(b)) for (left, a), (right, b) in pairwise(chart.x_ticks))
+
+
+def test_a_narrow_range_has_labels_that_differ() -> None:
+    y = np.linspace(0.50012, 0.50047, 20)[None]
+    chart = line_chart("KL", "", "step", [Series(0, "a", np.arange(20.0), y)])
+    labels = [label for _, label in chart.y_ticks]
+    assert len(set(labels)) == len(labels) >= 3

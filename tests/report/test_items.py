@@ -44,6 +44,16 @@ def test_the_command_writes_the_page_of_one_evaluation(evaluation: Path) -> None
     assert found.stdout.strip() == str(evaluation / "items.html")
 
 
+def test_the_page_says_what_it_does_not_show(evaluation: Path) -> None:
+    rows = saved(evaluation)
+    rows[0]["completion"] = "x" * 2001
+    write_rows(evaluation / "items.jsonl", rows)
+    page = write_items(evaluation).read_text(encoding="utf-8")
+    assert "Not on this page: images of 48 items" in page
+    assert "ends of 1 items&#39; texts beyond 2,000 characters" in page
+    assert "items.jsonl holds for 60 items" in page
+
+
 @pytest.mark.browser
 def test_pages_filters_and_search(browser: Browser, evaluation: Path) -> None:  # noqa: F811
     page, complaints = opened(browser, write_items(evaluation))

@@ -145,6 +145,9 @@ def test_controls(browser: Browser, finished_quickstart: Path) -> None:
     assert heat.evaluate("node => getComputedStyle(node).opacity") == "0.8"
     page.locator("#strength").fill("40")
     assert heat.evaluate("node => getComputedStyle(node).opacity") == "0.4"
+    assert heat.evaluate("node => getComputedStyle(node).imageRendering") == "auto", "smoothed between tokens"
+    page.locator("#tokens").check()
+    assert heat.evaluate("node => getComputedStyle(node).imageRendering") == "pixelated"
     page.locator("input[value=off]").check(force=True)
     assert heat.evaluate("node => getComputedStyle(node).display") == "none"
 
@@ -152,6 +155,15 @@ def test_controls(browser: Browser, finished_quickstart: Path) -> None:
     page.keyboard.press("ArrowLeft")
     assert page.locator("#training .chart").first.locator("output").first.inner_text()
     assert complaints == []
+
+
+@pytest.mark.browser
+def test_images_stand_in_a_grid(browser: Browser, finished_quickstart: Path) -> None:
+    """Four models' answers to two images in a row, twelve images on less than five screens."""
+    page, _ = opened(browser, write_report(finished_quickstart), viewport={"width": 1280, "height": 900})
+    boxes = [node.bounding_box() for node in page.query_selector_all("#gallery .exhibit")]
+    assert len({round(box["x"]) for box in boxes if box}) == 2
+    assert page.evaluate("document.getElementById('gallery').scrollHeight") < 4.5 * 900
 
 
 @pytest.mark.browser

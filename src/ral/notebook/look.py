@@ -46,8 +46,11 @@ class LookFigure:
             found += [("Frames at", ", ".join(f"{time:.1f}" for time in seen.sheet.times) + " s, row by row")]
         return found
 
-    def save(self, path: str | Path) -> Path:
-        """Write a .png file, or an .html page with a slider. Raises UsageError for another name."""
+    def save(self, path: str | Path, *, token_grid: bool = False) -> Path:
+        """Write a .png file, smoothed between visual tokens unless `token_grid`, or an .html page that has both.
+
+        Raises UsageError for another name.
+        """
         path, seen = Path(path), self.seen
         pixels, asked = np.asarray(seen.sheet.picture), _without_marks(self.question)
         if path.suffix == ".html":
@@ -57,7 +60,8 @@ class LookFigure:
         if path.suffix != ".png":
             raise UsageError(f"{path}: expected a name that ends in .png or .html.")
         caption = "; ".join(f"{name}: {fact}" for name, fact in self.facts())
-        return render_heatmap_png(pixels, seen.map, [], path, title=asked, caption=f"{seen.text}\n{caption}")
+        said = f"{seen.text}\n{caption}"
+        return render_heatmap_png(pixels, seen.map, [], path, title=asked, caption=said, token_grid=token_grid)
 
     def _repr_png_(self) -> bytes:
         with TemporaryDirectory() as folder:

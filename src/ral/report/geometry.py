@@ -83,12 +83,10 @@ class Axis:
         return self.start + inside * (self.end - self.start)
 
     def ticks(self, levels: np.ndarray) -> list[tuple[float, str]]:
-        """(position, label) of those levels that the axis reaches."""
-        return [
-            (float(self.place(np.array(level))), compact(10**level if self.logarithmic else float(level)))
-            for level in levels.tolist()
-            if self.low - 1e-9 <= level <= self.high + 1e-9
-        ]
+        """(position, label) of those levels that the axis reaches; no two labels are alike."""
+        reached = [level for level in levels.tolist() if self.low - 1e-9 <= level <= self.high + 1e-9]
+        labels = distinct([10**level if self.logarithmic else float(level) for level in reached])
+        return [(float(self.place(np.array(level))), label) for level, label in zip(reached, labels, strict=True)]
 
 
 def line_chart(
@@ -114,7 +112,7 @@ def line_chart(
     y_axis, y_levels = _logarithmic_axis(positive) if log else _plain_axis(shown, [mean for mean, _ in averaged])
     first, last = float(min(line.x[0] for line in series)), float(max(line.x[-1] for line in series))
     x_axis = Axis(first, last, LEFT, WIDTH - RIGHT)
-    x_levels = MaxNLocator(5 if x_label == "step" else 10, integer=True).tick_values(first, last)
+    x_levels = np.unique(np.round(MaxNLocator(5 if x_label == "step" else 10, integer=True).tick_values(first, last)))
     lines = [
         _line(line, mean, half, x_axis, y_axis, raw=window > 1, dots=dots)
         for line, (mean, half) in zip(series, averaged, strict=True)
@@ -125,12 +123,33 @@ def line_chart(
         note=note + ("; log scale" if log else ""),
         x_label=x_label,
         lines=lines,
-        x_ticks=x_axis.ticks(np.asarray(x_levels)),
+        x_ticks=[(place, whole(level)) for place, level in _reached(x_axis, x_levels)],
         y_ticks=y_axis.ticks(y_levels),
         x_range=(first, last),
         bands=[float(x_axis.place(np.array(band))) for band in bands],
         alt=f"{title}. " + " ".join(_in_words(line, x_label) for line in lines),
     )
+
+
+def whole(number: float) -> str:
+    """A number of steps or layers as an axis says it: in full up to a million."""
+    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e6:.4g}M"
+
+
+def distinct(values: Sequence[float]) -> list[str]:
+    """The values as an axis says them, with as many decimals as it takes to tell them apart."""
+    labels = [compact(value) for value in values]
+    for decimals in range(3, 10):
+        if len(set(labels)) == len(set(values)):
+            break
+        labels = [f"{value:.{decimals}f}".replace("-", "−") for value in values]
+    return labels
+
+
+def _reached(axis: Axis, levels: np.ndarray) -> list[tuple[float, float]]:
+    """(position, level) of those levels that lie on the axis; of an axis of one point, that point."""
+    inside = [axis.low] if axis.low == axis.high else [one for one in levels.tolist() if axis.low <= one <= axis.high]
+    return [(float(axis.place(np.array(level))), level) for level in inside]
 
 
 def _level(values: np.ndarray, logarithmic: bool) -> np.ndarray:

@@ -83,7 +83,7 @@ def tile(
 
 def under_heat(image: Image.Image, grid: np.ndarray) -> Image.Image:
     """`image` under `grid` `[h, w]` (shares), as one picture; the brightest token is the most attended to."""
-    heat = Image.fromarray(_heat(grid / (grid.max() or 1.0)), "RGBA").resize(image.size, Image.Resampling.NEAREST)
+    heat = Image.fromarray(_heat(grid / (grid.max() or 1.0)), "RGBA").resize(image.size, Image.Resampling.BILINEAR)
     return Image.alpha_composite(image.convert("RGBA"), heat).convert("RGB")
 
 
@@ -109,9 +109,18 @@ def data_uri(pixels: np.ndarray) -> str:
 
 
 def render_heatmap_png(
-    image: np.ndarray, values: np.ndarray, boxes: Boxes, path: Path, *, title: str = "", caption: str = ""
+    image: np.ndarray,
+    values: np.ndarray,
+    boxes: Boxes,
+    path: Path,
+    *,
+    title: str = "",
+    caption: str = "",
+    token_grid: bool = False,
 ) -> Path:
     """Writes the image beside the image under its attention as a PNG; returns `path`.
+
+    The attention is smoothed between visual tokens; with `token_grid`, each token is a square.
 
     `image` is `[H, W, 3]` uint8 RGB, `values` `[h, w]` attention per visual token (any positive scale), `boxes` pixels
     of `image`, outlined in both. Raises ValueError as `shares` does.
@@ -133,7 +142,7 @@ def render_heatmap_png(
         axes.imshow(image, extent=extent, interpolation="nearest" if max(width, height) < 200 else "antialiased")
         if column:
             level = grid / (grid.max() or 1.0)
-            axes.imshow(_heat(level), extent=extent, interpolation="nearest")
+            axes.imshow(_heat(level), extent=extent, interpolation="nearest" if token_grid else "bilinear")
         for box in boxes:
             if shape := _inside(box, width, height):
                 axes.add_patch(

@@ -58,11 +58,32 @@ def write_items(folder: Path) -> Path:
         model=str(evaluation.summary.get("model", "")),
         accuracy=number(evaluation.summary.get("accuracy")),
         table=Table(rows, ["Answer"], _filters(rows, names)),
+        left_out=_left_out(rows, list(evaluation.items.values())),
         notices=notices,
     )
     path = Path(folder) / ITEMS_PAGE
     atomic_write_text(path, page)
     return path
+
+
+def _left_out(rows: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[str]:
+    """What of the evaluation the page does not show, in words."""
+    without = sum(row["image"] is None for row in rows)
+    texts = [(item.question, item.solution, item.completion, item.prediction or "") for item in items]
+    cut = sum(any(len(text) > LONGEST for text in one) for one in texts)
+    found = (
+        [f"images of {without:,} items, as the evaluation keeps those of a few (`ral eval --show N`)"]
+        if without
+        else []
+    )
+    found += [f"ends of {cut:,} items' texts beyond {LONGEST:,} characters, which items.jsonl holds"] if cut else []
+    maps = sum(item.map is not None or item.grounding is not None for item in items)
+    found += (
+        [f"where the model looked, which `ral report` on the run shows, and items.jsonl holds for {maps:,} items"]
+        if maps
+        else []
+    )
+    return found
 
 
 def failures(arms: Sequence[Arm], task: str) -> Table:

@@ -44,6 +44,10 @@
   for (const radio of document.querySelectorAll("input[name=overlay]")) {
     radio.addEventListener("change", () => { root.dataset.overlay = radio.value; });
   }
+  const tokens = document.getElementById("tokens");
+  if (tokens) {
+    tokens.addEventListener("change", () => { root.toggleAttribute("data-tokens", tokens.checked); });
+  }
   const strength = document.getElementById("strength");
   if (strength) {
     strength.addEventListener("input", () => root.style.setProperty("--overlay", strength.value / 100));
