@@ -78,6 +78,7 @@ class Case:
         prompts: of an optimiser step, on all processes together.
         pinned: every process stays on the core of its number.
         longest: completion in tokens.
+        family: an architecture of `experiments.families` in place of the embedded model, on pictures alone.
         heads: `attention_heads`, to be measured; None: the mean of all.
         precision: `bf16` is what `bf16: true` asks for; `fp32` is a policy of FSDP2 that names a precision and rounds nothing.
         taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
@@ -96,6 +97,7 @@ class Case:
     pinned: bool = False
     longest: int = 16
     taught: bool = False
+    family: str | None = None
     heads: dict[str, Any] | None = None
     precision: Literal["no", "fp32", "bf16"] = "no"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -173,15 +175,26 @@ def lengths(completions: list[str], **columns: object) -> list[float]:
     return [float(sum(map(ord, text)) % 7) for text in completions]
 
 
+def of_family(kind: str) -> tuple[Any, Any]:
+    """The tiny model and the processor of an architecture."""
+    from experiments.families.processors import PROCESSORS, model_for
+
+    made = PROCESSORS[kind]()
+    return model_for(kind, made), made[0]
+
+
 def train(case: Case, engine: str, folder: Path) -> None:
     """One process of a run; the first one leaves the parameters at the end in `end.safetensors`."""
     torch.set_num_threads(1)
     if case.pinned:
         os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
-    model, processor = load_start()
+    model, processor = load_start() if case.family is None else of_family(case.family)
     if case.double:
         model = model.double()
-    adapter = LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*") if case.adapter else None
+    linear: dict[str, Any] = {"target_modules": "all-linear", "exclude_modules": ".*visual.*"}
+    if case.family is not None:
+        linear = {"target_modules": r".*language_model.*\.(q|k|v)_proj"}
+    adapter = LoraConfig(r=4, **linear) if case.adapter else None
     OnCPU.policy = case.precision
     args, records = case.config(folder, int(os.environ["WORLD_SIZE"]), engine), case.records()
     run: OnCPU

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Checked:
 
     dtype: float64 where transformers' own rounding in float32 is larger than the tolerances.
     rollout: whether greedy rollouts equal a full forward per token.
+    trained: whether `experiments.families.train` made two updates with pictures; False also where nobody tried.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Checked:
     rows: float
     gradients: float
     rollout: bool
+    trained: bool = False
 
     @property
     def exact(self) -> bool:
@@ -186,9 +189,9 @@ def table(lines: list[Checked]) -> str:
     def mark(yes: bool) -> str:
         return "yes" if yes else "–"
 
-    head = ("architecture", "way", "images", "video", "geometry", "log-probs", "rows", "gradients", "in")
+    head = ("architecture", "way", "images", "video", "geometry", "trained", "log-probs", "rows", "gradients", "in")
     rows = [
-        (f"`{line.kind}`", line.way, mark(line.images), mark(line.video), mark(line.geometry),
+        (f"`{line.kind}`", line.way, mark(line.images), mark(line.video), mark(line.geometry), mark(line.trained),
          f"{line.logps:.0e}", f"{line.rows:.0e}", f"{line.gradients:.0e}", line.dtype)
         for line in lines
     ]  # fmt: skip
@@ -205,8 +208,14 @@ def main(kinds: list[str]) -> None:
     logging.set_verbosity_error()
     lines = {line.kind: line for line in read()} if RESULTS.is_file() else {}
     for kind in kinds or KINDS:
-        lines[kind] = check(kind)
+        trained = kind in lines and lines[kind].trained
+        lines[kind] = replace(check(kind), trained=trained)
         print("ok " if lines[kind].exact else "BAD", lines[kind], flush=True)
+    write(lines)
+
+
+def write(lines: Mapping[str, Checked]) -> None:
+    """The results, and the page that shows them."""
     kept = [asdict(lines[kind]) for kind in KINDS if kind in lines]
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(line) for line in kept) + "\n]\n", encoding="utf-8")
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")

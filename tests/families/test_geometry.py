@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from experiments.families.zoo import VISION
+from experiments.families.processors import PROCESSORS, model_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
-from transformers import (
-    AddedToken,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    GotOcr2ImageProcessor,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    PixtralImageProcessor,
-    PixtralProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ral.attention import prepare_prompt, vision_features
 from ral.data.boxes import box_masks, tile_mask
@@ -40,87 +21,20 @@ from ral.data.record import Box, Record
 from ral.errors import ConfigError, DataError
 from ral.evaluate.looking import as_maps, look
 from ral.families import family_of_processor
-from ral.families.tiles import TILES, Tile, from_tensor, raster, to_tensor
-from ral.testbed.model import build_tokenizer
+from ral.families.tiles import Tile, raster
 from ral.training.evidence import evidence_tokens
 
-TURNS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == 'image' %}IMAGE{% else %}"
-    "{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-)
-SQUARE = {"height": 16, "width": 16}
+#: Every processor that there is: those of one architecture each, without twins.
+KINDS = ("internvl", "llava", "deepseek_vl", "janus", "gemma3", "gemma4", "idefics3", "smolvlm", "mistral3", "llava_onevision", "llava_next", "aya_vision",
+         "cohere2_vision", "ovis2", "llama4", "lfm2_vl", "glm4v", "qwen3_5")  # fmt: skip
 
 
-def tokenizer(more: tuple[str, ...] = (), **named: str) -> Any:
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer().backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        extra_special_tokens=named, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-    made.add_tokens([AddedToken(token, special=True, normalized=False) for token in more])
-    return made
-
-
-def internvl() -> tuple[Any, dict[str, Any]]:
-    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-    images = GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=12)
-    processor = InternVLProcessor(
-        images, tokenizer(video_token="<video>", **names), InternVLVideoProcessor(size=SQUARE), image_seq_length=4,
-        chat_template=TURNS.replace("IMAGE", "<IMG_CONTEXT>"),
-    )  # fmt: skip
-    return processor, {"image_token_id": processor.image_token_id}
-
-
-def gemma3() -> tuple[Any, dict[str, Any]]:
-    words = tokenizer(boi_token="<boi>", eoi_token="<eoi>", image_token="<soft>")
-    images = Gemma3ImageProcessor(size=SQUARE)
-    processor = Gemma3Processor(images, words, image_seq_length=4, chat_template=TURNS.replace("IMAGE", "<boi>"))
-    return processor, {name: getattr(words, name) for name in ("image_token_id", "boi_token_id", "eoi_token_id")}
-
-
-def idefics3() -> tuple[Any, dict[str, Any]]:
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    words = tokenizer(("<image>", "<fake_token_around_image>", "<global-img>", *places))
-    images = Idefics3ImageProcessor(size={"longest_edge": 48}, max_image_size={"longest_edge": 16})
-    processor = Idefics3Processor(images, words, image_seq_len=4, chat_template=TURNS.replace("IMAGE", "<image>"))
-    return processor, {"image_token_id": processor.image_token_id}
-
-
-def mistral3() -> tuple[Any, dict[str, Any]]:
-    images = PixtralImageProcessor(size={"longest_edge": 32}, patch_size={"height": 4, "width": 4})
-    processor = PixtralProcessor(
-        images, tokenizer(("[IMG]", "[IMG_BREAK]", "[IMG_END]")), patch_size=4, spatial_merge_size=2,
-        chat_template=TURNS.replace("IMAGE", "[IMG]"),
-    )  # fmt: skip
-    return processor, {"image_token_id": processor.image_token_id}
-
-
-def llava_onevision() -> tuple[Any, dict[str, Any]]:
-    canvases = [[16 * a, 16 * b] for a in range(1, 4) for b in range(1, 4)]
-    processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=canvases), tokenizer(("<image>", "<video>")),
-        LlavaOnevisionVideoProcessor(size=SQUARE), num_image_tokens=16, vision_feature_select_strategy="full",
-        chat_template=TURNS.replace("IMAGE", "<image>"),
-    )  # fmt: skip
-    names = ("image_token_id", "video_token_id")
-    return processor, {name: getattr(processor, name) for name in names} | {"image_grid_pinpoints": canvases}
-
-
-Make = Callable[[], tuple[Any, dict[str, Any]]]
-MADE: dict[str, Make] = {f.__name__: f for f in (internvl, gemma3, idefics3, mistral3, llava_onevision)}
-
-
-def model_of(kind: str, processor: Any, tokens: dict[str, Any]) -> PreTrainedModel:
-    sizes = VISION[kind][0]
-    sizes = sizes | tokens | {"text_config": sizes["text_config"] | {"vocab_size": len(processor.tokenizer)}}
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **sizes)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, 0, 0.2)
-    for name, parameter in model.named_parameters():
-        if ("vision" in name or "visual" in name) and ("o_proj" in name or "out_proj" in name):
-            parameter.data.mul_(0.02)  # so that a token speaks of its own pixels
-    return model.requires_grad_(False)
+def made(kind: str) -> tuple[Any, PreTrainedModel]:
+    """Processor and model, whose vision tower mixes its tokens little."""
+    if kind == "smolvlm":
+        pytest.importorskip("num2words")
+    built = PROCESSORS[kind]()
+    return built[0], model_for(kind, built, local=True).requires_grad_(False)
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -135,16 +49,16 @@ def encoded(processor: Any, *arrays: np.ndarray, **more: Any) -> dict[str, Tenso
 
 def seen(model: PreTrainedModel, inputs: dict[str, Tensor]) -> np.ndarray:
     """Features `[N, d]` of the visual tokens."""
-    found = vision_features(model, {k: v for k, v in inputs.items() if k != TILES})["image"].pooler_output
+    output = vision_features(model, inputs)["image"]
+    found = output.last_hidden_state if output.get("pooler_output") is None else output.pooler_output
     parts = [found] if isinstance(found, Tensor) else found
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts]).numpy()
 
 
-@pytest.mark.parametrize("kind", MADE)
-@pytest.mark.parametrize("size", [(100, 60), (60, 100), (150, 40)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(60, 100), (150, 40)], ids=str)
 def test_the_token_that_reacts_shows_the_pixels_that_changed(kind: str, size: tuple[int, int]) -> None:
-    processor, tokens = MADE[kind]()
-    model, array, reach = model_of(kind, processor, tokens), picture(size), 4
+    (processor, model), array, reach = made(kind), picture(size), 4
     inputs = encoded(processor, array)
     prompt = prepare_prompt(model, inputs)
     assert sum(tile.tokens for tile in prompt.tiles) == len(prompt.places) > 0
@@ -173,16 +87,15 @@ def test_the_token_that_reacts_shows_the_pixels_that_changed(kind: str, size: tu
     assert hits >= 0.85 * tries, f"{hits} of {tries}; by chance about one in {len(prompt.places)}"
 
 
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_maps_boxes_and_evidence_of_two_pictures(kind: str) -> None:
-    processor, tokens = MADE[kind]()
-    model, sizes = model_of(kind, processor, tokens), [(100, 60), (150, 40)]
+    (processor, model), sizes = made(kind), [(100, 60), (150, 40)]
     arrays = [picture(size, seed) for seed, size in enumerate(sizes)]
     inputs = encoded(processor, *arrays)
     prompt = prepare_prompt(model, inputs)
     assert sorted({tile.picture for tile in prompt.tiles}) == [0, 1]
     (found,) = look(model, [prompt], [torch.tensor([5, 6, 7])], [1])
-    layer = found.layers[-1]
+    layer = next(one for one in reversed(found.layers) if one is not None)
     assert len(layer.maps) == 2
     assert 0 < layer.visual_share < 1
     box = Box(90.0, 2.0, 140.0, 38.0, medium=1)
@@ -193,13 +106,15 @@ def test_maps_boxes_and_evidence_of_two_pictures(kind: str) -> None:
     assert not shown[0].any(), "the first picture has no box"
     columns = (np.arange(shown[1].shape[1]) + 0.5) / shown[1].shape[1]
     per_column = shown[1].sum(axis=0)
-    assert (per_column * columns).sum() / per_column.sum() == pytest.approx(115 / 150, abs=0.12)
+    end = min(
+        140, 150 * max(tile.box[2] for tile in prompt.tiles if tile.picture == 1)
+    )  # or where the model's sight ends
+    assert (per_column * columns).sum() / per_column.sum() == pytest.approx((90 + end) / 2 / 150, abs=0.12)
 
 
 @pytest.mark.parametrize("kind", ["internvl", "idefics3", "mistral3"])
 def test_pixels_are_bounded_by_the_familys_own_knob(kind: str) -> None:
-    processor, tokens = MADE[kind]()
-    model = model_of(kind, processor, tokens)
+    processor, model = made(kind)
     counts = [
         len(prepare_prompt(model, encoded(processor, picture((300, 200)), max_pixels=pixels)).places)
         for pixels in (256, 1024, 2304)
@@ -208,7 +123,7 @@ def test_pixels_are_bounded_by_the_familys_own_knob(kind: str) -> None:
 
 
 def test_what_a_family_does_not_have_is_refused() -> None:
-    processor, _ = gemma3()
+    processor, _ = PROCESSORS["gemma3"]()
     with pytest.raises(ConfigError, match=r"max_pixels.* has no bound on pixels"):
         encoded(processor, picture((40, 40)), max_pixels=1024)
     clip = Record("0", "<video>?", "a", videos=("clip.mp4",), origin="row 7")  # type: ignore[arg-type]
@@ -228,8 +143,7 @@ tiles = st.builds(
 
 @settings(max_examples=50)
 @given(parts=st.lists(tiles, min_size=1, max_size=3), seed=st.integers(0, 99))
-def test_a_map_has_all_the_weight_and_tiles_travel_whole(parts: list[Tile], seed: int) -> None:
-    assert from_tensor(to_tensor(parts)) == tuple(parts)
+def test_a_map_has_all_the_weight(parts: list[Tile], seed: int) -> None:
     every = [*parts, Tile(0, 3, 3)]
     weights = np.random.default_rng(seed).random(sum(tile.tokens for tile in every))
     showing = np.concatenate([tile.flat(np.ones((tile.rows, tile.columns))) for tile in every])

@@ -30,8 +30,8 @@ from ral.attention.packed import KERNELS, Kernel, PackedPass
 from ral.attention.repeated import RepeatedPass
 from ral.attention.rows import Query, attention_rows, head_mean_attention, policy_rows
 from ral.errors import DataError
-from ral.families.family import joined
-from ral.families.tiles import TILES, Tile, from_tensor, interior
+from ral.families.family import MODALITIES, joined
+from ral.families.tiles import Tile, interior
 
 #: Logits formed at once, in elements (float32: 256 MiB).
 LOGIT_CHUNK_ELEMENTS = 2**26
@@ -145,7 +145,7 @@ def prepare_prompt(
         ValueError: more than one prompt. DataError: a number of visual tokens other than the model expects.
     """
     base = make_capturable(model)
-    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items() if k != TILES}
+    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
     input_ids = inputs["input_ids"]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}")
@@ -154,7 +154,8 @@ def prepare_prompt(
         input_ids = input_ids[inputs["attention_mask"][0].bool()]
     grids = _check_visual_tokens(base, input_ids, inputs)
     # Images before videos, as their grids are.
-    places = [(input_ids == kind).nonzero()[:, 0] for kind in visual_token_ids(base)]
+    kinds = family(base).kinds(base.config, input_ids)
+    places = [(kinds == 1 + number).nonzero()[:, 0] for number in range(len(MODALITIES))]
     if features is None and not any(p.requires_grad for p in vision_tower(base).parameters()):
         with torch.no_grad():
             features = vision_features(model, inputs)
@@ -166,13 +167,12 @@ def prepare_prompt(
         features,
         inputs,
         family(base).together(base, input_ids),
-        _check_tiles(prompt_inputs.get(TILES), sum(map(len, places))),
+        _check_tiles(getattr(prompt_inputs, "tiles", ()), sum(map(len, places))),
     )
 
 
-def _check_tiles(rows: Tensor | None, tokens: int) -> tuple[Tile, ...]:
-    """The tiles that travelled beside the processor's tensors, of all visual tokens."""
-    tiles = () if rows is None else from_tensor(rows)
+def _check_tiles(tiles: tuple[Tile, ...], tokens: int) -> tuple[Tile, ...]:
+    """The tiles that came beside the processor's tensors, if they are of all visual tokens."""
     if tiles and (expected := sum(tile.tokens for tile in tiles)) != tokens:
         raise DataError(
             f"the prompt holds {tokens} visual tokens, but its pictures are {expected}: the processor does not belong to this "
@@ -184,11 +184,12 @@ def _check_tiles(rows: Tensor | None, tokens: int) -> tuple[Tile, ...]:
 def _check_visual_tokens(model: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
     """Token grids, of images before videos; the counts must be those the vision tower will yield."""
     grids: list[tuple[int, int, int]] = []
-    for kind, token in family(model).placeholders(model.config).items():
+    kinds = family(model).kinds(model.config, input_ids)
+    for kind in family(model).placeholders(model.config):
         shapes = family(model).token_grids(model.config, kind, inputs)
         if shapes is None:
             continue
-        found = int((input_ids == token).sum())
+        found = int((kinds == 1 + MODALITIES.index(kind)).sum())
         expected = sum(t * h * w for t, h, w in shapes)
         if found != expected:
             raise DataError(

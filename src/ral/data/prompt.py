@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ral.data.templates import adds_special_tokens, opens_think, render, turn_en
 from ral.data.wording import MARK, question
 from ral.errors import ConfigError, DataError, RalError
 from ral.families import family_of_processor
-from ral.families.tiles import TILES, to_tensor
+from ral.families.tiles import Encoded, Tile
 
 
 def build_messages(
@@ -86,13 +86,13 @@ def encode_prompt(
     settings: PromptSettings | None = None,
     change_media: ChangeMedia | None = None,
     **named: Any,
-) -> dict[str, Tensor]:
+) -> Encoded:
     """The processor's tensors for one prompt, ending where the model is to answer.
 
     Always `input_ids` and `attention_mask` `[1, P]`; with media, what the model's processor adds: for
     Qwen2.5-VL `mm_token_type_ids` `[1, P]`, `pixel_values`, `image_grid_thw` `[images, 3]`,
-    `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. Where these do not say what each
-    visual token shows (tiles), `visual_tiles` does, which is for `prepare_prompt` and none of the model's. `min_pixels` and
+    `pixel_values_videos`, `video_grid_thw` `[videos, 3]`, `second_per_grid_ts` `[videos]`. What each visual token
+    shows, where these do not say it, is the attribute `tiles` of the dict. `min_pixels` and
     `max_pixels` bound one image or one video frame, `video_pixels` all frames of a video together; `num_frames`
     and `fps` are those of `media.frame_times`. Settings can be given by name, too (`think=False`), and win then. `change_media`
     is applied to decoded pixels.
@@ -123,7 +123,7 @@ def encode_prompt(
         raise DataError(f"{record.origin}: {error}") from error
     special = {} if adds_special_tokens(processor, text) else {"add_special_tokens": False}
     if tokenizer is processor:
-        return _within(dict(processor(text, return_tensors="pt", **special)), record, settings)
+        return Encoded(_within(dict(processor(text, return_tensors="pt", **special)), record, settings))
     try:
         media = _media(processor, record, messages, settings, change_media)
         inputs = processor(text=[text], return_tensors="pt", **special, **media)
@@ -132,9 +132,19 @@ def encode_prompt(
     except ValueError as error:  # for example an aspect ratio above 200
         raise DataError(f"{record.origin}: the processor refuses this record: {error}") from error
     encoded = _within({key: torch.as_tensor(value) for key, value in inputs.items()}, record, settings)
-    sizes = [image.size for image in media.get("images", ())]
-    tiles = family_of_processor(processor).tiles(processor, encoded["input_ids"][0], sizes) if sizes else None
-    return encoded if tiles is None else encoded | {TILES: to_tensor(tiles)}
+    return Encoded(encoded, _tiles(processor, encoded, media))
+
+
+def _tiles(processor: Any, encoded: Mapping[str, Tensor], media: Mapping[str, Any]) -> tuple[Tile, ...]:
+    """What the visual tokens show, images before videos; empty where their grids are among the tensors, or nothing is known."""
+    family, found = family_of_processor(processor), []
+    if images := media.get("images"):
+        sizes = [image.size for image in images]
+        found.append(family.tiles(processor, encoded["input_ids"][0], sizes, encoded))
+    if videos := media.get("videos"):
+        own = family.video_tiles(processor, [len(video) for video in videos], encoded)
+        found.append(own and [replace(tile, picture=tile.picture + len(images or ())) for tile in own])
+    return () if None in found else tuple(tile for tiles in found for tile in tiles or ())
 
 
 def _within(inputs: dict[str, Tensor], record: Record, settings: PromptSettings) -> dict[str, Tensor]:
@@ -169,8 +179,13 @@ def _media(
     ]
     if videos and not family.reads_video:
         raise DataError(
-            f"{record.origin}: has a video, which is not read for this model; leave such records out, or choose a model of "
-            "Qwen's families (docs/models.md says which read videos)"
+            f"{record.origin}: has a video, which models with a {type(processor).__name__} are not shown; leave such records out, or "
+            "choose a model that reads videos (docs/models.md)"
+        )
+    if videos and images and not family.mixes_media:
+        raise DataError(
+            f"{record.origin}: has images and videos; a model with a {type(processor).__name__} reads frames as images, so a prompt "
+            "can hold one of the two. Leave such records out, or choose another model (docs/models.md)"
         )
     if videos:
         longest = max(len(video.frames) for video in videos)

@@ -96,17 +96,29 @@ def _against_neutral(item: Seen, neutral: Mapping[int, NDArray], probes: Sequenc
     for layer, one in enumerate(item.look.layers):
         if one is None:
             continue
-        others = neutral[layer]
-        asked = np.concatenate([map_.ravel() for map_ in one.maps])
+        asked = _on_pictures(one.maps)
+        # Of a picture in several grids, the map is one: a token of a coarser grid is spread over its cells.
+        others = np.stack([_on_pictures(as_maps(row, item.prompt)) for row in neutral[layer]])
         if "relative" in probes:
-            map_ = as_maps(relative_attention(asked, others[-1]), item.prompt)
+            map_ = _as_pictures(relative_attention(asked, others[-1]), one.maps)
             relative[layer] = _metrics(item, map_, one.visual_share)
         if "sinks" in probes:
             sinks = attention_sinks(others[:, None])[0]
             counts[layer] = int(sinks.sum())
-            kept[layer] = _metrics(item, one.maps, one.visual_share, as_maps(sinks, item.prompt))
+            kept[layer] = _metrics(item, one.maps, one.visual_share, _as_pictures(sinks, one.maps))
     row: Json = {"relative": relative} if "relative" in probes else {}
     return row | ({"without_sinks": kept, "sinks": counts} if "sinks" in probes else {})
+
+
+def _on_pictures(maps: Sequence[NDArray]) -> NDArray:
+    """Maps of all pictures, one cell behind the other."""
+    return np.concatenate([map_.ravel() for map_ in maps])
+
+
+def _as_pictures(values: NDArray, maps: Sequence[NDArray]) -> list[NDArray]:
+    """The other way, in the shapes of `maps`."""
+    parts = np.split(values, np.cumsum([map_.size for map_ in maps])[:-1])
+    return [part.reshape(map_.shape) for part, map_ in zip(parts, maps, strict=True)]
 
 
 def _metrics(item: Seen, maps: Any, share: float, ignore: Any = None) -> Json | None:

@@ -52,6 +52,7 @@ class Family:
             video as an image (`frames`); None where it takes the images themselves, and no videos.
         video_times: the processor's tensor of seconds that positions in a video follow, if they do.
         never_adapted: a pattern for the modules that cannot have an adapter, if there are any.
+        mixes_media: whether images and videos can stand in one prompt. Not where a video's frames are written as images are.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +63,7 @@ class Family:
     served: ClassVar[Served | None] = None
     video_times: ClassVar[str | None] = None
     never_adapted: ClassVar[str | None] = None
+    mixes_media: ClassVar[bool] = True
 
     # Tokens
 
@@ -207,8 +209,15 @@ class Family:
         """Lengths of the runs of image tokens in `ids [P]`."""
         return runs(ids == self.placeholder(processor))
 
-    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile] | None:
-        """What each visual token of a prompt `ids [P]` shows, in order; None where it is not known, or `token_grids` says it."""
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Tile] | None:
+        """What each image token of a prompt `ids [P]` shows, in order; None where it is not known, or `token_grids` says it.
+
+        `inputs` are the processor's tensors.
+        """
+        return None
+
+    def video_tiles(self, processor: Any, frames: Sequence[int], inputs: Mapping[str, Any]) -> list[Tile] | None:
+        """The same of the video tokens of videos with so many frames; every `frames_per_picture` of them are a picture."""
         return None
 
     def filler(self, name: str) -> float:

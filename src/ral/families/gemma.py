@@ -1,4 +1,4 @@
-"""Gemma 3, Gemma 4 and PaliGemma: image tokens, or all prompt tokens, see each other in both directions."""
+"""Gemma 3 and PaliGemma: image tokens, or all prompt tokens, see each other in both directions."""
 
 from __future__ import annotations
 
@@ -7,39 +7,21 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ral.families.plain import Square
+from ral.families.square import Square
 
 
 class Gemma3(Square):
-    """The tokens of each image see each other."""
+    """The tokens of each image (and frame) see each other."""
 
     types: ClassVar[tuple[str, ...]] = ("gemma3",)
 
     def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
-        image = input_ids == base.config.image_token_id
+        image = self.kinds(base.config, input_ids) > 0
         starts = image & ~pad(image, (1, 0))[:-1]
         return (starts.cumsum(0) - 1).masked_fill(~image, -1)
 
     def placeholder(self, processor: Any) -> int:
-        return processor.tokenizer.image_token_id  # type: ignore[no-any-return]  # the processor's own is what opens an image
-
-
-class Gemma4(Gemma3):
-    """The tokens of each image see each other if the configuration says so. The pooling of patches into tokens is not known here."""
-
-    types = ("gemma4",)
-    has_geometry = False
-
-    def tiles(self, processor: Any, ids: Tensor, sizes: Any) -> None:
-        return None
-
-    def filler(self, name: str) -> float:
-        """A patch at -1 is padding."""
-        return -1.0 if name.endswith("position_ids") else 0.0
-
-    def together(self, base: Any, input_ids: Tensor) -> Tensor | None:
-        seen = base.config.get_text_config().use_bidirectional_attention == "vision"
-        return super().together(base, input_ids) if seen else None
+        return processor.tokenizer.image_token_id  # type: ignore[no-any-return]  # the processor's own opens an image
 
 
 class PaliGemma(Square):

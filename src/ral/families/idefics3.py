@@ -1,9 +1,10 @@
-"""Idefics 3 and SmolVLM: tiles of an image with their places in words, then the whole image."""
+"""Idefics 3: tiles of an image with their places in words, then the whole image."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,17 +13,21 @@ from ral.families.tiles import Tile, cut
 
 
 class Idefics3(Family):
-    """Idefics 3 and SmolVLM: tiles of one size, each behind a token that says its row and column, and then the whole image."""
+    """Tiles of one size, each behind a token that says its row and column, and then the whole image."""
 
-    types = ("idefics3", "smolvlm")
+    types: ClassVar[tuple[str, ...]] = ("idefics3",)
     has_geometry = True
     _place = re.compile(r"<row_(\d+)_col_(\d+)>")
 
-    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile]:
+    def whole(self, processor: Any) -> str:
+        """The token before the whole image."""
+        return processor.global_image_tag  # type: ignore[no-any-return]
+
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Tile]:
         side = int(processor.image_seq_len**0.5)
         text = processor.tokenizer.decode(ids, skip_special_tokens=False)
         found: list[Tile] = []
-        for picture, part in enumerate(text.split(processor.global_image_tag)[:-1]):
+        for picture, part in enumerate(text.split(self.whole(processor))[:-1]):
             if places := self._place.findall(part):
                 rows, columns = map(int, places[-1])
                 found += cut(picture, rows, columns, side)

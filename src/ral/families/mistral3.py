@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class Mistral3(Family):
     types = ("mistral3",)
     has_geometry = True
 
-    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes) -> list[Tile]:
+    def tiles(self, processor: Any, ids: Tensor, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Tile]:
         ends = (ids == processor.image_end_token_id).nonzero()[:, 0] + 1
         images = torch.tensor_split(ids, ends.tolist())[:-1]
         rows = [runs(image == processor.image_token_id) for image in images]

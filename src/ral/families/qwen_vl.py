@@ -44,11 +44,27 @@ class Qwen3VL(Family):
 
 
 class GLM4V(Qwen3VL):
-    """The same grids; an image counts as a video of two frames where its pixels are bounded."""
+    """The same grids; an image counts as a video of two frames where its pixels are bounded. A prompt has images or videos."""
 
     types = ("glm46v", "glm4v", "glm4v_moe")
-    reads_video = False
     served = None
+    mixes_media = False
+
+    def banned(self, config: Any) -> set[int]:
+        names = (f"{kind}_{end}_token_id" for kind in MODALITIES for end in ("start", "end"))
+        return super().banned(config) | {getattr(config, name) for name in names}
+
+    def kinds(self, config: Any, ids: Tensor) -> Tensor:
+        """Frames of a video are written with the token of images, between the marks of a video."""
+        opened, closed = (
+            (ids == token).cumsum(-1) for token in (config.video_start_token_id, config.video_end_token_id)
+        )
+        return (ids == config.image_token_id).to(ids.dtype) * (1 + (opened > closed).to(ids.dtype))
+
+    def features(self, model: Any, base: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The model puts both kinds at the token of images."""
+        found = super().features(model, base, inputs)
+        return {"image": next(iter(found.values()))} if found else {}
 
     def image_size(self, image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
         frames = image_processor.temporal_patch_size

@@ -6,15 +6,22 @@ from typing import Any
 
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from ral.families.cohere2_vision import AyaVision, Cohere2Vision
 from ral.families.family import Family
-from ral.families.gemma import Gemma3, Gemma4, PaliGemma
+from ral.families.gemma import Gemma3, PaliGemma
+from ral.families.gemma4 import Gemma4
 from ral.families.idefics3 import Idefics3
 from ral.families.internvl import InternVL
+from ral.families.lfm2_vl import Lfm2Vl
 from ral.families.llama4 import Llama4
+from ral.families.llava_next import LlavaNext
 from ral.families.llava_onevision import LlavaOnevision
 from ral.families.mistral3 import Mistral3
-from ral.families.plain import Ovis2, Plain, Square
+from ral.families.ovis2 import Ovis2
+from ral.families.plain import Plain
 from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
+from ral.families.smolvlm import SmolVLM
+from ral.families.square import Llava, Padded
 from ral.families.text import Mamba, Sinks, Text
 
 _BY_TYPE: dict[str, Family] = {}
@@ -28,7 +35,8 @@ def register(family: Family) -> None:
 
 for _kind in (
     *(Text, Mamba, Sinks, Llama4, Gemma3, Gemma4, PaliGemma),
-    *(Qwen2VL, Qwen2_5VL, Qwen3VL, GLM4V, Square, Plain, Ovis2, InternVL, Idefics3, LlavaOnevision, Mistral3),
+    *(Qwen2VL, Qwen2_5VL, Qwen3VL, GLM4V, Llava, Padded, Plain, Ovis2, Lfm2Vl, InternVL, Cohere2Vision, AyaVision),
+    *(Idefics3, SmolVLM, LlavaOnevision, LlavaNext, Mistral3),
 ):
     register(_kind())
 

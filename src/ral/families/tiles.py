@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Name under which a prompt's tiles travel beside the processor's tensors.
-TILES = "visual_tiles"
+#: All of a picture.
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,15 @@ class Tile:
 
     Attributes:
         picture: the number of the picture it is of.
-        box: what of the picture it shows: left, top, right and bottom in shares of width and height.
+        box: what of the picture it shows: left, top, right and bottom in shares of width and height; beyond 0 and 1 where the
+            picture stands on a larger canvas.
         newline: a further token closes every row; it shows nothing.
     """
 
     picture: int
     rows: int
     columns: int
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    box: tuple[float, float, float, float] = WHOLE
     newline: bool = False
 
     @property
@@ -54,36 +56,50 @@ def interior(tiles: Sequence[Tile]) -> NDArray[np.bool_]:
     found = []
     for tile in tiles:
         left, top, right, bottom = tile.box
-        inside = np.ones((tile.rows, tile.columns), dtype=bool)
-        for touches, edge in (
-            (left <= 0, np.s_[:, :1]), (right >= 1, np.s_[:, -1:]), (top <= 0, np.s_[:1]), (bottom >= 1, np.s_[-1:])
-        ):  # fmt: skip
-            inside[edge] &= not touches
-        found.append(tile.flat(inside))
+        xs, ys = np.linspace(left, right, tile.columns + 1), np.linspace(top, bottom, tile.rows + 1)
+        across, down = ((edges[:-1] > 1e-9) & (edges[1:] < 1 - 1e-9) for edges in (xs, ys))
+        found.append(tile.flat(np.outer(down, across)))
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
 
-def cut(picture: int, rows: int, columns: int, side: int) -> list[Tile]:
-    """A picture cut into `rows` × `columns` tiles of `side` × `side` tokens, row by row."""
+def cut(picture: int, rows: int, columns: int, side: int, canvas: tuple[float, float] = (1.0, 1.0)) -> list[Tile]:
+    """A picture cut into `rows` × `columns` tiles of `side` × `side` tokens, row by row.
+
+    `canvas`: width and height of all tiles in shares of the picture's, which stands at their upper left.
+    """
+    xs, ys = ([end * n / count for n in range(count + 1)] for end, count in zip(canvas, (columns, rows), strict=True))
     return [
-        Tile(picture, side, side, (x / columns, y / rows, (x + 1) / columns, (y + 1) / rows))
-        for y in range(rows)
-        for x in range(columns)
+    return [
+        Tile(picture, side, side, (xs[x], ys[y], xs[x + 1], ys[y + 1])) for y in range(rows) for x in range(columns)
     ]
 
 
-def to_tensor(tiles: Sequence[Tile]) -> Tensor:
-    """`[tiles, 8]`, as it travels beside a processor's tensors."""
-    rows = [(t.picture, t.rows, t.columns, *t.box, float(t.newline)) for t in tiles]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 8)
+def frames_of(count: int, side: int) -> list[Tile]:
+    """So many frames of videos, each a picture of its own in one grid of `side` × `side` tokens."""
+    return [Tile(picture, side, side) for picture in range(count)]
 
 
-def from_tensor(rows: Tensor) -> tuple[Tile, ...]:
-    """The other way."""
-    return tuple(
-        Tile(int(p), int(h), int(w), (x0, y0, x1, y1), bool(newline))
-        for p, h, w, x0, y0, x1, y1, newline in rows.tolist()
-    )
+def pictures(processor: Any, ids: Tensor, start: str) -> list[Tensor]:
+    """The tokens of each image of a prompt `ids [P]`, which this token opens."""
+    starts = (ids == processor.tokenizer.convert_tokens_to_ids(start)).nonzero()[:, 0]
+    return list(torch.tensor_split(ids, starts.tolist())[1:])
+
+
+def count(processor: Any, ids: Tensor, token: str) -> int:
+    """How often the token stands in `ids`."""
+    return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+
+
+class Encoded(dict[str, Any]):
+    """A processor's tensors by name, as a model takes them, with what its visual tokens show beside them.
+
+    Attributes:
+        tiles: of all visual tokens, in the order of their features; empty where the tensors say it, or it is not known.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], tiles: Sequence[Tile] = ()):
+        super().__init__(tensors)
+        self.tiles = tuple(tiles)
 
 
 def split(values: NDArray, tiles: Sequence[Tile]) -> list[NDArray]:
@@ -96,7 +112,8 @@ def raster(weights: NDArray, tiles: Sequence[Tile]) -> tuple[NDArray[np.float64]
 
     The sum of all maps is that of all tokens that show something.
     """
-    if len({tile.picture for tile in tiles}) == len(tiles) and not any(tile.newline for tile in tiles):  # as they are
+    alone = len({tile.picture for tile in tiles}) == len(tiles)
+    if alone and not any(tile.newline or tile.box != WHOLE for tile in tiles):  # as they are
         return tuple(tile.grid(part) for tile, part in zip(tiles, split(weights, tiles), strict=True))
     parts = list(zip(tiles, split(weights, tiles), strict=True))
     maps = []
@@ -118,4 +135,5 @@ def _shares(low: float, high: float, cells: int, size: int) -> NDArray[np.float6
     edges = np.linspace(low, high, cells + 1) * size
     unit = np.arange(size)
     inside = np.clip(np.minimum(edges[1:, None], unit + 1) - np.maximum(edges[:-1, None], unit), 0.0, 1.0)
-    return inside / inside.sum(axis=1, keepdims=True)
+    total = inside.sum(axis=1, keepdims=True)
+    return inside / np.where(total > 0, total, 1.0)  # a cell beside the picture shows nothing of it

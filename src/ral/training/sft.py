@@ -30,7 +30,6 @@ from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, DataError
 from ral.families import family_of_processor
 from ral.families.family import TOKEN_KINDS
-from ral.families.tiles import TILES
 from ral.models.adapters import put_adapter
 from ral.models.eos_tokens import write_eos_tokens
 from ral.models.gathering import gather_vision
@@ -253,7 +252,6 @@ class Examples:
         """
         args = self.args
         inputs = encode_prompt(self.processor, record, args.prompt)
-        inputs.pop(TILES, None)
         prompt = inputs["input_ids"].shape[1]
         record = as_asked(record, self.processor, inputs)
         completion = encode_completion(self.processor, record, args.prompt)[None]
