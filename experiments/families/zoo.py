@@ -122,7 +122,9 @@ QWEN_TOWER: Sizes = {
 UNTIED: Sizes = {"image_token_id": IMAGE, "tie_word_embeddings": False}
 BOTH: Sizes = UNTIED | {"video_token_id": VIDEO}
 QWEN: Sizes = BOTH | {"vision_start_token_id": START, "vision_end_token_id": END}
-GLM: Sizes = QWEN | {"image_start_token_id": START, "image_end_token_id": END}
+GLM: Sizes = QWEN | {
+    "image_start_token_id": START, "image_end_token_id": END, "video_start_token_id": 88, "video_end_token_id": 87,
+}  # fmt: skip
 SIGLIP = TOWER | {"model_type": "siglip_vision_model", "vision_use_head": False}
 CLIP = TOWER | {"model_type": "clip_vision_model"}
 
