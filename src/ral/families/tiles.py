@@ -69,7 +69,6 @@ def cut(picture: int, rows: int, columns: int, side: int, canvas: tuple[float, f
     """
     xs, ys = ([end * n / count for n in range(count + 1)] for end, count in zip(canvas, (columns, rows), strict=True))
     return [
-    return [
         Tile(picture, side, side, (xs[x], ys[y], xs[x + 1], ys[y + 1])) for y in range(rows) for x in range(columns)
     ]
 
