@@ -11,19 +11,24 @@ from ral.evaluate.answering import load_for_answering
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks.selection import find_task
-from ral.recipe import Recipe
+from ral.recipe import BaseRecipe, Recipe
 from ral.training.launch import train
+from ral.training.sft import SFTTask, fine_tune
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
 RESULTS = Path(__file__).parent / "results"
 
 
-def trained(recipe: Recipe) -> Path:
+def trained(recipe: BaseRecipe) -> Path:
     """The run folder of `recipe`, trained unless that was done; a run that was cut off starts again."""
     folder = Path(str(recipe.args.output_dir))
     if not (folder / "final").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        train(recipe)
+        if isinstance(recipe, SFTTask):
+            fine_tune(recipe)
+        else:
+            assert isinstance(recipe, Recipe)
+            train(recipe)
     return folder
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -26,10 +27,11 @@ from experiments.studies import STUDIES, Study
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks.selection import find_task
 from ral.files import atomic_write_text, read_jsonl
-from ral.recipe import Recipe, load_recipe
+from ral.recipe import BaseRecipe, Recipe, load_recipe
 from ral.runs.folder import machine_class
 from ral.runs.names import ITEMS, LOOKS
 from ral.testbed import model_name
+from ral.training.sft import SFTTask
 
 #: Blocks of updates that a training curve is averaged over.
 BLOCKS = 8
@@ -84,9 +86,11 @@ def overrides(study: Study, arm: str, seed: int, output: Path) -> list[str]:
     ]
 
 
-def recipe_of(study: Study, arm: str, seed: int, output: Path) -> Recipe:
-    path = RECIPES / f"{study.arms[arm].recipe}.yaml"
-    return load_recipe(path, [*overrides(study, arm, seed, output), "--disable_tqdm=true"])
+def recipe_of(study: Study, arm: str, seed: int, output: Path) -> BaseRecipe:
+    """The arm's recipe with the changes of this run; one whose name ends in `sft` is of `ral sft`."""
+    path = (RECIPES / f"{study.arms[arm].recipe}.yaml").resolve()
+    kind: type[BaseRecipe] = SFTTask if path.stem.endswith("sft") else Recipe
+    return load_recipe(path, [*overrides(study, arm, seed, output), "--disable_tqdm=true"], kind)
 
 
 def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
@@ -95,7 +99,9 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
 
     torch.set_num_threads(1)
     recipe = recipe_of(study, arm, seed, output)
+    began = time.perf_counter()
     folder = trained(recipe)
+    took = time.perf_counter() - began  # with what loading takes; of a run whose steps are not timed
     task = _task(recipe)
     settings = EvalSettings.of_model(folder, show=0)
     probed = EvalSettings.of_model(folder, show=0, probes=study.probes)
@@ -118,7 +124,10 @@ def run_cell(study: Study, arm: str, seed: int, output: Path) -> Cell:
         **{name: looking.get(name) for name in LOOKING},
         curve=tuple(round(float(np.mean(block)), 4) for block in rewards if len(block)),
         signal=float(np.mean(signals)) if signals else None,
-        seconds=round(sum(row["step_seconds"] * (b - a) for row, a, b in zip(rows, steps, steps[1:], strict=False)), 1),
+        seconds=round(
+            sum(row["step_seconds"] * (b - a) for row, a, b in zip(rows, steps, steps[1:], strict=False)) or took,
+            1,
+        ),
         commit=commit,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         tokens=float(np.mean([item["tokens"] for item in items])),
@@ -187,7 +196,7 @@ def run(study: Study, cells: Sequence[tuple[str, int]], output: Path, workers: i
             yield job.result()
 
 
-def _task(recipe: Recipe) -> str:
+def _task(recipe: BaseRecipe) -> str:
     source = recipe.eval_data or recipe.data
     assert isinstance(source, str)  # studies are on one task each
     return source
@@ -252,8 +261,9 @@ def commands(study: Study, arm: str, seed: int, output: Path) -> list[str]:
     """What repeats one cell by hand."""
     recipe, folder = recipe_of(study, arm, seed, output), output / arm / f"seed-{seed}"
     words = shlex.join(overrides(study, arm, seed, output))
+    path = f"recipes/testbed/{study.arms[arm].recipe}.yaml".replace("testbed/../", "")
     return [
-        f"ral train recipes/testbed/{study.arms[arm].recipe}.yaml {words}",
+        f"ral {'sft' if isinstance(recipe, SFTTask) else 'train'} {path} {words}",
         f"ral eval {folder} --tasks {_task(recipe)} --n {study.held_out}"
         + (f" --probes {study.probes}" if study.probes else ""),
         *([f"ral eval {folder} --tasks {study.control_task} --n {study.held_out}"] if study.control_task else []),

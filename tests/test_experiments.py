@@ -14,6 +14,8 @@ from experiments.studies import STUDIES
 from experiments.study import _bits, commands, read_cells, recipe_of
 from scipy import stats
 
+from ral.training.sft import SFTTask
+
 ARMS = [(name, arm) for name, study in STUDIES.items() for arm in study.arms]
 
 
@@ -26,6 +28,9 @@ def test_every_arm_is_a_recipe(name: str, arm: str) -> None:
     for key, value in {**study.common, **study.arms[arm].changes}.items():
         assert getattr(recipe if hasattr(recipe, key) else recipe.args, key) == value
     baseline = recipe_of(study, study.baseline, 7, Path("runs"))
+    if isinstance(recipe, SFTTask):  # of the same records, but not of rollouts
+        assert (recipe.model, recipe.data, recipe.args.think) == (baseline.model, baseline.data, baseline.args.think)
+        return
     assert recipe.args.max_steps == baseline.args.max_steps or arm == "grpo-long"
     for same in ("learning_rate", "num_generations", "per_device_train_batch_size", "temperature"):
         assert getattr(recipe.args, same) == getattr(baseline.args, same)
