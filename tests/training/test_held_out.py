@@ -163,6 +163,17 @@ def test_rows_need_a_solution_where_a_reward_reads_it(tmp_path: Path) -> None:
             RALTrainer(copy.deepcopy(MODEL), args, rows, None, rewards, processing_class=PROCESSOR)
 
 
+def test_a_run_of_python_that_saved_nothing_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, save_strategy="no").train()
+    assert "replaces" not in caplog.text
+    trainer(tmp_path, save_strategy="no", max_steps=1).train()
+    assert f"{tmp_path}: replaces the records of a run that saved nothing (config.yaml" in caplog.text
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1]
+    (tmp_path / "final").mkdir()
+    with pytest.raises(RunError, match=r"already holds a run \(config\.yaml"):
+        trainer(tmp_path, save_strategy="no").train()
+
+
 def test_a_run_of_python_overwrites_no_other(tmp_path: Path) -> None:
     first = trainer(tmp_path, save_strategy="steps", save_steps=2)
     first.train()

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ral.errors import RunError
 from ral.files import atomic_write_text, json_line, read_jsonl, read_yaml, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
-from ral.runs.names import ARTEFACTS, CONFIG, ENVIRONMENT, METRICS, SAMPLES
+from ral.runs.names import ARTEFACTS, CONFIG, ENVIRONMENT, METRICS, RECORDS, SAMPLES
 from ral.runs.redaction import without_credentials
 from ral.runs.resume import refuse_changes
 
@@ -99,15 +99,18 @@ def claim(
 ) -> None:
     """Claim `output_dir` for a run that Python starts; the other arguments are those of `prepare_run`.
 
-    A `resumed` run keeps the `config.yaml` and `environment.json` that it was started with, if they are there.
+    A `resumed` run keeps the `config.yaml` and `environment.json` that it was started with, if they are there. A run that left
+    records alone (no weights, evaluations or looks) is replaced, with a warning: a script that saves nothing can be run again.
 
-    Raises RunError for a folder that holds another run, and on a resume for settings or data that are not the run's; a setting
+    Raises RunError for a folder that holds any other run, and on a resume for settings or data that are not the run's; a setting
     that only one of both names is not compared, as Python's objects have no names.
     """
     folder = Path(output_dir)
     public, facts = _public(config), _facts(data, processes)
     held = [path for path in _run_artefacts(folder) if path.name != SAMPLES]  # rollouts alone make no run
-    if held and not resumed:
+    if not resumed and all(path.name in RECORDS for path in held):
+        _replace(held)
+    elif not resumed:
         raise RunError(
             f"{folder}: already holds a run ({_names(held)}); choose another output_dir, continue it with "
             "train(resume_from_checkpoint=True), or remove the folder."
@@ -117,6 +120,13 @@ def claim(
         _check_resumed(folder, old | {key: settings[key] for key in old.keys() & settings.keys()}, facts)
     else:
         _write_origin(folder, public, facts)
+
+
+def _replace(records: list[Path]) -> None:
+    if records:
+        logger.warning("%s: replaces the records of a run that saved nothing (%s)", records[0].parent, _names(records))
+    for path in records:
+        path.unlink()
 
 
 def _names(held: list[Path]) -> str:

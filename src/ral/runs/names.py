@@ -39,6 +39,8 @@ ITEMS_PAGE = "items.html"
 #: In the folder of a quickstart.
 QUICKSTART = "quickstart.json"
 
+#: What every run writes, also one that saves nothing.
+RECORDS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES)
 #: What belongs to a run, beside its checkpoints: all that `--overwrite` removes.
 ARTEFACTS = (CONFIG, ENVIRONMENT, METRICS, SAMPLES, HEADS, LOOKS, FINAL, EVALUATIONS, REPORT)
 
