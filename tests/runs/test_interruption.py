@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from ral.runs.interruption import Interrupted, Interruption
 class Run:
     """The calls that a trainer makes."""
 
-    def __init__(self, folder: Path, every: int):
-        self.interruption = Interruption(every)
+    def __init__(self, folder: Path, every: int | None = None):
+        self.interruption = Interruption() if every is None else Interruption(every)
         self.args: Any = TrainingArguments(output_dir=str(folder), use_cpu=True)
         self.interruption.on_train_begin(self.args, TrainerState(), TrainerControl())
 
@@ -73,7 +74,32 @@ def test_a_second_signal_ends_at_once_unless_it_is_an_echo(
     signal.raise_signal(signal.SIGINT)
     now = 101.9
     signal.raise_signal(signal.SIGINT)
+    now = 102.0
+    signal.raise_signal(signal.SIGINT)
     assert not taken
     now = 102.1
     signal.raise_signal(signal.SIGINT)
     assert taken == [signal.SIGINT]
+
+
+def test_a_rollout_batch_is_one_step_unless_said(tmp_path: Path, taken: list[int]) -> None:
+    run = Run(tmp_path)
+    signal.raise_signal(signal.SIGTERM)
+    assert [run.ends_after(step) for step in (1, 2, 3)] == [True] * 3
+
+
+@pytest.mark.parametrize("number", [0, *interruption.SIGNALS])
+def test_a_signal_to_one_process_ends_all(
+    number: int, tmp_path: Path, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes add up what they got; one that got nothing ends as after SIGTERM."""
+    elsewhere: Any = SimpleNamespace(num_processes=2, device="cpu")
+    monkeypatch.setattr(interruption, "PartialState", lambda: elsewhere)
+    monkeypatch.setattr(interruption, "reduce", lambda value, reduction: value + number)
+    run = Run(tmp_path)
+    assert run.ends_after(1) == bool(number)
+    assert run.interruption.received == (signal.SIGTERM if number else None)
+    signal.raise_signal(signal.SIGINT)
+    if not number:
+        assert run.ends_after(2)
+        assert run.interruption.received == signal.SIGINT
