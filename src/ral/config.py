@@ -23,7 +23,7 @@ from ral.objective.settings import GRPOFields
 from ral.objective.terms import ScaleRewards
 from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
 from ral.rewards.answers import Mode
-from ral.rewards.functions import TIME_LIMIT
+from ral.rewards.calls import TIME_LIMIT
 from ral.rollouts.engine import ENGINES
 from ral.rollouts.vllm import TRANSFERS
 from ral.rollouts.vllm.server import NO_LOOK_BIAS
@@ -170,7 +170,16 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
     scorer: Mode = setting("strict", "Answer scoring: strict (what a person would call right) or compat (the peers').")
 
     reward_timeout: float = setting(
-        TIME_LIMIT, "Seconds that one call of one reward function may take for the completions of one prompt."
+        TIME_LIMIT,
+        "Seconds that one call of one reward function may take for the completions of one prompt; all calls of `async def` "
+        "functions run at once, and have so many seconds for each prompt together.",
+    )
+    reward_model_device: str | None = setting(
+        None, "Device of reward models, such as cuda:1; the policy's if not given."
+    )
+    soft_punish_cache: int | None = setting(
+        None,
+        "Tokens before max_completion_length over which the reward soft_overlong_punishment falls from 0 to −1 (arXiv 2503.14476).",
     )
 
     # --- the model ----------------------------------------------------------------------------------------------

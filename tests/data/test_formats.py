@@ -20,6 +20,7 @@ from ral.data.readers import as_records, detect_format
 from ral.data.sources import rows
 from ral.errors import DataError
 from ral.models.loading import load_model
+from ral.rewards.arguments import text_of
 from ral.training.trainer import RALTrainer
 from tests.data.conftest import TEMPLATE, byte_tokenizer, picture, write_video
 from tests.data.test_readers import png, write_lines
@@ -190,9 +191,9 @@ def test_a_completion_of_trl_is_a_text_or_turns(prompt: Any) -> None:
             as_records([{"prompt": prompt, "completion": wrong}])
 
 
-def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+def letters(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """A reward that differs where completions do, so that a random model gets a signal whatever it draws."""
-    return [float(sum(map(ord, completion)) % 997) for completion in completions]
+    return [float(sum(map(ord, text_of(completion))) % 997) for completion in completions]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ral.config import RALConfig
 from ral.data.record import Record
 from ral.evaluate.answering import answer
 from ral.evaluate.settings import EvalSettings
+from ral.files import read_jsonl
+from ral.rewards.calls import RewardError
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
@@ -101,3 +104,46 @@ def test_an_answer_is_read_behind_the_thinking_that_the_prompt_opens() -> None:
         assert item.text == start + processor.tokenizer.decode(
             item.completion.ids[: 4 if item.completion.truncated else -1]
         )
+
+
+def test_a_run_hands_rewards_its_state_and_keeps_what_they_log(tmp_path: Path) -> None:
+    """Messages for a conversational prompt; the column goes to samples, the metric to metrics, over the groups of the step."""
+    steps: list[int] = []
+
+    async def look(prompts: Any, completions: Any, *, images: Any, trainer_state: Any, **columns: Any) -> list[float]:
+        steps.append(trainer_state.global_step)
+        [[turn], [picture]] = prompts[0], images[0]
+        parts = {part["type"]: part[part["type"]] for part in turn["content"]}
+        assert parts["image"] is picture
+        assert picture.size == RECORDS[0].images[0].size
+        said = [turns[0]["content"] for turns in completions]
+        columns["log_extra"]("said", said)
+        columns["log_metric"]("asked_for_red", float("red" in parts["text"]))
+        return [float(len(text)) for text in said]
+
+    asked = [replace(record, conversational=True) for record in RECORDS]
+    args = RALConfig(
+        output_dir=str(tmp_path), use_cpu=True, template="plain", num_generations=2, per_device_train_batch_size=4,
+        max_completion_length=8, save_strategy="no", disable_tqdm=True, max_steps=4, temperature=1.5,
+    )  # fmt: skip
+    RALTrainer(copy.deepcopy(MODEL), args, train_dataset=asked, processing_class=PROCESSOR, reward_funcs=look).train()
+    assert sorted(steps) == [0, 0, 2, 2]
+    for row in read_jsonl(tmp_path / "samples.jsonl"):
+        assert row["extra"] == {"said": row["completion"]}
+        assert row["reward"] == len(row["completion"])
+    expected = sum("red" in record.question for record in RECORDS) / len(RECORDS)
+    assert {row["asked_for_red"] for row in read_jsonl(tmp_path / "metrics.jsonl")} == {expected}
+
+
+def test_a_failure_names_the_record_and_the_line(tmp_path: Path) -> None:
+    def fails(completions: Any, *, id: list[str], **columns: Any) -> list[float]:
+        return [1 / 0 if id[0] == RECORDS[1].id else 0.0 for _ in completions]
+
+    args = RALConfig(
+        output_dir=str(tmp_path), use_cpu=True, template="plain", num_generations=2, per_device_train_batch_size=4,
+        max_completion_length=4, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    run = RALTrainer(copy.deepcopy(MODEL), args, train_dataset=RECORDS, processing_class=PROCESSOR, reward_funcs=fails)
+    said = rf"record {RECORDS[1].id} .*reward 'fails' failed: ZeroDivisionError: .*test_scoring.py, line \d+\)\. `ral replay"
+    with pytest.raises(RewardError, match=said):
+        run.train()

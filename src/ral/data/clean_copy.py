@@ -40,6 +40,7 @@ class CleanCopy:
             "trace": record.trace,
             "system": record.system,
             "history": [asdict(turn) for turn in record.history],
+            **({"conversational": True} if record.conversational else {}),
         }
         self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 

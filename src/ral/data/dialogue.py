@@ -26,6 +26,7 @@ class Dialogue:
 
     images, videos: one for every mark in `history` and `problem`, in order: the medium that stands there in the dialogue,
     None for one that stands in a column of the row.
+    conversational: the source holds messages (`role`, `content`), no text and no turns of another form.
     """
 
     system: str | None
@@ -35,6 +36,7 @@ class Dialogue:
     reply: str | None = None
     images: tuple[Any, ...] = ()
     videos: tuple[Any, ...] = ()
+    conversational: bool = False
 
 
 def read_dialogue(turns: Any) -> Dialogue:
@@ -43,7 +45,8 @@ def read_dialogue(turns: Any) -> Dialogue:
     System turns come first, then user and assistant in turn. Raises ValueError, saying what was expected.
     """
     turns = written_out(turns)
-    if isinstance(turns, str):
+    is_text = isinstance(turns, str)
+    if is_text:
         turns = [{"role": "user", "content": turns}]
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"a text or a list of messages, found {short(turns)}")
@@ -71,7 +74,8 @@ def read_dialogue(turns: Any) -> Dialogue:
     if not contents[-1].strip():
         raise ValueError("a question in the last user turn, found nothing")
     images, videos = (tuple(media[kind]) for kind in ("image", "video"))
-    return Dialogue("\n".join(system) or None, history, contents[-1], trace, reply, images, videos)
+    conversational = not is_text and all("role" in turn for turn in turns)
+    return Dialogue("\n".join(system) or None, history, contents[-1], trace, reply, images, videos, conversational)
 
 
 def _role(turn: dict[str, Any]) -> Literal["system", "user", "assistant"]:

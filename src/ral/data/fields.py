@@ -287,6 +287,7 @@ class Fields:
         return self.record(
             dialogue.problem, solutions, images, videos, kind,
             system=dialogue.system, history=dialogue.history, trace=dialogue.trace, box_scale=box_scale,
+            conversational=dialogue.conversational,
         )  # fmt: skip
 
     def _placed(self, marked: Sequence[Any], column: list[Any], name: str) -> list[Any]:
@@ -311,6 +312,7 @@ class Fields:
         history: tuple[Turn, ...] = (),
         trace: str | None = None,
         box_scale: BoxScale | None = None,
+        conversational: bool = False,
     ) -> Record:
         options = self.options()
         kind = self._kind() or kind or guess_type(solutions[0], options)
@@ -319,6 +321,8 @@ class Fields:
         if own_system is not None and system is not None:
             raise self.fail("system", "one system turn, found one in the dialogue, too")
         own_history = self.history()
+        if self.row.get("conversational") is True:  # of a clean copy
+            conversational = bool(self.take("conversational"))
         for medium in ("image", "images", "video", "videos"):
             if self.take(medium) is not None:
                 raise self.fail(medium, "one column of images and one of videos", "join the two columns")
@@ -339,6 +343,7 @@ class Fields:
             system=system or own_system,
             history=own_history + history,
             other_solutions=tuple(solutions[1:]),
+            conversational=conversational,
         )
         self._refuse_unread_media(record)
         return record

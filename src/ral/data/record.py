@@ -61,6 +61,7 @@ class Record:
     part of `problem` that is a text to read, and `evidence` gives the places in `problem` that hold the evidence. `trace` is
     a worked example of the thinking (without tags), for supervised cold starts. `origin` names file and row for error
     messages. `extra` holds all other columns of the source; reward functions get them by keyword.
+    `conversational` says that the source holds the prompt as messages (`role`, `content`): reward functions get messages then.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Record:
     system: str | None = None
     history: tuple[Turn, ...] = ()
     other_solutions: tuple[str, ...] = ()
+    conversational: bool = False
 
     @property
     def question(self) -> str:

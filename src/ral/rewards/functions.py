@@ -2,7 +2,8 @@
 
 A reward function is called as `fn(prompts=…, completions=…, **columns)`, all of them lists of equal length,
 and returns one float per completion, or None where it does not apply. Columns are `solution`, `problem_type`,
-`options` and whatever else the data holds. The default is 0.9 · accuracy + 0.1 · format, as in the paper.
+`options`, `images` and whatever else the data holds; `trainer_state`, `log_extra` and `log_metric` are TRL's. The default is
+0.9 · accuracy + 0.1 · format, as in the paper. `ral.rewards.calls` makes the calls.
 
 `strict` resists reward hacking. Only the last complete `<answer>` outside the thinking counts. So an answer hidden in the
 thinking earns nothing, and several answers earn the reward of the last one. Two letters, two numbers or two boxes are no
@@ -14,27 +15,32 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import numbers
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
-from ral.data.record import ProblemType, Record
-from ral.errors import RalError
+from ral.data.record import ProblemType
 from ral.rewards.answers import SCORERS, Mode, judge
-
-RewardFunction = Callable[..., Sequence[float | None]]
-
-#: Seconds one call of one reward function may take, for a whole group.
-TIME_LIMIT = 60.0
+from ral.rewards.arguments import of_record as of_record  # their older address
+from ral.rewards.arguments import text_of
+from ral.rewards.calls import (
+    TIME_LIMIT,
+    Arguments,
+    RewardError,
+    RewardFunction,
+    RewardLog,
+    is_async,
+    run_reward,
+    running,
+)
+from ral.rewards.calls import call_with_limit as call_with_limit
+from ral.rewards.models import as_reward, is_model, is_unnamed, load_model, name_of
+from ral.rewards.overlong import OVERLONG, SoftOverlongPunishment
 
 #: Share of a call's time after which `accuracy` scores no further completion: at its end the run would stop.
 SCORING_SHARE = 0.5
@@ -52,10 +58,6 @@ _scoring: ContextVar[_Scoring | None] = ContextVar("scoring", default=None)
 
 _BETWEEN = re.compile(r"</think>\s*<answer>")
 _TAG = re.compile(r"</?(?:think|answer)>")
-
-
-class RewardError(RalError, ValueError):
-    """A reward function failed or returned something that is not a reward; the message names it and the index."""
 
 
 # ------------------------------------------------------------------------------------------- the functions
@@ -140,17 +142,6 @@ def _whole(text: str, think_opened: bool | None) -> str:
     return "<think>" + text if think_opened else text
 
 
-def text_of(turns: Any) -> str:
-    """The text of a prompt or completion, which TRL gives as a string or as a list of messages."""
-    if isinstance(turns, str):
-        return turns
-    contents = [turn["content"] for turn in turns]
-    return "\n".join(
-        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        for content in contents
-    )
-
-
 def _accuracy_as(kind: ProblemType) -> RewardFunction:
     def scored(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         columns["problem_type"] = [kind] * len(completions)
@@ -163,7 +154,7 @@ def _accuracy_as(kind: ProblemType) -> RewardFunction:
 def _with_settings(fn: RewardFunction, mode: Mode, think: bool, think_opened: bool | None) -> RewardFunction:
     """A registered function that reads the columns it knows. The settings are the run's, whatever the data has."""
 
-    def scored(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Sequence[float | None]:
+    def scored(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
         known = {name: columns[name] for name in _KNOWN_COLUMNS if name in columns}
         return fn(prompts, completions, **known, mode=mode, think=think, think_opened=think_opened)
 
@@ -186,23 +177,28 @@ REGISTRY: dict[str, RewardFunction] = {
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function with the `name` it is logged under and its `weight` in the total."""
+    """A reward function with the `name` it is logged under and its `weight` in the total.
+
+    `reads_words`: it is one of this package, which takes prompts and completions as texts and no media.
+    """
 
     name: str
     fn: RewardFunction
     weight: float = 1.0
+    reads_words: bool = False
 
 
 @dataclass(frozen=True)
 class GroupScore:
     """`total` has one reward per completion; `parts` has the values of each function (None: not applicable).
 
-    `failed` is how many completions a scorer of `accuracy` failed on, which scores 0.
+    `failed` is how many completions a scorer of `accuracy` failed on, which scores 0. `log` is what functions logged besides.
     """
 
     total: list[float]
     parts: dict[str, list[float | None]]
     failed: int = 0
+    log: RewardLog = field(default_factory=lambda: RewardLog(0))
 
 
 def build_rewards(
@@ -212,11 +208,16 @@ def build_rewards(
     mode: Mode = "strict",
     think: bool = True,
     think_opened: bool | None = None,
+    max_completion_length: int | None = None,
+    soft_punish_cache: int | None = None,
+    device: Any = "cpu",
 ) -> list[Reward]:
-    """The rewards of a run, from registered names, `package.module:function`, `file.py:function` or callables.
+    """The rewards of a run: registered names, `package.module:function`, `file.py:function`, callables, and reward models.
 
-    Default: accuracy and format, weighted 0.9 and 0.1; given functions weigh 1 each unless `weights` says
-    otherwise. `think_opened`: as in `format`. A run gives its rewards whole turns, so it says False.
+    A reward model is a folder or hub id (`owner/name`) of a sequence classification model with one label, or such a model. Default:
+    accuracy and format, weighted 0.9 and 0.1; given functions weigh 1 each unless `weights` says otherwise. `think_opened`: as
+    in `format`. A run gives its rewards whole turns, so it says False. `max_completion_length`, `soft_punish_cache`: of
+    `soft_overlong_punishment`. `device`: of reward models.
 
     Raises `RewardError` for an unknown name, two functions of one name, or weights that do not fit.
     """
@@ -227,28 +228,59 @@ def build_rewards(
         weights = [1.0] * len(functions)
     if len(weights) != len(functions) or not all(math.isfinite(weight) for weight in weights):
         raise RewardError(f"{len(functions)} reward functions but weights {list(weights)}; give one number for each")
-    rewards = []
+    overlong = _overlong(functions, max_completion_length, soft_punish_cache)
+    rewards: list[Reward] = []
     for function, weight in zip(functions, weights, strict=True):
-        if isinstance(function, str):
-            name, fn = function.rpartition(":")[2], load_reward(function)
-        else:
-            name, fn = getattr(function, "__name__", type(function).__name__), function
-        if fn in REGISTRY.values():
-            fn = _with_settings(fn, mode, think, think_opened)
-        rewards.append(Reward(name, fn, float(weight)))
+        if function == OVERLONG:
+            rewards.append(Reward(OVERLONG, overlong, float(weight), reads_words=True))
+            continue
+        fn = load_reward(function, device) if isinstance(function, str) else as_reward(function, device)
+        name = function.rpartition(":")[2] if isinstance(function, str) and ":" in function else name_of(fn)
+        name = function if isinstance(function, str) and function in REGISTRY else name
+        if not isinstance(function, str) and is_unnamed(function):
+            name = _numbered(name, [reward.name for reward in rewards])
+        registered = fn in REGISTRY.values()
+        fn = _with_settings(fn, mode, think, think_opened) if registered else fn
+        rewards.append(Reward(name, fn, float(weight), reads_words=registered))
     names = [reward.name for reward in rewards]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise RewardError(f"two reward functions are called {repeated.pop()!r}; rename one, metrics are logged by name")
     return rewards
 
 
-def load_reward(name: str) -> RewardFunction:
-    """Load a reward function: a registered name, `package.module:function` or `path/to/file.py:function`."""
+def _overlong(functions: Sequence[Any], longest: int | None, cache: int | None) -> Any:
+    """The reward `soft_overlong_punishment`, if it is named. Raises RewardError unless it and `soft_punish_cache` come together."""
+    named = any(function == OVERLONG for function in functions)
+    if not named:
+        if cache is not None:
+            raise RewardError(
+                f"soft_punish_cache={cache} does nothing without the reward {OVERLONG}; name it in reward_funcs"
+            )
+        return None
+    if longest is None or cache is None:
+        raise RewardError(
+            f"the reward {OVERLONG} needs soft_punish_cache, the tokens before max_completion_length over which it falls from 0 to −1"
+        )
+    return SoftOverlongPunishment(longest, cache)
+
+
+def _numbered(name: str, taken: Sequence[str]) -> str:
+    """The name, or with the first number from 2 on that makes it a new one."""
+    return next(one for one in chain([name], (f"{name}_{n}" for n in count(2))) if one not in taken)
+
+
+def load_reward(name: str, device: Any = "cpu") -> RewardFunction:
+    """Load a reward: a registered name, `package.module:function`, `path/to/file.py:function`, or a reward model's folder or hub id."""
     if name in REGISTRY:
         return REGISTRY[name]
     home, colon, attribute = name.rpartition(":")
     if not colon:
-        raise RewardError(f"no reward is called {name!r}; known are {', '.join(REGISTRY)}, or give file.py:function")
+        if is_model(name):
+            return load_model(name, device)
+        raise RewardError(
+            f"no reward is called {name!r}; known are {', '.join(REGISTRY)}, {OVERLONG}, or give file.py:function or a reward "
+            "model's folder"
+        )
     try:
         if home.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(home).stem, home)
@@ -274,112 +306,77 @@ def score_group(
 
     Raises `RewardError` when a function fails, or when no function applies to a completion.
     """
+    return score_groups(rewards, [Arguments(prompts, completions, columns)], time_limit)[0]
+
+
+def score_groups(
+    rewards: Sequence[Reward], groups: Sequence[Arguments], time_limit: float = TIME_LIMIT, trainer_state: Any = None
+) -> list[GroupScore]:
+    """`score_group` for several groups. All calls of `async def` functions run at the same time, beside those of the others.
+
+    Args:
+        time_limit: seconds of one call; all calls of `async def` functions together have so many for each group.
+
+    Raises `RewardError`, which says in `group` what it happened on.
+    """
+    logs = [RewardLog(len(group.completions)) for group in groups]
+    later = [(n, reward) for n in range(len(groups)) for reward in rewards if is_async(reward.fn)]
+    parts: list[dict[str, list[float | None]]] = [{} for _ in groups]
+    failed: list[int] = []
+    calls = [(reward.fn, reward.name, groups[n], logs[n]) for n, reward in later]
+    with running(calls, trainer_state) as started:
+        for n, (group, log) in enumerate(zip(groups, logs, strict=True)):
+            try:
+                found, failures = _score_now(rewards, group, time_limit, trainer_state, log)
+            except RewardError as error:
+                error.group = n
+                raise
+            parts[n] |= found
+            failed.append(failures)
+        try:
+            answers = started.results(time_limit * len(groups))
+        except RewardError as error:
+            error.group = later[error.group][0]
+            raise
+    for (n, reward), values in zip(later, answers, strict=True):
+        parts[n][reward.name] = values
+    scores = []
+    for n, found in enumerate(parts):
+        ordered = {reward.name: found[reward.name] for reward in rewards}
+        scores.append(GroupScore(_total(rewards, ordered, n), ordered, failed[n], logs[n]))
+    return scores
+
+
+def _score_now(
+    rewards: Sequence[Reward], group: Arguments, time_limit: float, trainer_state: Any, log: RewardLog
+) -> tuple[dict[str, list[float | None]], int]:
+    """The values of all functions that are not `async def`, and the number of completions that a scorer failed on."""
     scoring = _Scoring(time_limit)
     token = _scoring.set(scoring)
+    parts = {}
     try:
-        parts = {
-            r.name: run_reward(r.fn, r.name, prompts, completions, columns, time_limit=time_limit) for r in rewards
-        }
+        for one in rewards:
+            if not is_async(one.fn):
+                prompts, completions = (
+                    group.words if one.reads_words and group.words else (group.prompts, group.completions)
+                )
+                parts[one.name] = run_reward(
+                    one.fn, one.name, prompts, completions, group.columns, time_limit=time_limit,
+                    trainer_state=trainer_state, log=log,
+                )  # fmt: skip
     finally:
         _scoring.reset(token)
+    return parts, len(scoring.failed)
+
+
+def _total(rewards: Sequence[Reward], parts: Mapping[str, Sequence[float | None]], group: int) -> list[float]:
     total = []
-    for i in range(len(completions)):
+    for i in range(max(map(len, parts.values()), default=0)):
         values = [(reward.weight, parts[reward.name][i]) for reward in rewards]
         applicable = [weight * value for weight, value in values if value is not None]
         if not applicable:
-            raise RewardError(f"no reward applies to completion {i}: {', '.join(parts)} all returned None")
+            error = RewardError(f"no reward applies to completion {i}: {', '.join(parts)} all returned None")
+            error.group = group
+            raise error
         total.append(sum(applicable))
-    return GroupScore(total, parts, len(scoring.failed))
-
-
-def of_record(
-    record: Record, texts: list[str], ids: list[list[int]]
-) -> tuple[list[str], list[str], dict[str, Sequence[Any]]]:
-    """Prompts, completions and columns that reward functions get for completions of one record, as text and as token ids.
-
-    A column of the data that has the name of one of a function's own arguments (`prompts`, `completions`,
-    `completion_ids`) gives way to it.
-    """
-    columns: dict[str, Sequence[Any]] = {name: [value] * len(texts) for name, value in record.columns().items()}
-    return [record.problem] * len(texts), texts, columns | {"completion_ids": ids}
-
-
-def run_reward(
-    fn: RewardFunction,
-    name: str,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
-    *,
-    time_limit: float = TIME_LIMIT,
-) -> list[float | None]:
-    """Call one reward function and hold it to its contract: one finite number or None per completion, in time.
-
-    `sys.exit`, an endless loop or an exception in a user's function ends in a `RewardError` that names it, not in a dead
-    run; see `call_with_limit`.
-    """
-    arguments = {name: list(values) for name, values in columns.items()}
-    arguments |= {"prompts": list(prompts), "completions": list(completions)}
-    values = call_with_limit(
-        lambda: fn(**arguments),
-        f"reward {name!r}",
-        time_limit,
-    )
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise RewardError(f"reward {name!r} returned {type(values).__name__}; it must return a list of floats")
-    if len(values) != len(completions):
-        raise RewardError(f"reward {name!r} returned {len(values)} values for {len(completions)} completions")
-    return [_checked(value, name, i) for i, value in enumerate(values)]
-
-
-def _checked(value: Any, name: str, index: int) -> float | None:
-    if value is None:
-        return None
-    if hasattr(value, "item"):
-        with suppress(ValueError, RuntimeError):  # a tensor or array of more than one number
-            value = value.item()
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise RewardError(
-            f"reward {name!r} returned {value!r} for completion {index}; it must return a finite number, "
-            "or None where it does not apply"
-        )
-    return float(value)
-
-
-class _TooSlow(BaseException):
-    """Not an Exception, which a function that catches those of its own would catch, too."""
-
-
-def call_with_limit(call: Callable[[], Any], what: str, seconds: float) -> Any:
-    """Return `call()`. Raises `RewardError`, which names `what`, if it raises anything or takes more than `seconds`.
-
-    An alarm ends Python code, sleeping and waiting, and regular expressions that backtrack without end; code of other
-    languages only once it comes back. Signals reach the main thread alone: in another one nothing is limited.
-    """
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise _TooSlow
-
-    limited = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGALRM, ring) if limited else None
-    try:
-        try:
-            if limited:
-                signal.setitimer(signal.ITIMER_REAL, seconds)
-            return call()
-        finally:
-            if limited:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:
-        raise
-    except _TooSlow as error:
-        raise RewardError(
-            f"{what} took more than {seconds:g} s for one call; make it faster, or raise reward_timeout"
-        ) from error
-    except BaseException as error:  # SystemExit, too: a reward must not end the run
-        raise RewardError(f"{what} failed: {type(error).__name__}: {error}") from error
-    finally:
-        if limited:
-            signal.signal(signal.SIGALRM, before)
+    return total

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from ral.rewards.functions import REGISTRY, RewardFunction, load_reward
+from ral.rewards.calls import RewardFunction
+from ral.rewards.functions import REGISTRY, load_reward
+from ral.rewards.models import is_model
+from ral.rewards.overlong import OVERLONG
 
 #: Parameters that a function gets the solutions by.
 _SOLUTIONS = {"solution", "solutions"}
@@ -23,5 +26,6 @@ def reads_solutions(functions: Sequence[str | RewardFunction] | None) -> bool:
     """
     if judges_answers(functions):
         return True
-    own = [load_reward(one) if isinstance(one, str) else one for one in functions or ()]
+    functions = [one for one in functions or () if one != OVERLONG and not (isinstance(one, str) and is_model(one))]
+    own = [load_reward(one) if isinstance(one, str) else one for one in functions]
     return any(_SOLUTIONS & inspect.signature(function).parameters.keys() for function in own)

@@ -9,7 +9,7 @@ later, by the first inner update.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,7 @@ class RewardedGroup(SampledGroup):
         texts: the completions as text. rewards: `[G]` by reward function, NaN where it did not apply. reward: `[G]`.
         scorer_failures: completions that a scorer failed on.
         replaced: groups without a signal that it came in place of; None without `dynamic_sampling`.
+        extra, logged: what reward functions logged: columns with a value per completion, and metrics with the values of all calls.
     """
 
     texts: list[str]
@@ -79,6 +80,8 @@ class RewardedGroup(SampledGroup):
     reward: Tensor
     scorer_failures: int = 0
     replaced: int | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    logged: dict[str, list[float]] = field(default_factory=dict)
 
     def has_signal(self, mask_truncated: bool) -> bool:
         """Whether a token that counts has an advantage."""
@@ -112,6 +115,7 @@ class ScoredGroup(RewardedGroup):
                 "reward": float(self.reward[g]),
                 "rewards": {name: float(values[g]) for name, values in self.rewards.items()},
                 "advantage": float(self.advantages[g]),
+                **({"extra": {name: values[g] for name, values in self.extra.items()}} if self.extra else {}),
             }
 
 
@@ -238,6 +242,9 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
     if groups[0].replaced is not None:
         values["prompts_replaced"] = torch.tensor([float(group.replaced or 0) for group in groups])
     means = {name: Mean.over(value, ~value.isnan()) for name, value in values.items()}
+    for name in {name for group in groups for name in group.logged}:
+        logged = torch.tensor([value for group in groups for value in group.logged.get(name, ())])
+        means[name] = Mean(logged.sum(), torch.tensor(float(len(logged))))
     failures = torch.tensor(float(sum(group.scorer_failures for group in groups)))
     return means | {"scorer_failed": Mean(failures, torch.tensor(float(reward.numel())))}
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from ral.attention import GroupOutput
 from ral.config import RALConfig
@@ -75,7 +75,9 @@ def _of_reward(failed: FailedReward, reward: str | None) -> Iterator[str]:
         return
     [built] = build_rewards([reward], mode=failed.scorer, think=failed.think, think_opened=False)
     try:
-        values = run_reward(built.fn, built.name, *of_record(failed.record, failed.texts, failed.ids))
+        state = TrainerState(global_step=failed.step)
+        given = of_record(failed.record, failed.texts, failed.ids)
+        values = run_reward(built.fn, built.name, *given, trainer_state=state)
     except RewardError as error:
         yield f"called again: {error}"
     else:

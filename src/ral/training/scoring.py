@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerState
 
 from ral.attention import Prompt
 from ral.config import RALConfig
 from ral.data.answer_boxes import as_asked
 from ral.data.record import Record
 from ral.data.templates import think_opening
-from ral.rewards.functions import Reward, RewardError, of_record, score_group
+from ral.rewards.arguments import arguments
+from ral.rewards.calls import RewardError, RewardFunction, RewardLog
+from ral.rewards.functions import GroupScore, Reward, build_rewards, score_groups
 from ral.rollouts.group import RewardedGroup, SampledGroup
 from ral.rollouts.sampling import Completion
 from ral.training.dumps import FailedReward
@@ -29,32 +32,40 @@ class Earned:
     Attributes:
         total: `[G]`. parts: `[G]` by reward function, NaN where it did not apply.
         failed: number of completions on which a scorer failed; they earn 0 from it.
+        log: what reward functions logged besides.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
     failed: int
+    log: RewardLog
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The rewards of a run; `processor` makes text of completions."""
+    """The rewards of a run; `processor` makes text of completions, `state` tells reward functions how far training is."""
 
     rewards: Sequence[Reward]
     args: RALConfig
     processor: Any
+    state: Callable[[], TrainerState] = TrainerState
 
-    def rewarded(self, group: SampledGroup, step: int) -> RewardedGroup:
-        """The group with its rewards; step: optimiser steps made before. Raises RewardError, see `reward`."""
-        record, texts = self.read(group.record, group.prompt, group.completions)
-        earned = self.reward(record, texts, group.completions, step)
-        return RewardedGroup(
-            **vars(group) | {"record": record},
-            texts=texts,
-            rewards=earned.parts,
-            reward=earned.total,
-            scorer_failures=earned.failed,
-        )
+    def rewarded(self, groups: Sequence[SampledGroup]) -> list[RewardedGroup]:
+        """The groups with their rewards. Raises RewardError, see `earned`."""
+        read = [self.read(group.record, group.prompt, group.completions) for group in groups]
+        found = self.earned([(*one, group.completions) for one, group in zip(read, groups, strict=True)])
+        return [
+            RewardedGroup(
+                **vars(group) | {"record": record},
+                texts=texts,
+                rewards=earned.parts,
+                reward=earned.total,
+                scorer_failures=earned.failed,
+                extra=earned.log.extra,
+                logged=earned.log.metrics,
+            )
+            for group, (record, texts), earned in zip(groups, read, found, strict=True)
+        ]
 
     def read(self, record: Record, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Record, list[str]]:
         """The record as it was asked, and the model's turns: what the prompt says of them already, and the completions."""
@@ -63,20 +74,28 @@ class Scorer:
         return as_asked(record, self.processor, prompt.inputs), texts
 
     def reward(self, record: Record, texts: list[str], completions: Sequence[Completion], step: int) -> Earned:
-        """What the completions of one record earn.
+        """What the completions of one record earn; step: optimiser steps made before. Raises RewardError, see `earned`."""
+        return self.earned([(record, texts, completions)], step)[0]
+
+    def earned(
+        self, read: Sequence[tuple[Record, list[str], Sequence[Completion]]], step: int | None = None
+    ) -> list[Earned]:
+        """What the completions of several records earn, as `read` gave them: all `async def` functions at the same time.
 
         Raises RewardError, which names record and function; the completions that it failed on are kept for `ral replay`.
         """
-        ids = [completion.ids.tolist() for completion in completions]
+        media = not all(reward.reads_words for reward in self.rewards)
+        ids = [[completion.ids.tolist() for completion in completions] for *_, completions in read]
+        groups = [arguments(record, texts, own, media) for (record, texts, _), own in zip(read, ids, strict=True)]
+        state = self.state()
         try:
-            scored = score_group(self.rewards, *of_record(record, texts, ids), time_limit=self.args.reward_timeout)
+            scored = score_groups(self.rewards, groups, self.args.reward_timeout, state)
         except RewardError as error:
-            raise self._kept(error, record, texts, ids, step) from error
-        parts = {
-            name: torch.tensor([math.nan if value is None else value for value in values])
-            for name, values in scored.parts.items()
-        }
-        return Earned(torch.tensor(scored.total), parts, scored.failed)
+            record, texts, _ = read[error.group]
+            raise self._kept(
+                error, record, texts, ids[error.group], state.global_step if step is None else step
+            ) from error
+        return [_earned(one) for one in scored]
 
     def _kept(
         self, error: RewardError, record: Record, texts: list[str], ids: list[list[int]], step: int
@@ -88,3 +107,27 @@ class Scorer:
         )
         failed.save(folder, args.process_index)
         return RewardError(f"{what}. `ral replay {folder} --reward FUNCTION` calls it again")
+
+
+def _earned(scored: GroupScore) -> Earned:
+    parts = {
+        name: torch.tensor([math.nan if value is None else value for value in values])
+        for name, values in scored.parts.items()
+    }
+    return Earned(torch.tensor(scored.total), parts, scored.failed, scored.log)
+
+
+def run_rewards(
+    functions: Sequence[str | RewardFunction] | None, weights: Sequence[float] | None, args: RALConfig
+) -> list[Reward]:
+    """The rewards of a run; see `build_rewards`. Reward models are on `reward_model_device`, or where the policy is."""
+    return build_rewards(
+        functions,
+        weights,
+        mode=args.scorer,
+        think=args.think,
+        think_opened=False,
+        max_completion_length=args.max_completion_length,
+        soft_punish_cache=args.soft_punish_cache,
+        device=args.reward_model_device or args.device,
+    )

@@ -43,7 +43,7 @@ from ral.models.loading import load_processor
 from ral.models.reference import Reference
 from ral.models.sharding import prepare_frozen, refuse_sharded_rollouts
 from ral.objective.needs import Needs
-from ral.rewards.functions import RewardFunction, build_rewards
+from ral.rewards.functions import RewardFunction
 from ral.rollouts.engine import ENGINES, release
 from ral.rollouts.group import RewardedGroup, SampledGroup, TrainingGroup, draw_look_bias, rollout_metrics
 from ral.rollouts.lock_step import lock_step
@@ -79,7 +79,7 @@ from ral.training.prepare_policy import prepare_policy
 from ral.training.run_origin import RunOrigin, named
 from ral.training.running_means import RunningMeans
 from ral.training.samples import write_samples
-from ral.training.scoring import Scorer
+from ral.training.scoring import Scorer, run_rewards
 from ral.training.targets import (
     Sources,
     old_pass,
@@ -143,8 +143,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         write_eos_tokens(pretrained(policy), processor)
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
-        rewards = build_rewards(reward_funcs, reward_weights, mode=args.scorer, think=args.think, think_opened=False)
-        self.scorer = Scorer(rewards, args, processor)
+        self.scorer = Scorer(run_rewards(reward_funcs, reward_weights, args), args, processor, lambda: self.state)
         training, held_out = as_data(train_dataset, eval_dataset, reward_funcs)
         refuse_unknown_metric(args, held_out, self.scorer, trainer_arguments.get("compute_metrics"))
         origin = RunOrigin(
@@ -249,7 +248,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         with lock_step(self.accelerator, self.model):
             # All at once: few rows cost a decoding step as much as many.
             groups = self.sample(records, places, attempt, inputs)
-        return [self.scorer.rewarded(group, self._step) for group in groups]
+        return self.scorer.rewarded(groups)
 
     def sample(
         self, records: Sequence[Record], places: Sequence[int], attempt: int = 0, inputs: Encodings | None = None

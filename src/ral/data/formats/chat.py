@@ -16,7 +16,7 @@ _METHODS: dict[str, ProblemType] = {"mcq": "multiple choice", "math": "math", "n
 
 
 def _verl(row: Fields) -> Record:
-    dialogue = row.dialogue("prompt")
+    dialogue = replace(row.dialogue("prompt"), conversational=False)  # verl's rewards get texts
     reward_model = row.row.get("reward_model")
     if not isinstance(reward_model, dict):
         raise row.fail("reward_model", f"an object with `ground_truth`, found {short(reward_model)}")
