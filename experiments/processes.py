@@ -1,4 +1,4 @@
-"""One run on 1, 2 and 4 processes, under DDP and FSDP2: `python experiments/processes.py`.
+"""One run on 1, 2 and 4 processes, under DDP and FSDP2, gathered or layer by layer: `python -m experiments.processes`.
 
 Every run trains the embedded model on the same global batches on CPU (gloo) from one seed. The loss curve of one process is
 the reference. Written is how far the others are from it at most: relative to the loss of the same step, and to the largest
@@ -11,30 +11,35 @@ loss of the curve in float32. Complete runs are not repeated. The figures go to
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field, replace
+import socket
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import Trainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
 
+from ral.attention.models import decoder_layers
 from ral.config import RALConfig
 from ral.data.record import Record
 from ral.data.record_errors import WatchedRecords
 from ral.files import atomic_write_text, read_jsonl
 from ral.models.loading import freeze_vision
 from ral.models.sharding import full_state_dict
+from ral.rollouts.engine import ENGINES as ENGINE_NAMES
+from ral.rollouts.engine import PolicyEngine
 from ral.rollouts.vllm.transfer import whole_weights
 from ral.runs.folder import MetricsWriter, machine_class, source_commit
 from ral.testbed import load_start
@@ -43,8 +48,12 @@ from ral.testbed.rings import ring_records
 from ral.training.sft import Examples, SFTSettings, WorkedExamplesTrainer
 from ral.training.trainer import RALTrainer
 
+#: Processes are forked from one that has the libraries imported.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["ral.training.sft"])
+
 RESULTS = Path(__file__).parent / "results" / "processes.json"
-ENGINES = ("ddp", "fsdp2")
+ENGINES = ("ddp", "fsdp2", "full-shard")
 PROCESSES = (2, 4)
 #: What a recipe says for an engine.
 SHARDING: dict[str, dict[str, Any]] = {
@@ -80,6 +89,8 @@ class Case:
         longest: completion in tokens.
         family: an architecture of `experiments.families` in place of the embedded model, on pictures alone.
         heads: `attention_heads`, to be measured; None: the mean of all.
+        served: rollouts are sampled by a whole copy of the policy in each process that follows its weights, as a server does.
+        layers: of the decoder, as many as the embedded model has if not given.
         precision: `bf16` is what `bf16: true` asks for; `fp32` is a policy of FSDP2 that names a precision and rounds nothing.
         taught: fine-tuning on worked examples in place of reinforcement; `prompts` of them a step.
         settings: further ones of reinforcement.
@@ -98,6 +109,8 @@ class Case:
     longest: int = 16
     taught: bool = False
     family: str | None = None
+    served: bool = False
+    layers: int | None = None
     heads: dict[str, Any] | None = None
     precision: Literal["no", "fp32", "bf16"] = "no"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -140,6 +153,7 @@ class Case:
             attention_heads=self.heads,
             beta=0.04,
             gradient_norm_steps=1,
+            rollout_engine="copy" if self.served else "transformers",
             **shared,
             **self.settings,
         )
@@ -166,6 +180,17 @@ class Reinforcement(OnCPU, RALTrainer):
     pass
 
 
+class Copy(PolicyEngine):
+    """A whole model of its own, which takes over the policy's weights before it samples."""
+
+    def sync_weights(self, model: nn.Module, accelerator: Accelerator) -> None:
+        [weights] = broadcast_object_list([full_state_dict(model, accelerator)])
+        self.model.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
+
+
+ENGINE_NAMES["copy"] = lambda model, settings: Copy(copy.deepcopy(model), settings.rollout_rows)
+
+
 class FineTuning(OnCPU, WorkedExamplesTrainer):
     pass
 
@@ -183,12 +208,27 @@ def of_family(kind: str) -> tuple[Any, Any]:
     return model_for(kind, made), made[0]
 
 
+def deepen(model: PreTrainedModel, layers: int) -> None:
+    """Put random layers behind those of the decoder: where it has many, one of them is a small part of the model."""
+    torch.manual_seed(0)
+    decoder, text = decoder_layers(model), model.config.get_text_config()
+    text.num_hidden_layers, text.layer_types = layers, text.layer_types[:1] * layers
+    for number in range(len(decoder), layers):
+        layer: Any = type(decoder[0])(text, number)
+        for parameter in layer.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, 0.02)
+        decoder.append(layer)
+
+
 def train(case: Case, engine: str, folder: Path) -> None:
     """One process of a run; the first one leaves the parameters at the end in `end.safetensors`."""
     torch.set_num_threads(1)
     if case.pinned:
         os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     model, processor = load_start() if case.family is None else of_family(case.family)
+    if case.layers is not None:
+        deepen(model, case.layers)
     if case.double:
         model = model.double()
     linear: dict[str, Any] = {"target_modules": "all-linear", "exclude_modules": ".*visual.*"}
@@ -232,19 +272,37 @@ def train(case: Case, engine: str, folder: Path) -> None:
 def run(case: Case, engine: str, processes: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Metrics by step and trained parameters at the end of a run on so many processes, each on one thread."""
     folder.mkdir(parents=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    asked = ["--case", json.dumps(asdict(case)), "--engine", engine, "--output", str(folder)]
-    found = subprocess.run(
-        [sys.executable, *launcher, __file__, *asked],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=900,
-    )
-    if found.returncode:
-        raise RuntimeError(f"{case} on {processes} processes under {engine}:\n{found.stderr[-3000:]}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    started = [
+        _context.Process(target=_process, args=(case, engine, folder, rank, processes, port), daemon=True)
+        for rank in range(processes)
+    ]
+    for one in started:
+        one.start()
+    end = time.monotonic() + 900
+    while any(one.is_alive() for one in started) and time.monotonic() < end:
+        if any(one.exitcode for one in started):
+            break  # the others wait for it
+        time.sleep(0.05)
+    for one in started:
+        one.join(timeout=2)
+        one.kill()
+    if any(one.exitcode != 0 for one in started):
+        said = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(processes))
+        raise RuntimeError(f"{case} on {processes} processes under {engine}:\n{said}")
     return list(read_jsonl(folder / "metrics.jsonl")), load_file(folder / "end.safetensors")
+
+
+def _process(case: Case, engine: str, folder: Path, rank: int, processes: int, port: int) -> None:
+    """One process of a run; what it says goes to a file."""
+    with open(folder / f"{rank}.log", "wb", buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ.update(zip(names, map(str, (rank, rank, processes, processes, "127.0.0.1", port)), strict=True))
+    train(case, engine, folder)
 
 
 def differences(curve: list[float], reference: list[float]) -> dict[str, float]:
@@ -260,17 +318,19 @@ def measure(case: Case, folder: Path) -> list[dict[str, Any]]:
     """One process against several, under every engine: one row per run."""
 
     def curve(engine: str, processes: int) -> list[float]:
-        kept = folder / f"{case.data}-{'float64' if case.double else 'float32'}-{engine}-{processes}"
+        kept = folder / f"{case.data}-{'float64' if case.double else 'float32'}-{rollouts}-{engine}-{processes}"
         if not (kept / "end.safetensors").exists():
             shutil.rmtree(kept, ignore_errors=True)
             run(case, engine, processes, kept)
         return [row["loss"] for row in read_jsonl(kept / "metrics.jsonl")]
 
+    rollouts = "served" if case.served else "own"
     reference = curve("ddp", 1)
     return [
         {
             "data": case.data,
             "dtype": "float64" if case.double else "float32",
+            "rollouts": rollouts,
             "engine": engine,
             "processes": processes,
             **differences(curve(engine, processes), reference),
@@ -282,17 +342,13 @@ def measure(case: Case, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=json.loads, help="One process of a run, started by torchrun.")
-    parser.add_argument("--engine", choices=SHARDING)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("runs/processes"), help="Where the runs are kept.")
     args = parser.parse_args()
-    if args.case:
-        train(Case(**args.case), args.engine, args.output)
-        return
     cases = [Case(data, args.steps, double=double) for double in (False, True) for data in ("think", "mixed")]
+    cases += [replace(case, served=True) for case in cases if case.data == "mixed"]
     results = {
-        "command": f"python experiments/processes.py --steps {args.steps}",
+        "command": f"python -m experiments.processes --steps {args.steps}",
         "machine": machine_class(),
         "commit": source_commit(),
         "prompts": PROMPTS,

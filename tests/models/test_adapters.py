@@ -104,7 +104,8 @@ def test_an_initialisation_that_rewrites_the_base_model_is_refused(tmp_path: Pat
 @pytest.mark.parametrize("how", ["gaussian", "orthogonal", "mica"])
 def test_an_initialisation_that_leaves_the_base_model_needs_no_copy_as_reference(tmp_path: Path, how: str) -> None:
     run = run_with(LoraConfig(**LANGUAGE, init_lora_weights=how), tmp_path)
-    assert run.reference is None
+    assert run.reference is not None
+    assert run.reference.model is None, "the policy without its adapter"
     torch.testing.assert_close(rings_logits(run.model), rings_logits(MODEL), atol=1e-4, rtol=0)
 
 
