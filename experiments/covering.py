@@ -11,7 +11,7 @@ import ast
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,6 @@ class Covering:
         """What a `Recorder` wrote of a run of these test files."""
         self.tests |= tests
         self._join(Covering.read(file))
-
-    @classmethod
-    def together(cls, parts: Iterable[Covering]) -> Covering:
-        """What several rooms' tests run, to be asked and not to be kept."""
-        whole = cls()
-        for part in parts:
-            whole._join(part)
-        return whole
 
     def _join(self, more: Covering) -> None:
         self.seconds |= more.seconds

@@ -2,10 +2,9 @@
 
 Mutants come from mutmut's operators and a few of ours (`experiments/mutants.py`). The sample is the same for a seed, and a
 larger `--n` only adds to it: each mutant has a key that stays while its lines stay, and the keys are ordered by hash. For each
-the room's tests that run the changed statement run until one fails, the fastest first (`experiments/covering.py`); `--wide` adds
-those of the rooms that stand on it. Which these are is kept in `build/mutation`. Figures go to
-`experiments/results/mutation/ROOM.jsonl` after each mutant, and a further call goes on from there; `--survivors` runs those again
-that survived so far.
+the room's tests that run the changed statement run until one fails, the fastest first (`experiments/covering.py`). Which these are
+is kept in `build/mutation`. Figures go to `experiments/results/mutation/ROOM.jsonl` after each mutant, and a further call goes on
+from there; `--survivors` runs those again that survived so far, and `--also` whole test files with them, of other rooms.
 
 What is tested is the last commit, unpacked into a folder of its own: processes that tests start import the mutant, too. One
 parent imports what the tests need of other packages and forks a child for each mutant, so a mutant does not wait for these.
@@ -50,17 +49,7 @@ PAGE = ROOT / "docs" / "mutation.md"
 COVERINGS = ROOT / "build" / "mutation"
 SOURCE = Path("src") / "ral"
 
-#: Room → rooms whose tests stand on it, which `--wide` adds.
-ROOMS: dict[str, tuple[str, ...]] = {
-    "attention": ("families", "rollouts", "training"),
-    "objective": ("training",),
-    "rollouts": ("families", "attention", "training"),
-    "training": ("models", "runs"),
-    "rewards": ("evaluate", "training"),
-    "data": ("rewards", "evaluate", "families"),
-    "runs": ("training", "report"),
-    "evaluate": ("report",),
-}
+ROOMS = ("attention", "objective", "rollouts", "training", "rewards", "data", "runs", "evaluate")
 #: Tests of many processes, which judge no mutant.
 SLOW = {"test_distributed.py", "test_kills.py", "test_sharded.py"}
 #: Seconds by the wall clock for a test beside ten times its own: the machine may have other work.
@@ -76,6 +65,7 @@ class Result:
     """One mutant and what became of it: killed, timeout (killed by the clock) or survived. `by` is the test that failed.
 
     `first` is what became of it when it first ran, before tests were written for survivors; None where that was not noted.
+    `wide`: tests of other rooms ran, too. `gone`: the module has no such place any more.
     """
 
     key: str
@@ -92,6 +82,7 @@ class Result:
     seed: int
     machine: str
     first: str | None = None
+    gone: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ a tree to run
@@ -234,25 +225,27 @@ def _in_child(
 
 
 def warm_up(tree: Tree, tests: Sequence[str], left_out: Sequence[str], kept: Path) -> Covering:
-    """Imports here what the tests import of other packages; returns which lines they run, known from `kept` as far as it goes.
+    """Which lines the tests run, known from `kept` as far as it goes; imports here what they import of other packages.
 
     Raises RuntimeError where the tests fail without a mutation, in a child like those of the mutants.
     """
-    _collect(tree, [*left_out, *tests], ["--collect-only"], None)
+    collect(tree, [*left_out, *tests])
     covering = Covering.read(kept)
     hashes = {test: tree.hash(test) for test in tests}
     stale = covering.keep(hashes, tree.sources())
     if stale:
         record = kept.with_suffix(".part")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _collect(tree, [*left_out, *stale], [], record)
+        collect(tree, [*left_out, *stale], record)
         covering.add(record, {test: hashes[test] for test in stale})
         record.unlink()
     covering.write(kept)
     return covering
 
 
-def _collect(tree: Tree, tests: Sequence[str], options: Sequence[str], record: Path | None) -> None:
+def collect(tree: Tree, tests: Sequence[str], record: Path | None = None) -> None:
+    """Imports here what the tests import of other packages; with `record` they run, and it notes their lines."""
+    options = [] if record else ["--collect-only"]
     found = run_tests(tree, [*options, *tests], Limits(600, 7200), write_bytecode=True, record=record)
     if found.failed or found.timeout:
         raise RuntimeError(f"without a mutation, {found.failed or 'a test that takes too long'} fails at {tree.commit}")
@@ -261,30 +254,13 @@ def _collect(tree: Tree, tests: Sequence[str], options: Sequence[str], record: P
             importlib.import_module(name)
 
 
-def judge(tree: Tree, mutant: Mutant, file: str, covering: Covering, seconds: float) -> Tested:
-    """What the tests say that run the changed statement of `file`, as many as `seconds` are enough for."""
-    path = Path(file).relative_to(SOURCE).as_posix()
-    tests = covering.of(path, (tree.folder / file).read_text(encoding="utf-8"), mutant.line)
-    if not tests:
-        return Tested(None, False, ())
-    times = [covering.time(test) for test in tests]
-    fit = max(1, bisect.bisect(list(itertools.accumulate(times)), seconds))
-    tests, times = tests[:fit], times[:fit]
-    limits = Limits(PATIENCE + 10 * max(times), 2 * PATIENCE + 10 * sum(times))
-    with tree.changed(file, mutant.source):
-        found = run_tests(tree, tests, limits)
-        if found.failed == UNKNOWN_TEST:  # a test is named after what the mutant changed
-            found = run_tests(tree, list(dict.fromkeys(test.partition("::")[0] for test in tests)), limits)
-    return found
-
-
 # ------------------------------------------------------------------------------------------------- the sample
 
 
-def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]:
-    """`n` mutants of the room's modules, each with its file, in an order that `seed` and their keys decide."""
+def sample(tree: Tree, room: str, seed: int, n: int | None = None) -> list[tuple[str, Mutant]]:
+    """`n` mutants of the room's modules (None: all), each with its file, in an order that `seed` and their keys decide."""
     found = []
-    for path in sorted((tree.folder / "src" / "ral" / room).rglob("*.py")):
+    for path in sorted((tree.folder / SOURCE / room).rglob("*.py")):
         file = path.relative_to(tree.folder).as_posix()
         found += [(file, mutant) for mutant in mutants(path.read_text(encoding="utf-8"), file)]
     return sorted(found, key=lambda each: hashlib.sha256(f"{seed}/{each[1].key}".encode()).digest())[:n]
@@ -292,47 +268,67 @@ def sample(tree: Tree, room: str, seed: int, n: int) -> list[tuple[str, Mutant]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a room is run: `n` mutants of the sample of `seed`, without those that have a result; `survivors` get another.
+    """What of a room is run: `n` mutants of the sample of `seed`, without those that have a result, and again all `survivors`.
 
-    `wide`: the tests of the rooms on top of it, too. `left_out` are tests that are not run, as they fail without a mutation, too. A mutant gets the
-    fastest tests that `seconds` are enough for, so that its score is a lower bound.
+    A mutant gets the fastest tests that `seconds` are enough for, so that its score is a lower bound, and the files `also`.
+    `left_out` are tests that are not run, as they fail without a mutation, too.
     """
 
     n: int
     seed: int = 0
-    wide: bool = False
+    also: tuple[str, ...] = ()
     survivors: bool = False
     left_out: tuple[str, ...] = ()
     seconds: float = math.inf
+
+
+def judge(tree: Tree, mutant: Mutant, file: str, covering: Covering, plan: Plan) -> Tested:
+    """What the tests say that run the changed statement of `file`, as many as the plan's seconds are enough for."""
+    path = Path(file).relative_to(SOURCE).as_posix()
+    tests = covering.of(path, (tree.folder / file).read_text(encoding="utf-8"), mutant.line)
+    if not tests and not plan.also:
+        return Tested(None, False, ())
+    times = [covering.time(test) for test in tests]
+    fit = max(1, bisect.bisect(list(itertools.accumulate(times)), plan.seconds))
+    tests, times = tests[:fit], times[:fit]
+    also = PATIENCE * len(plan.also)
+    limits = Limits(PATIENCE + 10 * max(times, default=0) + also, 2 * PATIENCE + 10 * (sum(times) + also))
+    with tree.changed(file, mutant.source):
+        found = run_tests(tree, [*tests, *plan.also], limits)
+        if found.failed == UNKNOWN_TEST:  # a test is named after what the mutant changed
+            files = dict.fromkeys(test.partition("::")[0] for test in tests)
+            found = run_tests(tree, [*files, *plan.also], limits)
+    return found
 
 
 def run_room(tree: Tree, room: str, plan: Plan, results: Path, machine: str) -> None:
     """Runs the room's mutants; results go to its file in the folder `results` after each."""
     file_of_results = results / f"{room}.jsonl"
     done = {row.key: row for row in read(file_of_results)}
-    todo = [
-        (file, mutant)
-        for file, mutant in sample(tree, room, plan.seed, plan.n)
-        if mutant.key not in done or (plan.survivors and done[mutant.key].outcome == "survived")
-    ]
+    survivors = {row.key for row in done.values() if plan.survivors and row.outcome == "survived"}
+    todo = [each for each in sample(tree, room, plan.seed, plan.n) if each[1].key not in done]
+    todo += [each for each in sample(tree, room, plan.seed) if each[1].key in survivors]
     left_out = [f"--deselect={test}" for test in plan.left_out]
     if not todo:
         return
-    rooms = [room, *(ROOMS[room] if plan.wide else ())]
-    covering = Covering.together(warm_up(tree, tree.tests(r), left_out, COVERINGS / f"{r}.json") for r in rooms)
+    if plan.seconds > 0:
+        covering = warm_up(tree, tree.tests(room), left_out, COVERINGS / f"{room}.json")
+    else:
+        collect(tree, plan.also)
+        covering = Covering()
     for count, (file, mutant) in enumerate(todo, 1):
         began = time.monotonic()
         try:
             compile(mutant.source, file, "exec")
         except SyntaxError:
             continue  # no program, so no mutant
-        found = judge(tree, mutant, file, covering, plan.seconds)
+        found = judge(tree, mutant, file, covering, plan)
         outcome = "timeout" if found.timeout else "killed" if found.failed else "survived"
         seconds = round(time.monotonic() - began, 1)
         before = done.get(mutant.key)
-        first = (before.first or before.outcome) if before else outcome
+        first = before.first if before else outcome
         done[mutant.key] = Result(
-            mutant.key, file, mutant.line, mutant.kind, mutant.before, mutant.after, outcome, found.failed, plan.wide,
+            mutant.key, file, mutant.line, mutant.kind, mutant.before, mutant.after, outcome, found.failed, bool(plan.also),
             seconds, tree.commit, before.seed if before else plan.seed, machine, first,
         )  # fmt: skip
         write(file_of_results, done.values())
@@ -396,6 +392,8 @@ def page(results: dict[str, list[Result]], reasons: dict[str, dict[str, str]]) -
         "| room | mutants run | found | equivalent | score | modules at | machine |",
         "|---|---|---|---|---|---|---|",
     ]
+    every = [row for found in results.values() for row in found]
+    results = {room: [row for row in found if not row.gone] for room, found in results.items()}
     scores = {room: score(rows, reasons) for room, rows in results.items() if rows}
     for room, found in scores.items():
         commits = ", ".join(dict.fromkeys(row.commit for row in results[room]))
@@ -406,10 +404,11 @@ def page(results: dict[str, list[Result]], reasons: dict[str, dict[str, str]]) -
     if missing := [room for room in ROOMS if room not in scores]:
         lines.append(f"\nNot run yet: {', '.join(f'`{room}`' for room in missing)}.")
     lines += [SEEDS]
-    for seed in sorted({row.seed for row in rows if row.first}):
-        drawn = [row for row in rows if row.seed == seed and row.first]
+    for seed in sorted({row.seed for row in every if row.first}):
+        drawn = [row for row in every if row.seed == seed and row.first]
         first = score([replace(row, outcome=row.first or row.outcome) for row in drawn], reasons)
-        lines.append(f"| {seed} | {first} | {score(drawn, reasons).found} |")
+        there = [row for row in drawn if not row.gone]
+        lines.append(f"| {seed} | {first} | {score(there, reasons).found} of {len(there)} |")
     lines += ["", "## Survivors", "", "| place | change | kind | reason |", "|---|---|---|---|"]
     for row in (row for row in rows if row.outcome == "survived"):
         why = reasons.get(row.key, {"kind": "open", "reason": "not looked at yet"})
@@ -436,13 +435,14 @@ annotations, decorators, the words of errors.
 - The mutants of a room are a **sample** of all that its modules have, drawn by a seed. A score is an estimate: its interval is
   Wilson's, at 95 %.
 - A mutant is *found* when a test of its own room fails, hangs or dies. The tests that run the changed statement in their own process
-  run, then those that start processes; tests of many processes are left out. Tests of the rooms on top of it run for a survivor
-  alone (`--wide`): a score at first sight is of the room's own tests.
+  run, then those that start processes; tests of many processes are left out. Test files of other rooms run for a survivor alone
+  (`--also`): a score at first sight is of the room's own tests.
 - A survivor is *equivalent* where the change is the same program in other words, as its reason says. It counts neither way.
 - Tests were written for survivors, so the first table flatters. The second one has the honest figure: what tests found of each seed's
   mutants *at first sight*, and what they find now. Of seed 0, 123 of the 150 that are not equivalent were found at first (82 %).
 - `experiments/results/mutation/ROOM.jsonl` holds every mutant with commit, seed and machine. A mutant keeps its result for as long
-  as its own place stays as it is: a score is of the commits beside it.
+  as its own place stays as it is: a score is of the commits beside it. Where the module has no such place any more (`--gone` looks),
+  it counts for the score at first sight alone.
 
 `python -m experiments.mutation --room objective --n 40 --seed 0` runs one room, and goes on where it was cut off; `--survivors` runs
 again what survived, behind new tests.
@@ -461,7 +461,8 @@ def main() -> None:
     parser.add_argument("--room", choices=ROOMS, nargs="*", default=[], help="rooms to run")
     parser.add_argument("--n", type=int, default=40, help="mutants of each room's sample")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--wide", action="store_true", help="also the tests of the rooms on top of it")
+    parser.add_argument("--also", nargs="*", default=[], metavar="FILE", help="test files that every mutant gets, too")
+    parser.add_argument("--gone", action="store_true", help="mark the mutants whose place is gone")
     parser.add_argument("--survivors", action="store_true", help="also the mutants that survived so far")
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="of tests that a mutant gets, the fastest first"
@@ -473,10 +474,24 @@ def main() -> None:
     for room in () if args.table else args.room:
         with tempfile.TemporaryDirectory() as folder:
             tree = Tree(ROOT, Path(folder))
-            plan = Plan(args.n, args.seed, args.wide, args.survivors, tuple(args.left_out), args.seconds)
+            plan = Plan(args.n, args.seed, tuple(args.also), args.survivors, tuple(args.left_out), args.seconds)
             run_room(tree, room, plan, args.results, machine_class())
+    if args.gone:
+        mark_gone(args.results)
     if args.results == RESULTS:
         PAGE.write_text(page(all_results(), read_reasons()), encoding="utf-8")
+
+
+def mark_gone(results: Path) -> None:
+    """Say of every result whether the modules of the working tree still have its place."""
+    for room in ROOMS:
+        there = {
+            mutant.key
+            for path in sorted((ROOT / SOURCE / room).rglob("*.py"))
+            for mutant in mutants(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+        }
+        file = results / f"{room}.jsonl"
+        write(file, [replace(row, gone=row.key not in there) for row in read(file)])
 
 
 def all_results() -> dict[str, list[Result]]:

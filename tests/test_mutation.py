@@ -197,6 +197,19 @@ def test_a_sample_grows_and_a_run_goes_on_where_it_was(
     assert len(read(tmp_path / "objective.jsonl")) == 3
 
 
+def test_a_survivor_can_be_run_behind_given_test_files_alone(tree: Tree, tmp_path: Path) -> None:
+    (tree.folder / "tests/objective/test_b.py").write_text(
+        "from ral.objective.sums import unseen\n\n\ndef test_it():\n    assert unseen(2) == 4\n"
+    )
+    mutant = next(m for _, m in sample(tree, "objective", 0) if m.before == "a * 2")
+    survivor = replace(result(mutant.key, "survived"), first="survived")
+    mutation.write(tmp_path / "objective.jsonl", [survivor])
+    plan = Plan(0, also=("tests/objective/test_b.py",), survivors=True, seconds=0)
+    mutation.run_room(tree, "objective", plan, tmp_path, "a machine")
+    (found,) = read(tmp_path / "objective.jsonl")
+    assert (found.outcome, found.first, found.by) == ("killed", "survived", "tests/objective/test_b.py::test_it")
+
+
 def test_tests_that_fail_anyway_judge_no_mutant(tree: Tree, tmp_path: Path) -> None:
     (tree.folder / "tests/objective/test_a.py").write_text("def test_a():\n    assert False\n")
     with pytest.raises(RuntimeError, match=r"without a mutation, tests/objective/test_a\.py::test_a fails"):
@@ -232,9 +245,16 @@ def test_what_a_seed_found_at_first_is_a_line_of_its_own() -> None:
             ("c", "survived", "survived"),
         ]
     ]
-    shown = page({"objective": [*rows, result("d", "killed")]}, {"c": {"kind": "equivalent", "reason": "as before"}})
+    same = {"c": {"kind": "equivalent", "reason": "as before"}}
+    gone = replace(result("e", "survived"), seed=2, first="survived", gone=True)
+    shown = page({"objective": [*rows, gone]}, same)
+    assert "| 2 | 4 | 1 | 1 | 33.3 % [6, 79] | 100.0 % [34, 100] of 3 |" in shown, (
+        "a place that is gone counted at first"
+    )
+    assert shown.count("| `a.py:1` |") == 1
+    shown = page({"objective": [*rows, result("d", "killed")]}, same)
     assert "| `objective` | 4 | 3 | 1 | 100.0 % [44, 100]" in shown
-    assert "| 2 | 3 | 1 | 1 | 50.0 % [9, 91] | 100.0 % [34, 100] |" in shown
+    assert "| 2 | 3 | 1 | 1 | 50.0 % [9, 91] | 100.0 % [34, 100] of 3 |" in shown
     assert "| 0 |" not in shown
 
 
