@@ -91,6 +91,27 @@ def test_a_line_that_holds_no_item_is_named(tmp_path: Path, line: str, said: str
         list(read_items(tmp_path / "items.jsonl"))
 
 
+#: Of each field, values of other kinds, besides the objects and lists that none of them takes but `probes` and `layers`.
+WRONG = {
+    "step": ["1", 1.5, True, None], "id": [None, 1.5, True], "question": [1, None], "solution": [1, None],
+    "completion": [1, None], "prediction": [1, True], "correct": ["1", None, True], "unparsed": [1, None, "true"],
+    "truncated": [0, None, "no"], "tokens": ["3", 3.5, True], "cluster": [7, None], "grounding": [1, "x", []],
+    "layers": [{}, "x", 1], "probes": [[], "x", 1],
+}  # fmt: skip
+NULLABLE = {"prediction", "tokens", "grounding", "layers", "probes"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_field_takes_its_own_kind_alone(name: str) -> None:
+    line = {"id": "1", "correct": 1.0}
+    values = WRONG[name] if name in ("layers", "grounding", "probes") else [*WRONG[name], {}, []]
+    for value in values:
+        with pytest.raises(DataError, match=rf"^i:1: field '{name}': expected .*(or null)?, found"):
+            Item.from_json(line | {name: value}, "i:1")
+    if name in NULLABLE:
+        assert getattr(Item.from_json(line | {name: None}, "i:1"), name) is None
+
+
 def test_the_schema_needs_no_torch() -> None:
     code = "import sys, ral.evaluate.items, ral.evaluate.comparison; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

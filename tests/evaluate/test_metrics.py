@@ -197,6 +197,14 @@ def test_vqa_normalisation(text, normal):
     assert metrics.normalise_vqa(text) == normal
 
 
+def test_the_sign_of_equality_leads_to_a_part_in_the_last_line_alone():
+    """Of "red = blue" the last line says blue; a line before it says all of that."""
+    line = "the answer is red = blue"
+    before = [metrics.mmmu_open(f"{line}\nand so on", record(colour), "compat") for colour in ("red", "blue")]
+    last = [metrics.mmmu_open(f"so it is\n{line}", record(colour), "compat") for colour in ("red", "blue")]
+    assert (before, last) == ([1, 1], [0, 1])
+
+
 @pytest.mark.parametrize(
     ("answer", "solution", "score"),
     [
