@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -285,6 +286,53 @@ def section(name: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def real_model() -> str:
+    """Attention of SmolLM2 on needles in prose (`experiments.smollm`); empty without results."""
+    file = RESULTS / "smollm.json"
+    if not file.exists():
+        return ""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    start = found["start"]
+    sink, needle = np.array(start["sink"]), np.array(start["needle"])
+    layers, heads = needle.shape
+    best = [divmod(int(i), heads) for i in np.argsort(-needle, axis=None)[:5]]
+    rows = [
+        "| layer | head | on the first token | on the needle |",
+        "|---|---|---|---|",
+        *(
+            f"| {layer} | mean of {heads} | {sink[layer].mean():.3f} | {needle[layer].mean():.3f} |"
+            for layer in (10, 18, 20, layers - 1)
+        ),
+        *(f"| {layer} | {head} | {sink[layer, head]:.3f} | {needle[layer, head]:.3f} |" for layer, head in best),
+    ]
+    parts = [
+        "## A real pretrained model: SmolLM2-135M-Instruct",
+        f"Where the row that predicts the answer looks, on {start['records']} needles in prose (the Apache licence): shares of the whole row. A "
+        f"needle has {start['needle_tokens']:.1%} of the tokens. {int((needle > 0.2).sum())} of {needle.size} heads give it more than a fifth of their "
+        f"attention, and {(needle < start['needle_tokens']).mean():.0%} less than its share of the tokens. So a mean over the heads of the last layer, "
+        "as in the paper, is a weak reading of where this model looks. "
+        f"`{start['command']}`, commit {str(start['commit'])[:7]}, {start['machine']}, {start['finished']}.",
+        "\n".join(rows),
+    ]
+    if found["arms"]:
+        parts.append(_real_arms(found["arms"]))
+    return "\n\n".join(parts)
+
+
+def _real_arms(arms: dict[str, Any]) -> str:
+    lines = [
+        "| arm | updates | reward, first and last five | attention gradient / token gradient | log-probability of the answer after |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name, arm in arms.items():
+        first, last = (np.mean(part) for part in (arm["reward"][:5], arm["reward"][-5:]))
+        ratio = f"{np.mean(arm['gradient_ratio']):.1e}" if arm["gradient_ratio"] else ""
+        lines.append(
+            f"| {name} | {arm['updates']} | {first:.2f}, {last:.2f} | {ratio} | {arm['after']['answer_logp']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in known():
@@ -299,7 +347,7 @@ def known() -> list[str]:
 
 def page(names: list[str]) -> str:
     told = f"## Who is told what\n\n{_TOLD}\n\n{told_table(lambda name: Table(name) if name in names else None)}"
-    return "\n\n".join([_HEAD, told, *(section(name) for name in names)]) + "\n"
+    return "\n\n".join([_HEAD, told, *(section(name) for name in names), *filter(None, [real_model()])]) + "\n"
 
 
 if __name__ == "__main__":

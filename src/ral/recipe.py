@@ -57,7 +57,7 @@ class BaseRecipe:
     )
     data: str | list[str | dict[str, Any]] | dict[str, Any] = field(
         metadata={
-            "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told`, `needles` (text); "
+            "help": "Training data: a file, a folder, a hub id, `rings`, `easy-vqa`, `episodes` (video), `told`, `needles` (text), `shortcut-word-97`; "
             "or a list of them, to be mixed. `{path: …, weight: …, max_records: …}` says how often and how much."
         }
     )
