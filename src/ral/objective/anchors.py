@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ral.attention.rows import renormalise
-from ral.objective.divergence import DIVERGENCES
 from ral.objective.terms import Mean, Term, attention_loss
 
 
@@ -153,7 +152,7 @@ def _pulled(state: AttentionState, target: Tensor, divergence: str) -> Term:
     """D(p_θ ‖ target) of every row on the prompt's keys, whatever was rewarded; target: `[…, shared_keys]`, in any scale."""
     rows = renormalise(state.rows[..., : state.shared_keys])
     target = renormalise(target).expand_as(rows)
-    return attention_loss(rows, target, torch.ones_like(state.advantages), state.weights, DIVERGENCES[divergence])
+    return attention_loss(rows, target, torch.ones_like(state.advantages), state.weights, divergence)
 
 
 def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:

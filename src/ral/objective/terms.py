@@ -7,13 +7,13 @@ L = Σ_groups Σ_tokens w · ℓ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ral.objective.divergence import jensen_shannon
+from ral.objective.divergence import DIVERGENCES
 from ral.objective.token_loss import (
     TOKEN_LOSSES,
     Bounds,
@@ -158,20 +158,20 @@ def attention_loss(
     target: Tensor,
     advantages: Tensor,
     weights: Tensor,
-    divergence_of: Callable[[Tensor, Tensor], Tensor] = jensen_shannon,
+    divergence: str = "jsd",
 ) -> Term:
     """L_attn = Σ w · A · D(p_θ ‖ target): pulled to the target where A > 0, pushed from it where A < 0.
 
     Args:
         rows, target: `[G, R, K]`, the target detached. advantages: `[G]`. weights: `[G, R]`.
-        divergence_of: D, Jensen–Shannon's as in the paper or another of `ral.objective.divergence`.
+        divergence: D by its name in `ral.objective.divergence.DIVERGENCES`; `jsd` is the paper's.
     """
-    divergence = divergence_of(rows, target)
+    distance = DIVERGENCES[divergence](rows, target)
     mask = weights > 0
-    per_token = advantages[:, None] * divergence
+    per_token = advantages[:, None] * distance
     metrics = {
-        "attention/jsd_positive": Mean.over(divergence, mask & (advantages > 0)[:, None]),
-        "attention/jsd_negative": Mean.over(divergence, mask & (advantages < 0)[:, None]),
+        f"attention/{divergence}_positive": Mean.over(distance, mask & (advantages > 0)[:, None]),
+        f"attention/{divergence}_negative": Mean.over(distance, mask & (advantages < 0)[:, None]),
     }
     return Term((per_token * weights).sum(), metrics)
 
