@@ -223,7 +223,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         self._check_unused()
         self.check_prompt()
         self._check_choices()
-        self.check_grpo()
+        self.check_grpo(uses_reference=Needs.of(self).reference)
         self._check_ranges()
         self._check_groups()
         self._check_attention_term()

@@ -22,7 +22,7 @@ MEASURED = ("grad/token_norm", "grad/attention_norm")
 #: Those that ask for something of all processes.
 OPTIONS = {
     "dynamic_sampling": True, "scale_rewards": "batch", "mask_truncated_completions": True, "top_entropy_quantile": 0.5,
-    "entropy_coef": 0.01, "steps_per_generation": 2, "num_iterations": 1,
+    "entropy_coef": 0.01, "steps_per_generation": 2, "num_iterations": 1, "sync_ref_model": True, "ref_model_sync_steps": 2,
 }  # fmt: skip
 
 

@@ -6,14 +6,18 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from ral.errors import RunError
 from ral.models.adapters import leaves_start
 from ral.models.gathering import fsdp_plugin, gathered
 from ral.models.loading import frozen, frozen_copy
@@ -59,6 +63,45 @@ class Reference:
         )
         self.is_empty = False
 
+    @torch.no_grad()
+    def move(self, policy: nn.Module, share: float) -> None:
+        """Mix the prepared policy in: `share`·policy + (1 − `share`)·reference (TR-DPO, arXiv 2404.09656, eq. 7)."""
+        assert self.model is not None
+        new = policy.state_dict()  # under FSDP2 the shards, whatever is gathered
+        for name, own in self._shards():
+            own.mul_(1 - share).add_(new[name].to(own.dtype), alpha=share)
+
+    def save(self, folder: Path, accelerator: Accelerator) -> None:
+        """Write the weights, or each process its shards of them. All processes must call this."""
+        if self.is_sharded or accelerator.is_main_process:
+            weights = {name: _local(value).contiguous().cpu() for name, value in self._shards()}
+            save_file(weights, folder / self._file(accelerator))
+
+    def load(self, folder: Path, accelerator: Accelerator) -> None:
+        """Take what `save` wrote on as many processes. Raises RunError where it is not there."""
+        path = folder / self._file(accelerator)
+        if not path.is_file():
+            raise RunError(
+                f"{folder} holds no {path.name}, the moved reference of this process; go on from a checkpoint that was saved with "
+                "sync_ref_model, on as many processes"
+            )
+        weights = load_file(path)
+        for name, own in self._shards():
+            _local(own).copy_(weights[name])
+
+    @property
+    def is_sharded(self) -> bool:
+        return any(isinstance(value, DTensor) for _, value in self._shards())
+
+    def _shards(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters by name, each once."""
+        assert self.model is not None
+        state = self.model.state_dict()
+        return ((name, state[name]) for name, _ in self.model.named_parameters())
+
+    def _file(self, accelerator: Accelerator) -> str:
+        return f"reference-{accelerator.process_index if self.is_sharded else 0}.safetensors"
+
     @contextmanager
     def used(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The model to call, for as long as it is used. All processes must use it together."""
@@ -68,6 +111,10 @@ class Reference:
         else:
             with gathered(self.model) as reference:
                 yield reference
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

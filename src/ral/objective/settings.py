@@ -1,4 +1,4 @@
-"""`GRPOFields`: the settings of GRPO's token loss, declared once.
+"""`GRPOFields`: the settings of GRPO's token loss and of its reference, declared once.
 
 Names and meanings are TRL's. A combination in which a setting would do nothing is refused.
 """
@@ -15,7 +15,7 @@ from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
 
 @dataclass
 class GRPOFields:
-    """The settings of GRPO's token loss, as a base class of larger settings."""
+    """The settings of GRPO's token loss and of its reference, as a base class of larger settings."""
 
     loss_type: str = setting(
         "dapo",
@@ -48,9 +48,18 @@ class GRPOFields:
     )
     entropy_coef: float = setting(0.0, "Weight of the mean entropy of the tokens' distributions, as a bonus.")
     beta: float = setting(0.04, "Weight of the KL to the start model; 0 loads no reference.")
+    sync_ref_model: bool = setting(
+        False, "Move the reference towards the policy every ref_model_sync_steps (TR-DPO, arXiv 2404.09656)."
+    )
+    ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the moved reference.")
+    ref_model_sync_steps: int = setting(512, "Optimiser steps between two moves of the reference.")
 
-    def check_grpo(self) -> None:
-        """Raise ConfigError for a value out of its range, and for a setting that would do nothing beside the others."""
+    def check_grpo(self, *, uses_reference: bool) -> None:
+        """Raise ConfigError for a value out of its range, and for a setting that would do nothing beside the others.
+
+        Args:
+            uses_reference: whether a term of the run compares with the reference.
+        """
         self._check_ranges_of_grpo()
         loss, named = TOKEN_LOSSES[self.loss_type], f"loss_type={self.loss_type!r}"
         if loss.needs_epsilon_high and self.epsilon_high is None:
@@ -71,6 +80,11 @@ class GRPOFields:
                 raise ConfigError(
                     f"delta={self.delta} is not above 1 + ε_high = {high:g}, where the ratio is clipped anyway; raise it"
                 )
+        if self.sync_ref_model and not uses_reference:
+            raise ConfigError(
+                "sync_ref_model moves the reference, but nothing compares with it; set beta above 0 or attention_anchor=ref, "
+                "or leave sync_ref_model out"
+            )
         if loss.level not in (None, self.importance_sampling_level):
             raise ConfigError(f"{named} is defined for whole completions; set importance_sampling_level={loss.level}")
 
@@ -78,8 +92,10 @@ class GRPOFields:
         for name in ("beta", "epsilon", "entropy_coef"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
+        for name in ("sapo_temperature_pos", "sapo_temperature_neg", "ref_model_sync_steps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ConfigError(f"ref_model_mixup_alpha must be in (0, 1], got {self.ref_model_mixup_alpha}")
         if not 0 <= self.top_entropy_quantile <= 1:
             raise ConfigError(f"top_entropy_quantile must be in [0, 1], got {self.top_entropy_quantile}")

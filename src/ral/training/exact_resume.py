@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import DistributedType, gather_object
@@ -45,10 +45,22 @@ from ral.runs.redaction import without_credentials
 logger = logging.getLogger(__name__)
 
 
+class Saved(Protocol):
+    """What a checkpoint holds besides Trainer's files. All processes call both."""
+
+    def save(self, checkpoint: Path) -> None: ...
+    def load(self, checkpoint: Path) -> None: ...
+
+
 class ExactResumeTrainer(Trainer):
-    """A mixin for Trainer classes, with sealed checkpoints and exact resume."""
+    """A mixin for Trainer classes, with sealed checkpoints and exact resume.
+
+    Attributes:
+        beside: what checkpoints hold besides; loaded after the weights, and sealed with them.
+    """
 
     model: nn.Module
+    beside: Sequence[Saved] = ()
 
     def __init__(self, *arguments: Any, **named: Any):
         self._resumed_step: int | None = None
@@ -183,6 +195,8 @@ class ExactResumeTrainer(Trainer):
                 remove(checkpoint)  # of a save that was cut off: none of its files may be taken for a new one
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            for part in self.beside:
+                part.save(checkpoint)
             self.accelerator.wait_for_everyone()
             hashed = gather_object([digests(checkpoint, self._share)])
             if main:
@@ -223,6 +237,8 @@ class ExactResumeTrainer(Trainer):
             base = pretrained(self.model)
             saved = type(base).from_pretrained(resume_from_checkpoint, dtype=base.dtype)
             base.load_state_dict(saved.state_dict())
+        for part in self.beside:
+            part.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

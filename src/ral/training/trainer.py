@@ -74,6 +74,7 @@ from ral.training.held_out import (
 )
 from ral.training.learning_warnings import LearningWarnings
 from ral.training.losses import micro_batch_loss, policy_pass
+from ral.training.moving_reference import follow_policy
 from ral.training.nonfinite import NonFiniteGuardTrainer
 from ral.training.prepare_policy import prepare_policy
 from ral.training.run_origin import RunOrigin, named
@@ -172,6 +173,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.engine = ENGINES[args.rollout_engine](policy, args)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         self.reference = Reference.of(self.accelerator, policy) if needs.reference else None
+        self.beside = follow_policy(self)
         if self.teacher is not None:
             self.teacher = prepare_frozen(self.accelerator, self.teacher)
         show(self, f"{named(model) or pretrained(policy).name_or_path} on {len(training or ()):,} records")
