@@ -125,23 +125,52 @@ def test_a_blank_image_gives_the_whole_tower_a_gradient_of_zero(model: str) -> N
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
-def test_the_slurm_script_starts_one_launcher_a_machine(tmp_path: Path) -> None:
-    """With Slurm's own commands, and the launcher, replaced by what prints how it was called."""
+def slurm(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a job on two machines. Slurm's own commands, and the launcher, are replaced by what prints how it was called."""
     for name, body in {
         "scontrol": "printf 'first\\nsecond\\n'",
-        "srun": 'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "srun": '[[ $1 == --overlap ]] && shift && exec "$@"; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
         "accelerate": 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT s" "$@"',
+        "vllm": f'echo "$CUDA_VISIBLE_DEVICES: $@" >> {folder}/served; exec /bin/sleep 2',
+        "curl": f"[[ $(cat {folder}/served | wc -l) == $EACH ]]",
+        "sleep": 'exec /bin/sleep "${1/10/0.1}"',
     }.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "PATH": path}
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "PATH": path, **more}
+
+
+def test_the_slurm_script_starts_one_launcher_a_machine(tmp_path: Path) -> None:
     words = ["recipe.yaml", "--output_dir", "a folder"]
     found = subprocess.run(
-        ["bash", str(RECIPES / "slurm/train.sbatch"), *words], env=slurm, capture_output=True, text=True, check=True
+        ["bash", str(RECIPES / "slurm/train.sbatch"), *words],
+        env=slurm(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     expected = (
         "290 s launch --config_file recipes/accelerate/ddp.yaml --num_machines 2 --num_processes 16 --machine_rank {} "
         "--main_process_ip first --main_process_port 29500 --no_python ral train recipe.yaml --output_dir a folder"
     )
     assert found.stdout.splitlines() == [expected.format(rank) for rank in (0, 1)]
+
+
+def test_the_slurm_script_with_servers_starts_them_first_and_names_them_all(tmp_path: Path) -> None:
+    """The stand-in for srun starts those of one machine."""
+    words = ["recipes/qwen2.5-vl-7b-shared.yaml", "--max_steps", "4"]
+    found = subprocess.run(
+        ["bash", "recipes/slurm/shared.sbatch", *words], env=slurm(tmp_path, EACH="2", OPTIONS="--max-model-len 4096"),
+        cwd=RECIPES.parent, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    served = sorted((tmp_path / "served").read_text().splitlines())
+    line = (
+        "{}: serve runs/qwen2.5-vl-7b-sft --port {} --tensor-parallel-size 4 --gpu-memory-utilization 0.5 --enable-sleep-mode "
+        "--enable-scale-out --logprobs-mode processed_logprobs --max-model-len 4096"
+    )
+    assert served == [line.format("0,1,2,3", 8000), line.format("4,5,6,7", 8001)]
+    urls = ",".join(f"http://{machine}:{port}" for machine in ("first", "second") for port in (8000, 8001))
+    assert [out.partition("ral train ")[2] for out in found.stdout.splitlines()] == [
+        f"{' '.join(words)} --vllm_url {urls}"
+    ] * 2

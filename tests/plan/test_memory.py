@@ -198,7 +198,7 @@ def test_weights_that_layers_give_back_are_two_layers_and_what_is_used_outside_o
 
 
 def test_a_server_on_the_same_gpus_is_there_while_it_samples_and_little_of_it_afterwards() -> None:
-    setup = served(published(gathered=False), "shared", servers=2)
+    setup = served(published(gathered=False), "shared", 80, servers=2)
     found = memory(setup)
     awake, asleep = in_phase(found, "rollouts"), in_phase(found, "update")
     assert awake["the server's weights"] == 2 * 8.292166656e9 / 4 + AWAKE
@@ -206,7 +206,7 @@ def test_a_server_on_the_same_gpus_is_there_while_it_samples_and_little_of_it_af
     assert awake["the server's keys and values"] == 512 * 2 * 28 * 2 * 512 * (1280 / 8 + 1024) / 4
     assert asleep["the sleeping server"] == ASLEEP
     assert "key/value cache" not in awake
-    elsewhere = memory(served(published(gathered=False), "server"))
+    elsewhere = memory(served(published(gathered=False), "server", 80))
     assert elsewhere.total("rollouts") < found.total("rollouts") - 8 * GIB
 
 

@@ -29,12 +29,39 @@ def test_the_recipe_of_the_paper_fits_on_its_gpus_and_takes_no_network() -> None
 
 
 @pytest.mark.parametrize(
-    "recipe", [p for p in sorted(RECIPES.glob("qwen*.yaml")) if "sft" not in p.stem], ids=lambda p: p.stem
+    "recipe", [p for p in sorted(RECIPES.glob("*.yaml")) if "sft" not in p.stem], ids=lambda p: p.stem
 )
 def test_every_recipe_fits_on_the_gpus_that_it_names(recipe: Path) -> None:
-    [(number, size)] = re.findall(r"For (one|8) GPUs? of (\d+) GB", recipe.read_text(encoding="utf-8"))
+    [(number, size)] = re.findall(r"For (one|\d+) GPUs? of (\d+) GB", recipe.read_text(encoding="utf-8"))
     found = plan(recipe, gpus=1 if number == "one" else int(number), gpu_memory=int(size))
     assert found.fits, found.advice
+
+
+def test_all_weights_of_72b_fit_on_four_machines_and_on_eight() -> None:
+    four, eight = (
+        plan(RECIPES / "qwen2.5-vl-72b-ral.yaml", words, gpus=gpus, gpu_memory=80)
+        for gpus, words in ((32, ()), (64, ("--gradient_accumulation_steps", "2")))
+    )
+    assert four.setup.weights.trained > 72e9
+    assert four.fits
+    assert (four.duration.prompts, eight.duration.prompts) == (128, 128)
+    assert eight.memory.peak < 0.75 * four.memory.peak
+    assert not plan(RECIPES / "qwen2.5-vl-72b-ral.yaml", gpus=16, gpu_memory=80).fits
+
+
+def test_tokens_of_an_image_are_the_familys() -> None:
+    """Tiles and the whole image, one pooled square, patches of 16: at most what the recipe's pixels allow."""
+    found = {
+        name: plan(RECIPES / f"{name}.yaml", gpus=8, gpu_memory=80).setup.visual
+        for name in (
+            "internvl3.5-8b-ral",
+            "gemma-3-12b-ral",
+            "glm-4.6v-flash-ral",
+            "smolvlm2-2.2b-lora",
+            "qwen3.5-9b-ral",
+        )
+    }
+    assert list(found.values()) == [5 * 256, 256, 1024, 10 * 81, 1024]
 
 
 def test_a_video_is_as_many_tokens_as_frames_and_pixels_allow() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ral.plan.advice import EIGHT_BITS
 from ral.plan.duration import Duration, Machine, duration
 from ral.plan.memory import GIB, Memory, host_memory, memory
-from ral.plan.setup import MACHINE, Setup, served
+from ral.plan.setup import MACHINE, Setup, rows_of, served
 from ral.plan.shapes import Weights
 
 
@@ -33,19 +33,17 @@ class Arm:
         return self.memory.peak / GIB
 
 
-def arms(
-    setup: Setup, adapted: Weights, quantised: Weights, rows: Callable[[Setup], int]
-) -> Iterator[tuple[str, Setup]]:
-    """The recipe, and what its settings could be instead. `rows` gives the default of `rollout_rows`."""
+def arms(setup: Setup, adapted: Weights, quantised: Weights, gpu_memory: float) -> Iterator[tuple[str, Setup]]:
+    """The recipe, and what its settings could be instead."""
     yield "the recipe", setup
     yield from (("ddp", replace(setup, sharding="ddp")), ("zero2", replace(setup, sharding="zero2")))
     yield "fsdp2, weights kept in a step", replace(setup, sharding="fsdp2", gathered=True)
     yield "fsdp2, weights given back by every layer", replace(setup, sharding="fsdp2", gathered=False)
-    yield "rollouts by the policy", replace(setup, sampler="own", rollout_rows=rows(setup))
+    yield "rollouts by the policy", replace(setup, sampler="own", rollout_rows=rows_of(setup, gpu_memory))
     yield f"rollouts by the policy, {setup.group} rows at once", replace(setup, sampler="own", rollout_rows=setup.group)
-    yield f"rollouts by a server on {MACHINE} GPUs more", served(setup, "server")
+    yield f"rollouts by a server on {MACHINE} GPUs more", served(setup, "server", gpu_memory)
     machines = max(1, setup.gpus // MACHINE)
-    yield f"rollouts by {machines} server(s) on the same GPUs", served(setup, "shared", machines)
+    yield f"rollouts by {machines} server(s) on the same GPUs", served(setup, "shared", gpu_memory, machines)
     yield "without activation_checkpointing", replace(setup, checkpointing=False)
     yield "optim: adamw_bnb_8bit", replace(setup, optimiser=EIGHT_BITS)
     yield "gradient_norm_steps: 0", replace(setup, norm_steps=0)

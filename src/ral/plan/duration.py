@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ral.errors import UsageError
-from ral.plan.memory import FLOAT, HALF
-from ral.plan.setup import MACHINE, Setup
+from ral.plan.memory import FLOAT
+from ral.plan.setup import HALF, MACHINE, Setup
 from ral.plan.shapes import ModelShape
 
 
@@ -105,13 +105,11 @@ def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
 
 def _sampling(s: Setup, machine: Machine, gather: float) -> float:
     """Decoding of a rollout batch, and the way of new weights to its server."""
-    steps = s.completion - 1
+    # Prompts enter as rows end, so that the batch stays full until the last of them.
+    steps, each = s.asked / s.sampled * (s.completion - 1), decoding_seconds(s, machine)
     if s.sampler == "own":
-        # Prompts enter as rows end, so that the batch stays full until the last of them.
-        each = max(decoding_seconds(s, machine), gather if s.gives_back else 0.0)
-        return s.prompts * s.accumulation / s.sampled * steps * each
-    sent = s.sent / ((machine.disk if s.by_disk else machine.network) * 1e12)
-    return sent + steps * decoding_seconds(s, machine)
+        return steps * max(each, gather if s.gives_back else 0.0)
+    return s.sent / ((machine.disk if s.by_disk else machine.network) * 1e12) + steps * each
 
 
 def _bandwidth(s: Setup, machine: Machine) -> float:

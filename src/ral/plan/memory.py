@@ -14,7 +14,7 @@ from typing import Literal
 from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
 from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
-from ral.plan.setup import MACHINE, Setup
+from ral.plan.setup import HALF, MACHINE, Setup
 from ral.plan.shapes import Layer, ModelShape
 from ral.rollouts.room import DRAW_BYTES
 
@@ -26,7 +26,7 @@ PHASES: dict[Phase, str] = {
     "update": "forward and backward",
     "optimiser": "the optimiser's step",
 }
-FLOAT, HALF, GIB = 4, 2, 2**30
+FLOAT, GIB = 4, 2**30
 #: Tensors of the rows' size `[G, R, P+R]` that exist at once beside the stored ones: the rows, and their gradient twice.
 ROW_TENSORS = 3
 #: Tensors of a logit chunk's size in float32 that exist at once in its backward pass.

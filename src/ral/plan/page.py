@@ -18,7 +18,7 @@ from ral.plan.advice import ADAPTER, Advice, advise
 from ral.plan.comparison import Arm, arms, as_lines, different
 from ral.plan.duration import Duration, Machine
 from ral.plan.memory import GIB, PHASES, Memory
-from ral.plan.setup import Setup, Sharding, rows_of, setup_of
+from ral.plan.setup import Setup, Sharding, setup_of
 from ral.plan.shapes import Weights, meta_model, weights_of
 from ral.recipe import Recipe, load_recipe
 from ral.testbed import model_name
@@ -124,7 +124,7 @@ def plan(
     adapters = _adapters(loaded) if compare or recipes.peak > gpu_memory else None
     others: Iterable[tuple[str, Setup]] = ()
     if compare and adapters is not None:
-        others = different(arms(setup, *adapters, rows=lambda one: rows_of(one, gpu_memory)))
+        others = different(arms(setup, *adapters, gpu_memory))
     return Plan(
         recipe=str(recipe),
         setup=setup,

@@ -24,6 +24,8 @@ from ral.testbed import model_name
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
 #: What samples: the policy itself, a vLLM server on GPUs of its own, or one that shares the trainer's and sleeps in between.
 Sampler = Literal["own", "server", "shared"]
+#: Bytes of a number in 16 bits.
+HALF = 2
 #: GPUs of one machine.
 MACHINE = 8
 
@@ -49,6 +51,7 @@ class Setup:
         optimiser: bytes of states per trained parameter.
         rollout_rows: completions sampled at once; None: all of the step.
         sampler: what samples. servers: how many. server_gpus: those of one server, over which it spreads its weights.
+        server_rows: completions that a server has room for at once; None: any number.
         sent: bytes of weights that servers are sent for every rollout batch; by_disk: through a folder.
         offloaded: the optimiser's states are in the host's memory. loads: processes of a machine that read all weights.
     """
@@ -78,6 +81,7 @@ class Setup:
     sampler: Sampler = "own"
     servers: int = 1
     server_gpus: int = 1
+    server_rows: int | None = None
     sent: float = 0.0
     by_disk: bool = False
     offloaded: bool = False
@@ -85,11 +89,15 @@ class Setup:
 
     @property
     def sampled(self) -> int:
-        """Prompts whose completions are sampled at once, by one process or (all of its share) by one server."""
+        """Prompts whose completions are sampled at once, by one process or by one server."""
+        rows = self.rollout_rows if self.sampler == "own" else self.server_rows
+        return self.asked if rows is None else min(self.asked, max(1, rows // self.group))
+
+    @property
+    def asked(self) -> int:
+        """Prompts of a rollout batch that one process samples, or one server."""
         every = self.prompts * self.accumulation
-        if self.sampler != "own":
-            return -(-every * self.gpus // self.servers)
-        return every if self.rollout_rows is None else min(every, max(1, self.rollout_rows // self.group))
+        return every if self.sampler == "own" else -(-every * self.gpus // self.servers)
 
     @property
     def gives_back(self) -> bool:
@@ -182,7 +190,7 @@ def setup_of(
         # FSDP lets the first process of all read the weights, if it is told to; others each read them.
         loads=1 if engine == "fsdp2" and _true(fsdp.get("cpu_ram_efficient_loading")) else min(gpus, MACHINE),
     )
-    setup = _with_server(setup, args)
+    setup = _with_server(setup, args, gpu_memory)
     if args.rollout_rows is not None:
         return replace(setup, rollout_rows=args.rollout_rows)
     return replace(setup, rollout_rows=rows_of(setup, gpu_memory))
@@ -202,28 +210,41 @@ def _lengths(recipe: Recipe, visual: int | None, shape: ModelShape, prompt: int 
 
 def rows_of(setup: Setup, gpu_memory: float) -> int:
     """Completions that the policy samples at once by default on GPUs of so many GiB."""
+    return row_size(setup, setup.compute).rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
+
+
+def row_size(setup: Setup, value_bytes: int) -> RowSize:
+    """The size of a rollout whose keys and values take so many bytes each."""
     shape = setup.model
-    row = RowSize(shape.decoder.token, shape.decoder.state, shape.heads, shape.vocabulary, setup.compute, shape.shared)
-    return row.rows(gpu_memory * 2**30, setup.prompt, setup.completion, setup.group)
+    token, state = shape.decoder.token, shape.decoder.state
+    return RowSize(token, state, shape.heads, shape.vocabulary, value_bytes, shape.shared)
 
 
 def served(
-    setup: Setup, sampler: Sampler, servers: int = 1, adapter_alone: bool = False, by_disk: bool = True
+    setup: Setup, sampler: Sampler, gpu_memory: float, servers: int = 1, adapter: bool = False, by_disk: bool = True
 ) -> Setup:
-    """The same with servers; those that share the trainer's GPUs divide them."""
+    """The same with servers; those that share the trainer's GPUs divide them, and get `SHARE` of their memory for rollouts.
+
+    `adapter`: it alone is sent.
+    """
+    sent = 2.0 * (setup.weights.trained if adapter else setup.model.parameters)
     gpus = max(1, setup.gpus // servers) if sampler == "shared" else MACHINE
-    sent = 2.0 * (setup.weights.trained if adapter_alone else setup.model.parameters)
-    return replace(setup, sampler=sampler, servers=servers, server_gpus=gpus, sent=sent, by_disk=by_disk)
+    found = replace(setup, sampler=sampler, servers=servers, server_gpus=gpus, sent=sent, by_disk=by_disk)
+    if sampler == "server":
+        return found
+    row = row_size(replace(setup, model=replace(setup.model, shared=True)), HALF)
+    return replace(found, server_rows=row.rows(gpus * gpu_memory * 2**30, setup.prompt, setup.completion, setup.group))
 
 
-def _with_server(setup: Setup, args: RALConfig) -> Setup:
+def _with_server(setup: Setup, args: RALConfig, gpu_memory: float) -> Setup:
     if args.rollout_engine != "vllm":
         return setup
     return served(
         setup,
         "shared" if args.vllm_sleep else "server",
+        gpu_memory,
         len(args.vllm_urls),
-        adapter_alone=args.vllm_transfer == "adapter",
+        adapter=args.vllm_transfer == "adapter",
         by_disk=args.vllm_transfer == "disk",
     )
 
