@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -49,11 +50,18 @@ def held_by_layers(model: PreTrainedModel) -> tuple[Held, ...]:
 @torch.no_grad()
 def _run_without_weights(base: PreTrainedModel, record: Record) -> None:
     with torch.device("meta"):
-        twin = type(base)(copy.deepcopy(base.config)).bfloat16().eval()  # in which experts can be multiplied
+        twin = decoder_without_weights(base).eval()
         twin.set_experts_implementation("batched_mm")  # grouped products look at how many tokens an expert has
-        twin.config.get_text_config().pad_token_id = None  # some models look for it among the tokens
         fork.install(twin)
-        twin.get_decoder()(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, record=Carried(record))
+        twin(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, record=Carried(record))
+
+
+def decoder_without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model's decoder, to be made on the meta device; in 16 bits, in which experts can be multiplied."""
+    decoder: Any = model.get_decoder()
+    twin = type(decoder)(copy.deepcopy(decoder.config)).bfloat16()
+    twin.config.pad_token_id = None  # some models look for it among the tokens
+    return twin  # type: ignore[no-any-return]
 
 
 def _held(record: Record, layer: int) -> Held:

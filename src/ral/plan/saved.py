@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AttentionInterface, PreTrainedModel
 
+from ral.attention.held import decoder_without_weights
 from ral.attention.models import decoder_layers
 
 #: Tokens of the measured pass: the chunk of recurrent layers.
@@ -45,9 +45,8 @@ def saved_by_layers(model: PreTrainedModel) -> tuple[Saved, ...]:
     as transformers' own code computes them, which saves more than fused kernels do.
     """
     with torch.device("meta"):
-        twin = type(model)(copy.deepcopy(model.config)).bfloat16()
+        twin = decoder_without_weights(model)
         twin.set_attn_implementation(_VALUES_ALONE)
-        twin.config.get_text_config().pad_token_id = None  # some models look for it among the tokens
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
     weights = {_storage(parameter) for parameter in twin.parameters()}
     layers = [_Layer() for _ in decoder_layers(twin)]
@@ -67,7 +66,7 @@ def saved_by_layers(model: PreTrainedModel) -> tuple[Saved, ...]:
             if isinstance(part, nn.Linear):
                 part.register_forward_pre_hook(lambda _, inputs, layer=layer: layer.inputs.append(inputs[0]))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        twin.get_decoder()(input_ids=ids, use_cache=True)
+        twin(input_ids=ids, use_cache=True)
     return tuple(layer.saved() for layer in layers)
 
 
