@@ -29,9 +29,14 @@ CURVES = (
     Curve(
         "Distance of the attention from its anchor",
         "Jensen–Shannon divergence; A > 0: rollouts better than their group",
-        (("attention/jsd_positive", "A > 0", False), ("attention/jsd_negative", "A < 0", True)),
+        (
+            ("attention/jsd_positive", "A > 0", False),
+            ("attention/jsd_negative", "A < 0", True),
+            ("attention/kl_positive", "KL", False),
+        ),
         logarithmic=True,
     ),
+    Curve("Attention on the evidence", "of the trained rows, in training", (("attention/on_evidence", "", False),)),
     Curve(
         "Attention gradient against token gradient",
         "ratio of their norms: what the attention term weighs",
@@ -52,6 +57,7 @@ MORE_CURVES = (
     Curve("Groups without signal", "share of prompts whose rollouts all scored the same", (("groups_without_signal", "", False),)),
     Curve("Entropy", "of the token distribution, nats", (("entropy", "", False),)),
     Curve("KL to the reference", "estimate, per token", (("kl", "", False),), logarithmic=True),
+    Curve("KL to the answer under a masked image", "estimate, per token (papo)", (("perception/kl", "", False),), logarithmic=True),
     Curve("Clipped tokens", "share of tokens outside the trust region", (("clip_fraction", "", False),)),
     Curve("Gradient norm", "before clipping", (("grad_norm", "", False),)),
     Curve("Learning rate", "", (("learning_rate", "", False),)),
