@@ -2,6 +2,7 @@
 # make test         the whole test suite
 # make lint         ruff and mypy
 # make docs         the documentation site, in site/
+# make wheel        the package as a wheel, in dist/
 # make audit        known vulnerabilities of the tested versions of all dependencies
 #
 # The first target that runs makes .venv and installs everything into it; PYTHON chooses the interpreter.
@@ -14,7 +15,7 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.docs-installed
 
 .DEFAULT_GOAL := test
-.PHONY: quickstart test lint docs audit
+.PHONY: quickstart test lint docs wheel audit
 
 quickstart: $(INSTALLED)
 	$(BIN)/ral quickstart --output $(OUTPUT)
@@ -30,6 +31,9 @@ lint: $(INSTALLED)
 
 docs: $(DOCS_INSTALLED)
 	$(BIN)/mkdocs build --strict
+
+wheel: $(INSTALLED)
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
 
 # In an environment of its own, and by the pinned versions as they are, so that nothing has to be resolved or built.
 audit: $(INSTALLED)

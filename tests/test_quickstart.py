@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from ral.quickstart import LABELS, START, START_LABEL, arm_recipe, run_quickstart
 from ral.recipe import load_recipe
+from tests.test_wheel import build_wheel
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "testbed"
 
 
-def test_every_arm_is_trained_from_the_start_evaluated_and_reported(tmp_path: Path) -> None:
-    page = run_quickstart(tmp_path, steps=2, held_out=6)
+def from_wheel(folder: Path, *words: str) -> str:
+    """What `ral quickstart` prints, run from the files of the wheel alone, with the installed dependencies."""
+    with zipfile.ZipFile(build_wheel(folder / "project")) as archive:
+        archive.extractall(folder / "installed")
+    environment = os.environ | {"PYTHONPATH": str(folder / "installed")}
+    code = "import ral, sys; print(ral.__file__); from ral.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "quickstart", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    where, *said = found.stdout.splitlines()
+    assert where == str(folder / "installed" / "ral" / "__init__.py")
+    return said[-1]
+
+
+def test_every_arm_is_trained_from_the_start_evaluated_and_reported(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wheel = tmp_path_factory.mktemp("wheel")
+    page = Path(from_wheel(wheel, "--output", str(tmp_path), "--steps", "2", "--held-out", "6"))
     assert page == tmp_path / "report.html"
     description = json.loads((tmp_path / "quickstart.json").read_text(encoding="utf-8"))
     assert [arm["path"] for arm in description["arms"]] == [START, *LABELS]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ral.notebook.saved import read_run
     from ral.training.trainer import RALTrainer
 
+__version__ = "0.2.0"
+
 moved.install()
 
 _HOMES = {

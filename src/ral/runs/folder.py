@@ -21,6 +21,7 @@ import torch
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ral import __version__
 from ral.errors import RunError
 from ral.files import atomic_write_text, json_line, read_jsonl, read_yaml, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
@@ -30,7 +31,7 @@ from ral.runs.resume import refuse_changes
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("ral", "torch", "transformers", "accelerate", "peft", "datasets", "trl")
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "trl")
 
 
 def refuse_occupied(output_dir: Path | str, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -172,7 +173,10 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": {
+            "ral": __version__,
+            **{name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        },
         "commit": source_commit(),
         "machine": {
             "system": platform.system(),
