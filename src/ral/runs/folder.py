@@ -21,7 +21,6 @@ import torch
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ral import __version__
 from ral.errors import RunError
 from ral.files import atomic_write_text, json_line, read_jsonl, read_yaml, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
