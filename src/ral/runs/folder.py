@@ -21,6 +21,7 @@ import torch
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+import ral
 from ral.errors import RunError
 from ral.files import atomic_write_text, json_line, read_jsonl, read_yaml, remove_parts
 from ral.runs.checkpoints import checkpoints, last_checkpoint
@@ -173,7 +174,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {
-            "ral": __version__,
+            "ral": ral.__version__,
             **{name: found for name in _PACKAGES if (found := _version(name)) is not None},
         },
         "commit": source_commit(),
