@@ -317,6 +317,27 @@ STUDIES: dict[str, Study] = {
         contrasts=(("explore", "explore-bias"),),
     ),
     "heads": _heads(),
+    "own-words": Study(
+        "Ring search, thinking that states a box",
+        "Evidence from the rollout's own words, without labels: the completion states a box, and its answer should look there. Written down "
+        "before the first run: the primary comparison, on ten seeds, is `evidence` from the completion against GRPO, and against its own placebo. "
+        "The cold start is made by `python -m experiments.testbed.cold_start --data pointed-rings --min_pixels 4096 --max_pixels 4096 "
+        "--steps 150 --output runs/pointed-rings-start`.",
+        {
+            "grpo": _GRPO,
+            "own-words": Arm("evidence", "RAL evidence, λ = 100, own words", {"evidence_from": "completion"}),
+            "own-words-centre": _told("centre", "own words, placebo: centre", evidence_from="completion"),
+            "evidence": Arm("evidence", "RAL evidence, λ = 100, boxes"),
+        },
+        {
+            "model": "runs/pointed-rings-start",
+            "data": "pointed-rings",
+            "max_completion_length": 40,
+            "max_steps": 160,
+        },
+        held_out=512,
+        contrasts=(("own-words", "own-words-centre"), ("evidence", "own-words")),
+    ),
     "shortcut-word-97": _shortcut("word", 97, _MORE_SHORTCUT),
     "shortcut-word-95": _shortcut("word", 95),
     "shortcut-word-90": _shortcut("word", 90),

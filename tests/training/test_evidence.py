@@ -23,7 +23,7 @@ from ral.testbed import load_start
 from ral.testbed.episodes import LEG, episode_records
 from ral.testbed.model import build_text_model, build_tokenizer
 from ral.testbed.needles import needle_records
-from ral.testbed.rings import ring_records
+from ral.testbed.rings import pointing_records, ring_records
 from ral.training.evidence import answer_tokens, evidence_tokens
 from ral.training.evidence_sources import SOURCES
 from ral.training.forward import packed_forward, rows_of
@@ -245,3 +245,13 @@ def test_interior_keys_leave_out_the_edge_of_the_picture(tmp_path: Path) -> None
     assert rows.shape[-1] == 36
     whole = output.attention[..., group.prompt.interior.nonzero()[:, 0]]
     torch.testing.assert_close(rows, whole / whole.sum(dim=-1, keepdim=True).clamp_min(1e-30))
+
+
+def test_what_the_pointed_rings_are_taught_to_say_is_where_their_box_is(tmp_path: Path) -> None:
+    [record] = pointing_records(1, seed=0)
+    [spoken] = found(tmp_path, [f"<think>{record.trace}</think><answer>red</answer>"] * 2, evidence_from="completion")
+    assert spoken.evidence is not None and spoken.answer is not None  # noqa: PT018
+    rows = spoken.evidence[spoken.answer]
+    assert len(rows) == 2
+    prompt = groups(1, TEXTS, [0.0, 0.0])[0].prompt  # of the same image
+    assert torch.equal(rows[0], evidence_tokens(record, prompt, PROCESSOR))  # type: ignore[arg-type]

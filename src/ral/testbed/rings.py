@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
@@ -103,6 +103,13 @@ def ring_scenes(n: int, seed: int, *, image_size: int = 64, rings: int = 6, grid
 def ring_records(n: int, seed: int, *, image_size: int = 64, rings: int = 6, grid: int = 4) -> list[Record]:
     """`ring_scenes` as records: question first, then the image; one box, the target ring's."""
     return [scene.record() for scene in ring_scenes(n, seed, image_size=image_size, rings=rings, grid=grid)]
+
+
+def pointing_records(n: int, seed: int) -> list[Record]:
+    """`ring_records` whose trace states the target's box, in pixels, where theirs names its cell: for models that say where they look."""
+    records = ring_records(n, seed)
+    stated = ([round(value) for value in (box.x0, box.y0, box.x1, box.y1)] for (box,) in (r.boxes for r in records))
+    return [replace(record, trace=str(box)) for record, box in zip(records, stated, strict=True)]
 
 
 def _scene(id: str, image_size: int, rings: int, grid: int) -> Scene:

@@ -21,7 +21,7 @@ from ral.data.record import DataError, Record
 from ral.testbed.easy_vqa import easy_vqa_records
 from ral.testbed.episodes import episode_records, told_records
 from ral.testbed.needles import needle_records
-from ral.testbed.rings import ring_records
+from ral.testbed.rings import pointing_records, ring_records
 from ral.testbed.shortcut import HINTS, both_ways, shortcut_records
 
 Split = Literal["train", "test"]
@@ -115,6 +115,7 @@ SETS: dict[str, EmbeddedSet] = {
     one.name: one
     for one in (
         drawn("rings", ring_records, 4096, 512),
+        drawn("pointed-rings", pointing_records, 4096, 512),  # whose worked thinking states a box
         drawn("episodes", episode_records, 2048, 256, worked=partial(episode_records, questions=TAUGHT)),  # videos
         drawn("told", told_records, 2048, 256, worked=partial(told_records, questions=TAUGHT)),  # episodes in words
         drawn("needles", needle_records, 4096, 512),  # texts
