@@ -20,6 +20,10 @@ from transformers import (
     Cohere2VisionProcessor,
     DeepseekVLImageProcessor,
     DeepseekVLProcessor,
+    Ernie4_5_VLMoeImageProcessor,
+    Ernie4_5_VLMoeProcessor,
+    Ernie4_5_VLMoeVideoProcessor,
+    Exaone4_5_Processor,
     Gemma3ImageProcessor,
     Gemma3Processor,
     Gemma4AudioFeatureExtractor,
@@ -30,6 +34,9 @@ from transformers import (
     Glm4vImageProcessor,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    Glm46VImageProcessor,
+    Glm46VProcessor,
+    Glm46VVideoProcessor,
     GotOcr2ImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
@@ -53,12 +60,18 @@ from transformers import (
     PixtralProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
+    VideoLlama3ImageProcessor,
+    VideoLlama3Processor,
+    VideoLlama3VideoProcessor,
 )
 
 from experiments.families.zoo import VISION
@@ -245,37 +258,79 @@ def lfm2_vl() -> Made:
     return processor, {"image_token_id": processor.image_token_id}
 
 
-def glm4v() -> Made:
-    names = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
-    words = tokenizer(("<|image|>", "<|video|>", *names))
-    sizes: dict[str, Any] = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    sizes |= {"size": {"shortest_edge": 256, "longest_edge": 4096}}
-    around = f"{names[0]}<|image|>{names[1]}", f"{names[2]}<|video|>{names[3]}"
-    processor = Glm4vProcessor(
-        Glm4vImageProcessor(**sizes), words, Glm4vVideoProcessor(**sizes), chat_template=turns(*around)
-    )
-    return processor, _ids(words, image_token_id="<|image|>", video_token_id="<|video|>", image_start_token_id=names[0],
-                           image_end_token_id=names[1], video_start_token_id=names[2], video_end_token_id=names[3])  # fmt: skip
+def _of_grids(processor: Any, images: Any, videos: Any, words: Any, around: tuple[str, str], **sizes: Any) -> Any:
+    """A processor of grids of 4×4 pixels, of which 2×2 make a token."""
+    sizes = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 4096}} | sizes
+    return processor(images(**sizes), words, videos(**sizes), chat_template=turns(*around))
+
+
+def _qwen(processor: Any, videos: Any) -> Made:
+    words = tokenizer(("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
+    image, video = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
+    made = _of_grids(processor, Qwen2VLImageProcessor, videos, words, (image, video), temporal_patch_size=2)
+    return made, _ids(words, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>",
+                      vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>")  # fmt: skip
+
+
+def qwen2_vl() -> Made:
+    return _qwen(Qwen2VLProcessor, Qwen2VLVideoProcessor)
+
+
+def qwen2_5_vl() -> Made:
+    return _qwen(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)
 
 
 def qwen3_5() -> Made:
-    words = tokenizer(("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
-    sizes: dict[str, Any] = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    sizes |= {"size": {"shortest_edge": 256, "longest_edge": 4096}}
-    around = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
-    processor = Qwen3VLProcessor(
-        Qwen2VLImageProcessor(**sizes), words, Qwen3VLVideoProcessor(**sizes), chat_template=turns(*around)
+    return _qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor)
+
+
+def _glm(processor: Any, images: Any, videos: Any) -> Made:
+    marks = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+    words = tokenizer(("<|image|>", "<|video|>", *marks))
+    around = f"{marks[0]}<|image|>{marks[1]}", f"{marks[2]}<|video|>{marks[3]}"
+    made = _of_grids(processor, images, videos, words, around, temporal_patch_size=2)
+    return made, _ids(words, image_token_id="<|image|>", video_token_id="<|video|>", image_start_token_id=marks[0],
+                      image_end_token_id=marks[1], video_start_token_id=marks[2], video_end_token_id=marks[3])  # fmt: skip
+
+
+def glm4v() -> Made:
+    return _glm(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor)
+
+
+def glm46v() -> Made:
+    return _glm(Glm46VProcessor, Glm46VImageProcessor, Glm46VVideoProcessor)
+
+
+def exaone4_5() -> Made:
+    words = tokenizer(("<|image_pad|>", "<|video_pad|>"))
+    processor = _of_grids(
+        Exaone4_5_Processor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, words, ("<|image_pad|>", "<|video_pad|>")
     )
-    return processor, _ids(words, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>",
-                           vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>")  # fmt: skip
+    return processor, _ids(words, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>")
+
+
+def video_llama_3() -> Made:
+    words = tokenizer(("<|image_pad|>", "<|video_pad|>"))
+    images, videos = VideoLlama3ImageProcessor, VideoLlama3VideoProcessor
+    processor = _of_grids(VideoLlama3Processor, images, videos, words, ("<|image_pad|>", "<|video_pad|>"))
+    return processor, _ids(words, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>")
+
+
+def ernie4_5_vl_moe() -> Made:
+    names = {f"{kind}_{end}token": f"<|{kind}_{end}|>" for kind in ("image", "video") for end in ("", "start_", "end_")}
+    words = tokenizer(**names)
+    images, videos = Ernie4_5_VLMoeImageProcessor, Ernie4_5_VLMoeVideoProcessor
+    processor = _of_grids(Ernie4_5_VLMoeProcessor, images, videos, words, (names["image_token"], names["video_token"]))
+    return processor, _ids(words, **{f"{name}_id": token for name, token in names.items()})
 
 
 #: By architecture; several share a processor.
 PROCESSORS: dict[str, Callable[[], Made]] = {
     make.__name__: make
     for make in (
-        internvl, llava, deepseek_vl, janus, gemma3, gemma4, idefics3, smolvlm, mistral3, llava_onevision, llava_next, aya_vision, cohere2_vision, ovis2,
-        llama4, lfm2_vl, glm4v, qwen3_5,
+        internvl, llava, deepseek_vl, janus, gemma3, gemma4, idefics3, smolvlm, mistral3, llava_onevision, llava_next,
+        aya_vision, cohere2_vision, ovis2, llama4, lfm2_vl, exaone4_5, video_llama_3, ernie4_5_vl_moe, glm4v, glm46v,
+        qwen2_vl, qwen2_5_vl, qwen3_5,
     )
 } | {"glm4v_moe": glm4v, "qwen3_vl": qwen3_5, "qwen3_vl_moe": qwen3_5, "qwen3_5_moe": qwen3_5}  # fmt: skip
 

@@ -12,7 +12,9 @@ import pytest
 from experiments.families.check import read
 from experiments.families.processors import PROCESSORS, model_for
 from experiments.families.train import faults, rollouts_are_exact, two_updates
+from typer.testing import CliRunner
 
+from ral.cli import app
 from ral.evaluate.runner import evaluate
 from ral.evaluate.settings import EvalSettings
 from ral.evaluate.tasks import Task
@@ -42,6 +44,25 @@ def test_ten_architectures_and_more_were_trained() -> None:
     trained = [line.kind for line in read() if line.trained]
     assert set(KINDS) <= set(trained)
     assert len(trained) >= 20
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "internvl"])
+def test_ral_look_draws_what_a_saved_hybrid_or_tiled_model_sees(kind: str, tmp_path: Path) -> None:
+    made = PROCESSORS[kind]()
+    model_for(kind, made).save_pretrained(tmp_path / "model")
+    made[0].save_pretrained(tmp_path / "model")
+    (record,) = ring_records(1, seed=0)
+    record.images[0].save(tmp_path / "ring.png")
+    words = ["look", str(tmp_path / "model"), "--image", str(tmp_path / "ring.png"), "--question", "what?", "--output",
+             str(tmp_path / "look.html"), "--template", "plain", "--no-think", "--max-completion-length", "4"]  # fmt: skip
+    found = CliRunner().invoke(app, [*words, "--heads", "[1, 2]"])
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "look.html").read_text(encoding="utf-8")
+    assert "3 of 0 to 3" in page
+    assert "1, 2" in page
+    if kind == "qwen3_5":
+        refused = CliRunner().invoke(app, [*words, "--layer", "0"])
+        assert "contains 0, a layer without attention; those with it are [3]" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "internvl"])

@@ -48,6 +48,7 @@ CASES = {
     "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),
     "taught, mixed": (Case("mixed", 5, taught=True), "full-shard, checkpointing", 2),
     "taught, mixed, vision trained": (Case("mixed", 5, taught=True, freeze_vision=False), "ddp", 4),
+    "a hybrid": (Case("think", 2, family="qwen3_5"), "fsdp2", 2),
     "mixed, ZeRO-2": (Case("mixed", 4), "zero2", 2),
 }
 

@@ -18,7 +18,7 @@ from ral.families.llava_next import LlavaNext
 from ral.families.llava_onevision import LlavaOnevision
 from ral.families.mistral3 import Mistral3
 from ral.families.ovis2 import Ovis2
-from ral.families.plain import Plain
+from ral.families.plain import Grids, Plain
 from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
 from ral.families.smolvlm import SmolVLM
 from ral.families.square import Llava, Padded
@@ -35,7 +35,21 @@ def register(family: Family) -> None:
 
 for _kind in (
     *(Text, Mamba, Sinks, Llama4, Gemma3, Gemma4, PaliGemma),
-    *(Qwen2VL, Qwen2_5VL, Qwen3VL, GLM4V, Llava, Padded, Plain, Ovis2, Lfm2Vl, InternVL, Cohere2Vision, AyaVision),
+    *(
+        Qwen2VL,
+        Qwen2_5VL,
+        Qwen3VL,
+        GLM4V,
+        Llava,
+        Padded,
+        Plain,
+        Grids,
+        Ovis2,
+        Lfm2Vl,
+        InternVL,
+        Cohere2Vision,
+        AyaVision,
+    ),
     *(Idefics3, SmolVLM, LlavaOnevision, LlavaNext, Mistral3),
 ):
     register(_kind())
