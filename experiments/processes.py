@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -271,12 +272,20 @@ def train(case: Case, engine: str, folder: Path) -> None:
 
 def run(case: Case, engine: str, processes: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Metrics by step and trained parameters at the end of a run on so many processes, each on one thread."""
+    in_processes(train, case, engine, processes, folder)
+    return list(read_jsonl(folder / "metrics.jsonl")), load_file(folder / "end.safetensors")
+
+
+def in_processes(
+    target: Callable[[Case, str, Path], None], case: Case, engine: str, processes: int, folder: Path
+) -> None:
+    """Call `target` in so many processes of one group, and wait for all of them."""
     folder.mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     started = [
-        _context.Process(target=_process, args=(case, engine, folder, rank, processes, port), daemon=True)
+        _context.Process(target=_process, args=(target, case, engine, folder, rank, processes, port), daemon=True)
         for rank in range(processes)
     ]
     for one in started:
@@ -292,17 +301,24 @@ def run(case: Case, engine: str, processes: int, folder: Path) -> tuple[list[dic
     if any(one.exitcode != 0 for one in started):
         said = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(processes))
         raise RuntimeError(f"{case} on {processes} processes under {engine}:\n{said}")
-    return list(read_jsonl(folder / "metrics.jsonl")), load_file(folder / "end.safetensors")
 
 
-def _process(case: Case, engine: str, folder: Path, rank: int, processes: int, port: int) -> None:
+def _process(
+    target: Callable[[Case, str, Path], None],
+    case: Case,
+    engine: str,
+    folder: Path,
+    rank: int,
+    processes: int,
+    port: int,
+) -> None:
     """One process of a run; what it says goes to a file."""
     with open(folder / f"{rank}.log", "wb", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     os.environ.update(zip(names, map(str, (rank, rank, processes, processes, "127.0.0.1", port)), strict=True))
-    train(case, engine, folder)
+    target(case, engine, folder)
 
 
 def differences(curve: list[float], reference: list[float]) -> dict[str, float]:
