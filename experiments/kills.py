@@ -25,6 +25,17 @@ from ral.runs.folder import machine_class
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 
+#: Every process has its part of all weights, reads it from the first one, and writes its own part of checkpoints.
+FULL_SHARD = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "reshard_after_forward": True,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "cpu_ram_efficient_loading": True,
+    },
+}
+
 CASES = (
     Case("one-full-old", 1, {"attention_anchor": "old", "max_steps": 16}),
     Case("one-lora-explore-accumulated", 1, {
@@ -34,6 +45,8 @@ CASES = (
     Case("two-lora-old-accumulated", 2, {
         "attention_anchor": "old", "max_steps": 16, "peft": LORA, "gradient_accumulation_steps": 2,
     }),
+    Case("two-sharded-full-old", 2, {"attention_anchor": "old", "max_steps": 8, **FULL_SHARD}),
+    Case("two-sharded-lora-explore", 2, {"attention_anchor": "explore", "max_steps": 8, "peft": LORA, **FULL_SHARD}),
 )  # fmt: skip
 
 
@@ -41,18 +54,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=52, help="of all cases together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="these alone")
     parser.add_argument("--output", type=Path, default=Path("runs/kills"), help="where the runs are kept")
     args = parser.parse_args()
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     found |= {"machine": machine_class(), "seed": args.seed}
     cases = found.setdefault("cases", {})
-    for case in CASES:
+    chosen = [case for case in CASES if args.cases is None or case.name in args.cases]
+    for case in chosen:
         record = cases.setdefault(case.name, {"processes": case.processes, "kills": [], "ends_identical": []})
         folder = args.output / case.name
         recipe, whole = case.write(folder), folder / "whole"
         while not (whole / "final").exists():
             ended(Attempt(recipe, whole, case.processes), case)
-        share = -(-args.kills // len(CASES))
+        share = -(-args.kills // len(chosen))
         while len(record["kills"]) < share or (folder / "run").exists():
             disturb(case, recipe, folder, record, args.seed, to_its_end=len(record["kills"]) >= share)
             save(found)
