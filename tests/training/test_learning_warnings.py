@@ -11,10 +11,13 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ral.training.learning_warnings import WINDOW, WITHOUT_REWARD, LearningWarnings
 
 
-def warned(caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]]) -> list[str]:
+def warned(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]], coef: float | None = 1.0
+) -> list[str]:
     warnings, state = LearningWarnings(), TrainerState(is_world_process_zero=True)
     args = TrainingArguments(output_dir=str(tmp_path))
-    args.attention_coef = 1.0  # type: ignore[attr-defined]
+    if coef is not None:
+        args.attention_coef = coef  # type: ignore[attr-defined]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for row in rows:
@@ -38,6 +41,30 @@ def test_a_cause_is_told_once_with_advice(
     [message] = warned(caplog, tmp_path, [first] * WINDOW + [later] * 3 * WINDOW)
     assert told in message
     assert message.endswith(".")
+
+
+@pytest.mark.parametrize(("coef", "told"), [(None, 0), (0.0, 0), (0.1, 1)])
+def test_a_run_without_an_attention_term_hears_nothing_of_its_gradient(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, coef: float | None, told: int
+) -> None:
+    """Neither where λ is 0 nor where the settings know no λ, as in fine-tuning."""
+    assert len(warned(caplog, tmp_path, [{"grad/attention_norm": 0.0}] * WINDOW, coef)) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "at", "beyond"),
+    [
+        ("reward", 0.8, 0.4, 0.39),
+        ("groups_without_signal", 0.1, 0.9, 0.91),
+        ("grad/attention_to_token", 1.0, 10.0, 10.1),
+    ],
+)
+def test_a_cause_begins_beyond_its_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, before: float, at: float, beyond: float
+) -> None:
+    for value, told in ((at, 0), (beyond, 1)):
+        rows = [{name: before}] * WINDOW + [{name: value}] * WINDOW
+        assert len(warned(caplog, tmp_path, rows)) == told
 
 
 def test_a_good_run_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
