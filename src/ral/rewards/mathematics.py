@@ -73,7 +73,7 @@ def _start_child() -> subprocess.Popen[str]:
     global _child, _ready
     _ready = False
     _child = subprocess.Popen(
-        [sys.executable, "-m", "ral.rewards.mathematics"],
+        [sys.executable, "-P", __file__],  # by its path: as a module it would import all of its package, and torch
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
