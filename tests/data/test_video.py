@@ -278,6 +278,11 @@ def test_a_timeline_can_be_cut_to_what_decodes(tmp_path: Path) -> None:
     assert line.within(1.0, 4.9).duration == pytest.approx(4.0)
     assert cut.numbers(np.array([0.0, 0.95, 1.0, 2.0])) == [0, 9, 10, 20]
     assert frame_times(cut.duration, 21, 3, None, float(cut.times[-1])).tolist() == [0.0, 1.0, 2.0]
+    assert line.start is not None
+    assert cut.start == line.start + round(1 / line.tick), "the same frames by the file's clock"
+    assert [key.time for key in cut.keys] == pytest.approx([key.time - 1 for key in line.keys])
+    counted = read_timeline(write(tmp_path / "a.h264", 50, 10, container="h264"))
+    assert counted.start is counted.within(1.0, 3.0).start is None
 
 
 @pytest.mark.parametrize("start", [0.0, 4000.5])

@@ -239,6 +239,8 @@ def test_evidence_trains_nothing_where_it_is_not_known_or_all_is_looked_at_alrea
     assert not grad.any()
     unknown = ANCHORS["evidence"].term(state(rows_of(scores()), evidence=None)).metrics
     assert unknown["attention/without_evidence"].total == 1
+    padding = torch.zeros(G, R, P + R, dtype=torch.float64)
+    assert ANCHORS["evidence"].term(state(padding, evidence=None)).loss == 0, "also where no token counts"
     _, grad = gradient("evidence", scores(), evidence=torch.ones(P, dtype=torch.bool))
     assert grad.norm() < 1e-9
 

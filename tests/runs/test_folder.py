@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import yaml
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from ral import files
 from ral.files import read_jsonl
 from ral.runs import folder
 from ral.runs.checkpoints import seal
@@ -34,6 +36,22 @@ def test_a_fresh_run_holds_its_config_without_credentials(tmp_path: Path) -> Non
     assert written["python"] == platform.python_version()
     assert written["packages"]["torch"] == torch.__version__.split("+")[0]
     assert written["machine"]["cpu_count"] == os.cpu_count()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f".metrics.jsonl{files._PART}").write_text("{")
+    prepare_run(tmp_path, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_a_git_that_hangs_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: list[str], timeout: float | None = None, **how: Any) -> Any:
+        assert timeout is not None
+        assert timeout <= 30
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(folder.subprocess, "run", hangs)
+    assert source_commit() is None
 
 
 def test_environment_tells_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
