@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from ral.data.record import Box, Record
 from ral.errors import ConfigError, DataError
 from ral.evaluate.looking import as_maps, look
 from ral.families import family_of_processor
-from ral.families.tiles import Tile, raster
+from ral.families.tiles import Encoded, Tile, raster
 from ral.training.evidence import evidence_tokens
 
 #: Every processor that there is: those of one architecture each, without twins.
@@ -41,7 +43,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
 
 
-def encoded(processor: Any, *arrays: np.ndarray, **more: Any) -> dict[str, Tensor]:
+def encoded(processor: Any, *arrays: np.ndarray, **more: Any) -> Encoded:
     images = tuple(Image.fromarray(array) for array in arrays)
     record = Record("0", "what is it? <image>" * len(arrays), "a", problem_type="free-form", images=images)
     return encode_prompt(processor, record, think=False, template="plain", **more)
@@ -110,6 +112,14 @@ def test_maps_boxes_and_evidence_of_two_pictures(kind: str) -> None:
         140, 150 * max(tile.box[2] for tile in prompt.tiles if tile.picture == 1)
     )  # or where the model's sight ends
     assert (per_column * columns).sum() / per_column.sum() == pytest.approx((90 + end) / 2 / 150, abs=0.12)
+
+
+def test_an_encoded_prompt_goes_to_any_model_and_keeps_its_tiles() -> None:
+    processor, model = made("internvl")
+    inputs = encoded(processor, picture((100, 60)))
+    assert inputs.tiles
+    assert model(**inputs).logits.isfinite().all(), "only tensors that the model takes"
+    assert pickle.loads(pickle.dumps(inputs)).tiles == copy.copy(inputs).tiles == inputs.tiles
 
 
 @pytest.mark.parametrize("kind", ["internvl", "idefics3", "mistral3"])
