@@ -218,6 +218,21 @@ def conditions(results: Results) -> str:
     )
 
 
+def against_earlier(result: Result) -> str:
+    """The whole step, its rollouts and an evaluation against an earlier commit."""
+    what = {
+        "step": "16 prompts × 8 completions of 48 tokens, a prompt a micro-batch, two updates: the whole step",
+        "rollouts": "its rollouts",
+        "step_clock": "the whole step, wall-clock",
+        "evaluation": "an evaluation while training, images, videos and texts",
+    }
+    lines = ["| what | before | now | ratio |", "|---|---|---|---|"]
+    for name, text in what.items():
+        before, now = (result["seconds"][arm][name] for arm in ("before", "now"))
+        lines.append(f"| {text} | {before:.3g} s | {now:.3g} s | {result['ratio'][name]:.3g} × |")
+    return "\n".join(lines)
+
+
 def page(results: Results) -> str:
     parts = [
         "# Performance\n",
@@ -230,6 +245,13 @@ def page(results: Results) -> str:
     for name, (title, unit) in UNITS.items():
         if any(results.of(name)):
             parts += [f"\n## {title}\n", table(results, name, unit)]
+    for result in results.of("earlier"):
+        parts += [
+            f"\n## Against commit {result['before']}\n",
+            f"Written by `python -m benchmarks.earlier`, {result['threads']} threads, medians of {result['rounds']} rounds in turn. "
+            "CPU seconds of the process, unless it says wall-clock.\n",
+            against_earlier(result),
+        ]
     return "\n".join(parts) + "\n"
 
 

@@ -92,8 +92,8 @@ CELLS = (
     Cell("training_step", Setting(image_size=128, frames=8, prompts=2), ("ours", "ours-grpo"), 3),
     # answers and data
     Cell("evaluation", Setting(image_size=128, prompts=16), ("ours", "generate"), 5, ("quick", "full")),
-    Cell("data_loading", Setting(prompts=16), ("ours", "ours+threads"), 5, ("quick", "full")),
-    Cell("data_loading", Setting(image_size=128, frames=16, prompts=16), ("ours", "ours+threads"), 5),
+    Cell("data_loading", Setting(prompts=16), ("ours", "ours+threads", "ours+workers"), 5, ("quick", "full")),
+    Cell("data_loading", Setting(image_size=128, frames=16, prompts=16), ("ours", "ours+threads", "ours+workers"), 5),
 )  # fmt: skip
 
 

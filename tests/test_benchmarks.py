@@ -51,8 +51,9 @@ def test_evaluation_and_loading_run_on_images_and_video() -> None:
     assert [len(item.completion.ids) for item in evaluation.ours(case)] == [3, 3]
     assert evaluation.generate(case).shape == (2, case.prompt_tokens + 3)
     for setting in (Setting(image_size=32, prompts=2), Setting(image_size=32, frames=4, prompts=2)):
-        arm = data_loading.build(setting, "ours+threads")
-        arm.run()
+        for way in ("ours+threads", "ours+workers"):
+            arm = data_loading.build(setting, way)
+            arm.run()
         assert arm.items == 2
         assert arm.facts["prompt_tokens"] > 16
 

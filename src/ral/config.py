@@ -187,6 +187,12 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
     freeze_vision: bool = setting(
         True, "Keep vision tower and projector as they are; their features are computed once."
     )
+    vision_cache: str | None = setting(
+        None, "Folder that keeps the features of the frozen vision tower, for this run and others; None: none is kept."
+    )
+    vision_cache_gb: float = setting(
+        20.0, "Size of vision_cache in 10⁹ bytes; entries that were not used for longest go."
+    )
 
     attention_kernel: Kernel = setting(
         "sdpa", "Attention kernel for packed rows: sdpa, or flex (FlexAttention, on GPUs)."
@@ -293,11 +299,23 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("temperature", "repetition_penalty", "explore_sigma", "reward_timeout", "importance_cap"):
+        for name in (
+            "temperature",
+            "repetition_penalty",
+            "explore_sigma",
+            "reward_timeout",
+            "importance_cap",
+            "vision_cache_gb",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
             raise ConfigError(f"num_completions_to_print must be at least 1, got {self.num_completions_to_print}")
+        if self.vision_cache is not None and not self.freeze_vision:
+            raise ConfigError(
+                f"vision_cache={self.vision_cache!r} with freeze_vision=False: the features of a tower that is trained change with "
+                "every update; leave vision_cache out, or freeze the tower"
+            )
         if self.rollout_rows is not None and self.rollout_rows < self.num_generations:
             raise ConfigError(
                 f"rollout_rows={self.rollout_rows}: the completions of a prompt are sampled together, so it must be at least "

@@ -64,6 +64,36 @@ def test_rollouts_and_gradient_checkpointing():
     torch.testing.assert_close(plain.attention, checkpointed.attention, atol=1e-5, rtol=0)
 
 
+def test_rollouts_by_graphs_and_flash_kernels_are_those_without(monkeypatch):
+    """In bfloat16, at which flash kernels work; logits of the two ways differ by its rounding, likeliest tokens hardly ever."""
+    from ral.attention import flash, prepare_prompt
+    from ral.rollouts import graphs
+
+    model = tiny_model(hidden_size=64, initializer_range=0.1).to("cuda", torch.bfloat16)
+    inputs = [
+        on_gpu(prompt(kind, seed=i, words=5 + 9 * i)) for i, kind in enumerate(("image", "text", "images", "text"))
+    ]
+    for one in inputs:
+        if "pixel_values" in one:
+            one["pixel_values"] = one["pixel_values"].bfloat16()
+    prepared = [prepare_prompt(model, one) for one in inputs]
+    replayed, recorded = [], graphs._Graph.replay
+    monkeypatch.setattr(graphs._Graph, "replay", lambda self, batch: replayed.append(1) or recorded(self, batch))
+    greedy = Sampling(40, (EOS,), temperature=0)
+
+    def tokens():
+        return [c.ids for group in sample(model, prepared, 3, greedy, rows=9) for c in group]
+
+    fast = tokens()
+    assert len(replayed) > 30, "nearly every step is replayed"
+    assert flash.usable(torch.zeros(1, 2, 4, 16, device="cuda", dtype=torch.bfloat16))
+    monkeypatch.setattr(flash, "usable", lambda values: False)
+    monkeypatch.setattr(graphs.Steps, "_recorded", lambda self, batch: None)
+    slow = tokens()
+    same = [int((a[: len(b)] == b[: len(a)]).long().cumprod(0).sum()) / len(b) for a, b in zip(fast, slow, strict=True)]
+    assert sum(same) / len(same) > 0.7
+
+
 def test_memory_is_a_fraction_of_eager_attention():
     model = tiny_model(num_hidden_layers=4).cuda()
     inputs, ys = on_gpu(prompt("text", words=2000)), [y.cuda() for y in completions((32,) * 8)]

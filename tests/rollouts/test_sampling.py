@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from ral.attention import Prompt, forward_groups, prepare_prompt
+from ral.attention import Prompt, flash, forward_groups, prepare_prompt
 from ral.attention.models import special_visual_token_ids
 from ral.rollouts import batch, graphs, sampling
 from ral.rollouts.batch import Entry, Part
@@ -169,6 +169,43 @@ def test_with_memory_allocated_before_it_is_used_completions_are_the_same(
     for prefix, address, _ in (one for step in memory for one in step):
         assert held.setdefault(id(prefix), address) == address
     assert len(held) < len(memory), "steps share their memory"
+
+
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, starts_q: Tensor, starts_k: Tensor, most_q: int, most_k: int, *,
+    return_aux: Any, scale: float, enable_gqa: bool, seqused_k: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `torch.nn.attention.varlen.varlen_attn` computes, sequence by sequence."""
+    outputs, sums = torch.empty_like(query), torch.empty(query.shape[1], len(query))
+    assert enable_gqa
+    assert {starts_q.dtype, starts_k.dtype, seqused_k.dtype} == {torch.int32}
+    for i, used in enumerate(seqused_k.tolist()):
+        rows, first = slice(*starts_q[i : i + 2].tolist()), int(starts_k[i])
+        assert rows.stop - rows.start <= most_q
+        assert used <= min(most_k, int(starts_k[i + 1]) - first)
+        keys, values = (
+            x[first : first + used].repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value)
+        )
+        scores = torch.einsum("qhd,khd->hqk", query[rows], keys) * scale
+        sums[:, rows] = scores.logsumexp(dim=-1)
+        outputs[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), values)
+    return outputs, sums
+
+
+def test_a_flash_kernel_on_prompts_and_on_their_completions_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself, which no CPU has, is written out here; `tests/attention/test_gpu.py` runs it."""
+    model = tiny_model()
+    kinds = ["image", "text", "images", "video", "text"]
+    prompts = [prepare_prompt(model, prompt(k, seed=i, words=3 + 4 * i)) for i, k in enumerate(kinds)]
+    settings = Sampling(12, (EOS, *range(15)), temperature=1.3)
+    expected = ids(sample(model, prompts, 3, settings, each(prompts), rows=7))
+    used: list[int] = []
+    monkeypatch.setattr(batch, "ALLOCATED_ON", {"cpu"})
+    monkeypatch.setattr(batch, "ROOM", 5)
+    monkeypatch.setattr(flash, "usable", lambda values: True)
+    monkeypatch.setattr(flash, "varlen_attn", lambda *a, **named: used.append(len(a[0])) or varlen(*a, **named))
+    assert ids(sample(model, prompts, 3, settings, each(prompts), rows=7)) == expected
+    assert used
 
 
 def mistral(window: int) -> PreTrainedModel:

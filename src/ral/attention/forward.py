@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +18,10 @@ from ral.attention.layout import GroupLayout, PackedLayout
 from ral.attention.models import (
     capture_with_gradient,
     family,
-    has_vision,
     make_capturable,
     resolve_layers,
     rope_positions,
+    token_inputs,
     vision_features,
     vision_tower,
     visual_token_ids,
@@ -30,7 +31,7 @@ from ral.attention.packed import KERNELS, Kernel, PackedPass
 from ral.attention.repeated import RepeatedPass
 from ral.attention.rows import Query, attention_rows, head_mean_attention, policy_rows
 from ral.errors import DataError
-from ral.families.family import MODALITIES, joined
+from ral.families.family import MODALITIES
 from ral.families.tiles import Tile, interior
 
 #: Logits formed at once, in elements (float32: 256 MiB).
@@ -46,7 +47,7 @@ class Prompt:
         grids: (t, h, w) of every image, then of every video, in *tokens* (after the spatial merge).
         places: `[N]` where the N visual tokens stand, in the order of `grids`.
         features: the vision tower's output by modality, or None when it is to be computed with gradient on every pass.
-        inputs: the processor's dict.
+        inputs: the processor's dict, on the host.
         together: `[P]` set number of tokens that see each other in both directions (-1: none), or None.
         parts: what the visual tokens show where pictures are cut into several grids; `grids` is empty then.
     """
@@ -79,10 +80,22 @@ class Prompt:
             inside[self.places] = torch.from_numpy(interior(self.tiles)).to(inside.device)
         return inside
 
-    @property
+    @cached_property
     def next_position(self) -> int:
         """Position of the first completion token: after the prompt's largest position, which may be a video's in time."""
         return int(self.position_ids.max()) + 1
+
+    def to(self, device: torch.device) -> Prompt:
+        """The prompt with its tokens on a device; what the host knows of it stays known there."""
+        moved = replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            places=self.places.to(device),
+            together=None if self.together is None else self.together.to(device),
+        )
+        vars(moved)["next_position"] = self.next_position
+        return moved
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,8 @@ def prepare_prompt(
         ValueError: more than one prompt. DataError: a number of visual tokens other than the model expects.
     """
     base = make_capturable(model)
-    inputs = {k: v.to(base.device) if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
+    # On the host, where values are looked at without waiting for the device.
+    inputs = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in prompt_inputs.items()}
     input_ids = inputs["input_ids"]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"prompt_inputs must hold one prompt (input_ids [1, P]), got {list(input_ids.shape)}")
@@ -159,7 +173,7 @@ def prepare_prompt(
     if features is None and not any(p.requires_grad for p in vision_tower(base).parameters()):
         with torch.no_grad():
             features = vision_features(model, inputs)
-    return Prompt(
+    prompt = Prompt(
         input_ids,
         rope_positions(base, input_ids, inputs),
         grids,
@@ -169,6 +183,7 @@ def prepare_prompt(
         family(base).together(base, input_ids),
         _check_tiles(getattr(prompt_inputs, "tiles", ()), sum(map(len, places))),
     )
+    return prompt.to(base.device)
 
 
 def _check_tiles(tiles: tuple[Tile, ...], tokens: int) -> tuple[Tile, ...]:
@@ -243,8 +258,10 @@ def forward_groups(
         GroupLayout(len(p.input_ids), tuple(len(y) for y in ys), p.together)
         for p, ys in zip(prompts, completions, strict=True)
     )
-    targets = torch.cat([y.to(device) for ys in completions for y in ys])
+    targets = torch.cat([y for ys in completions for y in ys])
     _check_completions(base, groups, targets)
+    targets = targets.to(device)
+    completions = _split(targets, completions)
     capture = resolve_layers(base, layers)
     chosen = heads_of(base, capture, heads if layers else None)
     biased = None if bias_layers is None else resolve_layers(base, bias_layers)
@@ -271,17 +288,18 @@ def _run_packed(
     head: _LogProbHead,
 ) -> None:
     device = prompts[0].input_ids.device
-    ids = _pack_ids(prompts, completions, device)[None]
+    ids = _pack_ids(prompts, completions)[None]
     head.places = 0, torch.tensor(row.layout.predictors(), device=device)
+    starts = accumulate((group.total for group in row.layout.groups), initial=0)
+    places = [start + prompt.places for start, prompt in zip(starts, prompts, strict=False)]
     model(
-        input_ids=ids,
         position_ids=_pack_positions(prompts, row.layout.groups),
         # A prepared 4-D mask is passed through as it is; the packed attention builds its own from the layout.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         use_cache=False,
         packed=Carried(row),
         **family(base).per_token(base, ids, row.layout.in_prompt(device)),
-        **_encoded(base, features),
+        **token_inputs(model, ids, places, features),
     )
 
 
@@ -296,20 +314,18 @@ def _run_repeated(
 ) -> None:
     ids, mask = rows.ids([p.input_ids for p in prompts], completions)
     head.places = rows.predictors(ids.device)
+    every = [
+        one for one, group in zip(zip(prompts, features, strict=True), rows.groups, strict=True) for _ in group.lengths
+    ]
+    places = [i * ids.shape[1] + prompt.places for i, (prompt, _) in enumerate(every)]
     model(
-        input_ids=ids,
         attention_mask=mask.long(),
         position_ids=rows.positions([p.position_ids for p in prompts], ids.shape[1]),
         use_cache=False,
         packed=Carried(rows),
         **family(base).per_token(base, ids, rows.in_prompt(ids)),
-        **_encoded(base, [f for f, group in zip(features, rows.groups, strict=True) for _ in group.lengths]),
+        **token_inputs(model, ids, places, [found for _, found in every]),
     )
-
-
-def _encoded(base: Any, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The vision tower's output as the model takes it."""
-    return {"mm_encoder_outputs": joined(features)} if has_vision(base) else {}
 
 
 def forward_group(
@@ -364,9 +380,14 @@ def _check_completions(model: Any, groups: tuple[GroupLayout, ...], targets: Ten
         )
 
 
-def _pack_ids(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    pieces = [piece for p, ys in zip(prompts, completions, strict=True) for piece in (p.input_ids, *ys)]
-    return torch.cat([piece.to(device) for piece in pieces])
+def _split(targets: Tensor, completions: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """The completions as pieces of `targets`, which went to the device in one piece."""
+    pieces = iter(targets.split([len(y) for ys in completions for y in ys]))
+    return [[next(pieces) for _ in ys] for ys in completions]
+
+
+def _pack_ids(prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor]]) -> Tensor:
+    return torch.cat([piece for p, ys in zip(prompts, completions, strict=True) for piece in (p.input_ids, *ys)])
 
 
 def _pack_positions(prompts: Sequence[Prompt], groups: Sequence[GroupLayout]) -> Tensor:

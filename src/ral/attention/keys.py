@@ -45,5 +45,5 @@ def visual_share(rows: Tensor, own: Tensor, mask: Tensor, visual: Tensor) -> Ten
     Args:
         rows: `[G, R, P+R]` policy rows; own: `[G, R]` what each token gives to itself; mask: `[G, R]`; visual: `[P]` bool.
     """
-    mass = rows[..., : len(visual)][..., visual].sum(dim=-1) * (1 - own)
+    mass = torch.where(visual, rows[..., : len(visual)], 0.0).sum(dim=-1) * (1 - own)
     return torch.where(mask, mass, 0.0).sum() / mask.sum()

@@ -73,8 +73,8 @@ class GroupLayout:
         if bias is None and block.stop - block.start == 1 and device.type == "cuda":
             length = self.lengths[block.start]
             return causal_lower_right(length, self.prompt_length + length)
-        lengths = torch.tensor(self.lengths[block], device=device)
-        owner = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+        lengths = torch.tensor(self.lengths[block])  # on the host, which knows how long the result is
+        owner = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
         mask = torch.zeros(len(owner), self.prompt_length + len(owner), dtype=dtype, device=device)
         if bias is not None:
             mask[:, : self.prompt_length] = bias[block].to(device, dtype)[owner]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ral.attention import fork, packed
 from ral.errors import ConfigError
 from ral.families import Family, family_of
+from ral.families.family import MODALITIES, joined
 
 
 class UnsupportedModelError(ConfigError):
@@ -167,6 +168,38 @@ def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, An
     """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
     base = pretrained(model)
     return family(base).features(_encoder(model), base, inputs)
+
+
+def token_inputs(
+    model: nn.Module, ids: Tensor, places: Sequence[Tensor], features: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The tokens `ids [B, T]` and the prompts' visual features, as the model's `forward` takes them.
+
+    Args:
+        places: per prompt `[N]`, where its visual tokens stand in the flattened ids. features: per prompt the tower's output.
+    """
+    base = pretrained(model)
+    if not has_vision(base):
+        return {"input_ids": ids}
+    encoded = joined(features)
+    if encoded and not isinstance(model, FSDPModule):  # whose embedding is whole inside of its forward alone
+        # Of each prompt images before videos, as places are; what `joined` makes is all images before all videos.
+        flat = [
+            one
+            for found in features
+            for modality in MODALITIES
+            if modality in found
+            for one in _pooled(found[modality])
+        ]
+        merged = family(base).merged(base, ids, torch.cat(list(places)), torch.cat(flat))
+        if merged is not None:
+            return {"inputs_embeds": merged}
+    return {"input_ids": ids, "mm_encoder_outputs": encoded}
+
+
+def _pooled(output: Any) -> Sequence[Tensor]:
+    pooled = output.pooler_output
+    return [pooled] if isinstance(pooled, Tensor) else pooled or ()
 
 
 def _encoder(model: nn.Module) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ral.attention import flash
 from ral.attention.carried import Carried
 from ral.attention.sight import EVERYTHING, Sight
 
@@ -52,22 +53,30 @@ class Room:
 
     Attributes:
         place: `[1]` where the newest token stands; -1 before the first. empty: `[room]` bool, false up to there.
+        used: `[N]` int32, the tokens of each completion.
     """
 
     place: Tensor
     empty: Tensor
+    used: Tensor
 
     @classmethod
-    def of_size(cls, size: int, device: torch.device) -> Room:
-        return cls(torch.full((1,), -1, device=device), torch.ones(size, dtype=torch.bool, device=device))
+    def none(cls, rows: int, device: torch.device) -> Room:
+        """No room at all, for so many completions."""
+        empty = torch.ones(0, dtype=torch.bool, device=device)
+        return cls(torch.full((1,), -1, device=device), empty, torch.zeros(rows, dtype=torch.int32, device=device))
 
     def step(self) -> None:
         """One more token is filled."""
         self.place.add_(1)
         self.empty.index_fill_(0, self.place, False)
+        self.used.add_(1)
 
     def enlarged(self, by: int) -> Room:
-        return Room(self.place.clone(), nn.functional.pad(self.empty, (0, by), value=True))
+        return Room(self.place.clone(), nn.functional.pad(self.empty, (0, by), value=True), self.used.clone())
+
+    def of(self, rows: Tensor) -> Room:
+        return Room(self.place.clone(), self.empty.clone(), self.used[rows])
 
 
 @dataclass(eq=False)
@@ -133,11 +142,12 @@ class SharedPrefix:
                 layer: states.each(lambda state: state[rows], recording=False) for layer, states in self.states.items()
             },
             padded=padded,
-        )
+            room=None if self.room is None else self.room.of(rows),
+        )._laid_out()
 
     def with_room(self, size: int) -> SharedPrefix:
         """The same with allocated room for `size` tokens of every completion, those included that are there."""
-        room = self.room or Room.of_size(0, self.seen.device)
+        room = self.room or Room.none(self.size, self.seen.device)
         more = (0, 0, 0, size - len(room.empty))
         own = self.own or {
             layer: OwnCache(keys.new_empty(shape), values.new_empty(shape[:3] + values.shape[3:]))
@@ -147,7 +157,19 @@ class SharedPrefix:
         larger = {
             i: OwnCache(nn.functional.pad(o.keys, more), nn.functional.pad(o.values, more)) for i, o in own.items()
         }
-        return replace(self, own=larger, room=room.enlarged(more[3]))
+        return replace(self, own=larger, room=room.enlarged(more[3]))._laid_out()
+
+    def _laid_out(self) -> SharedPrefix:
+        """The same, in memory as flash kernels read it, if these are used."""
+        if not self._flash:
+            return self
+        layers = {i: (flash.token_major(keys), flash.token_major(values)) for i, (keys, values) in self.layers.items()}
+        own = {i: OwnCache(flash.token_major(o.keys), flash.token_major(o.values)) for i, o in self.own.items()}
+        return replace(self, layers=layers, own=own)
+
+    @property
+    def _flash(self) -> bool:
+        return self.room is not None and flash.usable(next(iter(self.layers.values()))[1])
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sight: Sight = EVERYTHING
@@ -167,6 +189,11 @@ class SharedPrefix:
             own_keys, own_values = own.append(key, value)
         else:
             own_keys, own_values = self.own[layer].put(key, value, self.room.place)
+            if self._flash and self.bias is None and sight.reaches(prompt_keys.shape[2] + own_keys.shape[2]):
+                newest = query[:, :, 0].to(value.dtype)
+                on_prompt = flash.attend(newest, *self.layers[layer], *self._prompts, scaling)
+                on_own = flash.attend(newest, own_keys, own_values, self._zeros, self.room.used, scaling)
+                return flash.joined(on_prompt, on_own)[:, None].to(query.dtype)
         q = query.to(value.dtype).view(rows, key.shape[1], -1, channels)  # [N, H_kv, H/H_kv, D]
         scores = torch.cat(
             [self._by_row(self._by_prompt(q) @ prompt_keys.transpose(-1, -2)), q @ own_keys.transpose(-1, -2)], dim=-1
@@ -191,6 +218,17 @@ class SharedPrefix:
     def _hidden(self) -> Tensor | None:
         """`[N, 1, 1, P]`, true on padding; None where there is none. The same in every layer and step."""
         return ~self.seen.repeat_interleave(self.width, dim=0)[:, None, None] if self.padded else None
+
+    @cached_property
+    def _prompts(self) -> tuple[Tensor, Tensor]:
+        """`[B]` int32 each: tokens of padding before the prompts, and tokens of the prompts."""
+        used = self.seen.sum(dim=1, dtype=torch.int32)
+        return self.seen.shape[1] - used, used
+
+    @cached_property
+    def _zeros(self) -> Tensor:
+        """`[N]` int32: the completions begin where their room does."""
+        return torch.zeros(self.size, dtype=torch.int32, device=self.seen.device)
 
     @cached_property
     def _padding(self) -> Tensor:

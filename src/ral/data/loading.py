@@ -25,7 +25,7 @@ class Again(int):
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class Loaded:
     """What a worker hands over: the number of a record, and the processor's tensors of its prompt (None for `Again`).
 
     Not the record, which may hold media. Not a container either: accelerate would move its tensors to the device.
@@ -42,7 +42,7 @@ class Encoded:
         return self.inputs
 
 
-class PromptData(Dataset[Encoded]):
+class PromptData(Dataset[Loaded]):
     """The records of a data loader, each encoded when its number is asked for, in whatever process."""
 
     def __init__(self, records: Sequence[Record], processor: Any, settings: PromptSettings):
@@ -52,14 +52,14 @@ class PromptData(Dataset[Encoded]):
     def __len__(self) -> int:
         return len(self.watched.records)
 
-    def __getitem__(self, number: int) -> Encoded:
+    def __getitem__(self, number: int) -> Loaded:
         if isinstance(number, Again):
-            return Encoded(number, None)
+            return Loaded(number, None)
         try:
             with self.watched.record(number) as record:
-                return Encoded(number, encode_prompt(self.processor, record, self.settings))
+                return Loaded(number, encode_prompt(self.processor, record, self.settings))
         except RalError as error:  # torch would put a traceback in the place of its message
-            return Encoded(number, None, error)
+            return Loaded(number, None, error)
 
 
 def encoded(data: PromptData, numbers: Sequence[int], workers: int = 0) -> Iterator[tuple[int, dict[str, Tensor]]]:

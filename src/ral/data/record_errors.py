@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from ral.errors import WorkerError
 
 #: How torch tells of dead workers: by `DataLoader`'s own check and, in POSIX's words for the signal, on SIGCHLD.
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?: is killed by signal: (?P<signal>[^.]+))?")
+
+#: How long a worker whose connections are closed may take to end.
+SECONDS_TO_END = 5.0
 
 _ADVICE: dict[str | None, str] = {
     "SIGKILL": (
@@ -82,8 +86,7 @@ class WatchedRecords:
         killer = next((one.name for one in signal.Signals if signal.strsignal(one) in names), None)
         readers = self._readers.tolist()
         if not found:  # its tensors may be asked for before torch looks after it
-            ended = {pid: how for pid in set(readers) - {0, os.getpid()} if (how := _ended(pid)) is not None}
-            if not ended or not isinstance(error, OSError | EOFError):
+            if not isinstance(error, OSError | EOFError) or not (ended := _soon_ended(set(readers) - {0, os.getpid()})):
                 return None
             pids, killer = sorted(ended), next((how for how in ended.values() if how), None)
         how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
@@ -91,6 +94,16 @@ class WatchedRecords:
         at = f"while it read {' and '.join(read)}" if read else "between two records"
         which = ", ".join(map(str, pids))
         return WorkerError(f"a data-loading worker (process {which}) {how} {at}. {_ADVICE.get(killer, _OTHERWISE)}.")
+
+
+def _soon_ended(pids: set[int]) -> dict[int, str]:
+    """Those that have ended, with the signals that killed them. A process's connections close a moment before it has ended."""
+    patience = time.monotonic() + (SECONDS_TO_END if pids else 0)
+    while not (ended := {pid: how for pid in pids if (how := _ended(pid)) is not None}):
+        if time.monotonic() > patience:
+            break
+        time.sleep(0.01)
+    return ended
 
 
 def _ended(pid: int) -> str | None:

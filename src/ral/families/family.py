@@ -84,7 +84,7 @@ class Family:
         """1 on the placeholders of images, 2 on those of videos, 0 elsewhere; of the shape of `ids`."""
         kinds = torch.zeros_like(ids)
         for modality, token in self.placeholders(config).items():
-            kinds[ids == token] = 1 + MODALITIES.index(modality)
+            kinds.masked_fill_(ids == token, 1 + MODALITIES.index(modality))
         return kinds
 
     def token_grids(self, config: Any, modality: str, inputs: Mapping[str, Any]) -> list[Grid] | None:
@@ -121,6 +121,13 @@ class Family:
     def patches_per_token(self, config: Any) -> int:
         """Patches of the tower, of one frame, behind a visual token."""
         return int(getattr(config.vision_config, "spatial_merge_size", 1)) ** 2
+
+    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Tensor) -> Tensor | None:
+        """The input embeddings `[B, T, d]` of `ids [B, T]` with `features [N, d]` at `places [N]` (of the flattened ids).
+
+        None where this is left to the model, which asks the device in every pass whether there are as many places as features.
+        """
+        return None
 
     def visual_token(self, config: Any) -> VisualToken:
         """The cost of one visual token, for plans."""

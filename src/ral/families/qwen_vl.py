@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.vision_utils import get_vision_position_ids
 
 from ral.families.family import MODALITIES, BoxSpace, Family, Grid, Served, grids_of
 
@@ -85,6 +87,24 @@ class Qwen2VL(Qwen3VL):
     ) -> dict[str, Any]:
         """The video processor bounds one frame."""
         return _area(video_processor, min_pixels, max_pixels)
+
+    def features(self, model: Any, base: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """As by default, but sizes stay on the host: the tower of a grid on the device waits for it in every layer."""
+        if is_flash_attention_requested(base.config.vision_config):  # which takes them on the device
+            return super().features(model, base, inputs)
+        found = {}
+        for modality, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if inputs.get(pixels) is None:
+                continue
+            grid = inputs[f"{modality}_grid_thw"].cpu()
+            places = get_vision_position_ids(grid, base.config.vision_config.spatial_merge_size).to(base.device)
+            encode = getattr(model, f"get_{modality}_features")
+            found[modality] = encode(inputs[pixels].to(base.device), grid, position_ids=places, return_dict=True)
+        return found
+
+    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Tensor) -> Tensor:
+        embedded = base.get_input_embeddings()(ids)
+        return embedded.flatten(0, 1).index_copy(0, places, features.to(embedded.dtype)).view_as(embedded)
 
     def positions(self, base: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return self.batch_positions(base.config, {**inputs, "input_ids": input_ids[None]})[:, 0]

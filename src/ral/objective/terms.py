@@ -189,15 +189,13 @@ def cancelled_share(signal: Tensor, completions: Sequence[Tensor], sees_itself: 
     Returns:
         The share, weighing as one group; weight 0 where there is no signal.
     """
-    tokens = torch.nn.utils.rnn.pad_sequence(list(completions), batch_first=True, padding_value=-1)
-    context = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    left = torch.zeros((), device=signal.device)
-    for t in range(tokens.shape[1]):
-        before = context
-        _, context = torch.stack([context, tokens[:, t]], dim=1).unique(dim=0, return_inverse=True)
-        classes = (context if sees_itself else before).to(signal.device)
-        summed = signal.new_zeros(len(tokens), signal.shape[2]).index_add_(0, classes, signal[:, t])
-        left = left + summed.norm(dim=-1).sum()
+    tokens = torch.nn.utils.rnn.pad_sequence(list(completions), batch_first=True, padding_value=-1).cpu()
+    classes = [torch.zeros(len(tokens), dtype=torch.long)]  # of every row, for contexts of so many tokens
+    for newest in tokens.unbind(dim=1):  # on the host: how many classes there are is a value
+        classes.append(torch.stack([classes[-1], newest], dim=1).unique(dim=0, return_inverse=True)[1])
+    of_rows = torch.stack(classes[1:] if sees_itself else classes[:-1]).to(signal.device)  # [R, G]
+    belongs = torch.nn.functional.one_hot(of_rows, len(tokens)).to(signal.dtype)  # [R, G, classes]
+    left = (belongs.transpose(1, 2) @ signal.transpose(0, 1)).norm(dim=-1).sum()
     total = signal.norm(dim=-1).sum()
     return Mean(torch.where(total > 0, 1 - left / total, 0.0), (total > 0).float())
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from ral.attention import Prompt, vision_features
 from ral.attention.carried import Carried
-from ral.attention.models import family, has_vision, pretrained, why_repeated
+from ral.attention.models import family, pretrained, token_inputs, why_repeated
 from ral.attention.prefix import ROOM, Prefixes, Record, SharedPrefix
 from ral.attention.repeated import CachedRows
-from ral.families.family import joined
 
 #: Rows leave the batch once this share of it can; dropping them copies the others' keys and values.
 DROP_SHARE = 0.25
@@ -158,14 +157,14 @@ def prefill(
     ids = torch.stack([left_padded(p.input_ids) for p in prompts])
     record, shared = Record(), why_repeated(model) is None
     how: dict[str, Any] = {"use_cache": False, "record": Carried(record)} if shared else {"use_cache": True}
+    places = [(i + 1) * most - entry.length + entry.prompt.places for i, entry in enumerate(entries)]
     outputs = model(
-        input_ids=ids,
         attention_mask=mask,
         position_ids=torch.stack([left_padded(p.position_ids) for p in prompts], dim=-2),
         **({"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}),
         **how,
         **family(base).per_token(base, ids, torch.ones_like(mask, dtype=torch.bool)),
-        **({"mm_encoder_outputs": joined(features)} if has_vision(base) else {}),
+        **token_inputs(model, ids, places, features),
     )
     own = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
     prefix: SharedPrefix | CachedRows

@@ -104,6 +104,7 @@ class ScoredGroup(RewardedGroup):
 
     def samples(self, step: int, prompt: str) -> Iterator[dict[str, Any]]:
         """One row of `samples.jsonl` per completion; the first holds the text of the `prompt`."""
+        advantages = self.advantages.tolist()
         for g, text in enumerate(self.texts):
             yield {
                 "step": step,
@@ -114,7 +115,7 @@ class ScoredGroup(RewardedGroup):
                 "completion": text,
                 "reward": float(self.reward[g]),
                 "rewards": {name: float(values[g]) for name, values in self.rewards.items()},
-                "advantage": float(self.advantages[g]),
+                "advantage": advantages[g],
                 **({"extra": {name: values[g] for name, values in self.extra.items()}} if self.extra else {}),
             }
 
@@ -229,7 +230,7 @@ def selected_rows(output: GroupOutput, keys: Keys, skip: int = 0) -> dict[int, T
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
     """Rewards, lengths and signal of rollouts."""
     reward = torch.stack([group.reward for group in groups])
-    advantages = torch.stack([group.advantages for group in groups]).cpu()
+    advantages = torch.stack([group.advantages for group in groups])
     values = {
         "reward": reward,
         "reward_std": reward.std(dim=1),
@@ -251,6 +252,6 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Mean]:
 
 def draw_look_bias(prompt: Prompt, num_generations: int, sigma: float, generator: torch.Generator) -> Tensor:
     """`[G, P]`: η ~ N(0, σ²) on visual tokens, 0 elsewhere; on all tokens where a prompt has no visual ones."""
-    where = prompt.visual if bool(prompt.visual.any()) else torch.ones_like(prompt.visual)
+    where = prompt.visual if len(prompt.places) else torch.ones_like(prompt.visual)
     noise = torch.randn(num_generations, len(where), generator=generator).to(where.device)
     return sigma * noise * where

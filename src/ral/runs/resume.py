@@ -12,8 +12,8 @@ from ral.errors import ConfigError, RunError
 MAY_CHANGE = {
     "activation_checkpointing", "activation_checkpointing_kwargs", "allow_outside", "box_scale", "columns", "data", "data_root", "disable_tqdm", "do_eval", "do_train", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "greater_is_better", "load_best_model_at_end", "local_rank", "look_items", "look_probes", "look_steps", "max_steps", "metric_for_best_model", "num_train_epochs",
-    "num_completions_to_print", "output_dir", "per_device_eval_batch_size", "project", "push_to_hub", "reward_timeout", "run_name", "samples_per_step",
-    "skip_memory_metrics", "torch_empty_cache_steps",
+    "num_completions_to_print", "output_dir", "per_device_eval_batch_size", "project", "push_to_hub", "reward_timeout", "rollout_rows", "run_name", "samples_per_step",
+    "skip_memory_metrics", "torch_empty_cache_steps", "vision_cache", "vision_cache_gb",
 }  # fmt: skip
 MAY_CHANGE_PREFIXES = (
     "dataloader_", "ddp_", "eval_", "hub_", "log_", "logging_", "report_to", "save_", "trackio_",

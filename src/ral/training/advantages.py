@@ -82,7 +82,7 @@ def _of_attention(advantages: Tensor, shuffle: torch.Generator, args: RALConfig)
 def _sums(groups: Sequence[RewardedGroup], args: RALConfig, accelerator: Accelerator) -> _Sums:
     tokens = sum(int(group.counted(args.mask_truncated_completions).sum()) for group in groups)
     own = torch.tensor([sum(len(group.completions) for group in groups), tokens], device=args.device)
-    return _Sums(*(int(value) / args.parts_per_rollout for value in accelerator.reduce(own, reduction="sum")))
+    return _Sums(*(value / args.parts_per_rollout for value in accelerator.reduce(own, reduction="sum").tolist()))
 
 
 def _spread(groups: Sequence[RewardedGroup], accelerator: Accelerator) -> Tensor:

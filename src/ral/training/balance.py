@@ -66,7 +66,7 @@ class GradientBalance(TrainerCallback, ExportableState):
         token, attention, before = self._token, self._attention, self.factor
         if self._shards is None and accelerator.num_processes > 1:  # shards are means over processes already
             token, attention = (self._mean(gradients, accelerator) for gradients in (token, attention))
-        token_norm, attention_norm = (float(total_norm(gradients)) for gradients in (token, attention))
+        token_norm, attention_norm = torch.stack([total_norm(gradients) for gradients in (token, attention)]).tolist()
         if self.share is not None and token_norm > 0 and 0 < attention_norm < math.inf:
             self.factor = self.share * token_norm / attention_norm
         if self.factor != before:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ral.config import RALConfig
-from ral.data.loading import Again, Encoded, PromptData
+from ral.data.loading import Again, Loaded, PromptData
 from ral.data.mixture import Mixture, Part, epoch_order, shares
 from ral.data.record import Record
 from ral.errors import ConfigError, UsageError
@@ -125,7 +125,7 @@ def training_batches(args: RALConfig, records: Sequence[Record] | None) -> Repea
     return batches
 
 
-def step_loader(data: PromptData, batches: RepeatedBatches, args: RALConfig) -> DataLoader[Encoded]:
+def step_loader(data: PromptData, batches: RepeatedBatches, args: RALConfig) -> DataLoader[Loaded]:
     """The data loader of training. Its workers encode the prompts of the next rollout batch, and none beyond it."""
     workers, ahead = args.dataloader_num_workers, args.dataloader_prefetch_factor
     if workers and ahead is None:

@@ -91,7 +91,7 @@ def micro_batch_loss(
 
 def _nothing(model: nn.Module, groups: Sequence[TrainingGroup], args: RALConfig) -> Tensor:
     """0; with a gradient of 0 for a vision tower that is trained and saw nothing."""
-    blind = not any(bool(group.prompt.visual.any()) for group in groups)
+    blind = not any(len(group.prompt.places) for group in groups)
     if blind and trains_vision(pretrained(model)):
         return zero_vision_loss(model)
     return torch.zeros((), device=args.device)
@@ -174,7 +174,7 @@ def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, m
         if measure and term.loss.requires_grad:
             (signal,) = torch.autograd.grad(term.loss, current, retain_graph=True)
             metrics["attention/cancelled"] = cancelled_share(signal, group.scored.ids, args.attention_query == "token")
-        if bool(output.visual.any()):
+        if len(group.prompt.places):
             share = visual_share(output.layers[layer].detach(), output.own[layer], output.mask, output.visual)
             metrics["visual_share"] = Mean.of(share)
     return Term(torch.stack(losses).sum(), metrics)

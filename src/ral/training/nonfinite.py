@@ -36,10 +36,11 @@ def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
 class NonFiniteGuardTrainer(ExactResumeTrainer):
     """A mixin for Trainer classes that stops the run before a non-finite update.
 
-    `compute_loss` must pass the loss to `require_finite`, before the backward pass in which DeepSpeed makes its update.
+    `compute_loss` must pass every loss to `require_finite_losses`, before the backward pass in which DeepSpeed makes its update.
     """
 
     def __init__(self, *arguments: Any, **named: Any):
+        self._losses: list[Tensor] = []  # of the step's micro-batches so far
         super().__init__(*arguments, **named)
         refuse_sharding(self.accelerator, self.model, self.args)
         configure_sharding(self.accelerator, self.model)
@@ -69,14 +70,23 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
             return torch.as_tensor(model.get_global_grad_norm(), device=self.args.device)
         return gradient_norm(model.parameters())
 
+    def require_finite_losses(self, loss: Tensor) -> None:
+        """Take the loss of a micro-batch before its backward pass. With the step's last one all of them must be finite.
+
+        One look at a step's losses is one wait for the device, and nothing is updated before the last of them.
+        """
+        self._losses.append(loss.detach())
+        if self.accelerator.sync_gradients:
+            losses, self._losses = torch.stack(self._losses), []
+            self.require_finite("the loss", losses)
+
     def require_finite(self, what: str, value: Tensor) -> None:
-        """Unless `value` is finite in every process: dump the step, and stop all of them before the weights are touched."""
-        value = value.detach()
-        if not self.accelerator.reduce((~value.isfinite()).float(), reduction="sum"):
+        """Unless all of `value` is finite in every process: dump the step, and stop all of them before the weights are touched."""
+        value = value.detach().reshape(-1)
+        if not self.accelerator.reduce((~value.isfinite()).any().float(), reduction="sum"):
             return
-        own = (
-            f"{what} is {float(value)}" if not value.isfinite() else f"{what} is finite here, but not in every process"
-        )
+        bad = value[~value.isfinite()].tolist()
+        own = f"{what} is {bad[0]}" if bad else f"{what} is finite here, but not in every process"
         step = self.state.global_step + 1
         folder = Path(str(self.args.output_dir)) / f"nonfinite-{step}"
         self.dump(own).save(folder, self.args.process_index)

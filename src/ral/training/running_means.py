@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from ral.objective.terms import Mean
 
@@ -16,12 +15,15 @@ class RunningMeans:
     """Sums of `Mean`s by name."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Mean] = {}
 
     def add(self, metrics: Mapping[str, Mean]) -> None:
+        """Add observations. Sums stay on the devices that they are made on, so that nothing waits for these."""
         for name, metric in metrics.items():
-            pair = torch.stack([metric.total.float().cpu(), metric.weight.float().cpu()])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            before, found = self._sums.get(name), Mean(metric.total.float(), metric.weight.float())
+            self._sums[name] = (
+                found if before is None else Mean(before.total + found.total, before.weight + found.weight)
+            )
 
     def averages(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean of every observed metric over all processes. All processes must call this."""
@@ -30,6 +32,7 @@ class RunningMeans:
             names = sorted(set(gather_object(names)))
         if not names:
             return {}
-        table = torch.stack([self._sums.get(name, torch.zeros(2)) for name in names])
-        table = accelerator.reduce(table.to(accelerator.device), reduction="sum").cpu()
+        nothing = Mean(torch.zeros(()), torch.zeros(()))
+        sums = [number.to(accelerator.device) for name in names for number in self._sums.get(name, nothing)]
+        table = accelerator.reduce(torch.stack(sums).view(-1, 2), reduction="sum").cpu()
         return {name: float(total / weight) for name, (total, weight) in zip(names, table, strict=True) if weight > 0}

@@ -154,7 +154,7 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
         if not any(name.startswith("pixel_values") for name in inputs) and trains_vision(base):
             loss = loss + zero_vision_loss(self.model)
         if model.training:
-            self.require_finite("the loss", loss)
+            self.require_finite_losses(loss)
         return (loss, *outputs) if outputs else loss
 
     def dump(self, what: str) -> ExamplesDump:

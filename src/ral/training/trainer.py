@@ -90,6 +90,7 @@ from ral.training.targets import (
     training_groups,
 )
 from ral.training.terminal import show
+from ral.training.vision_cache import vision_cache
 
 #: The processor's tensors of one prompt.
 Inputs = dict[str, Tensor]
@@ -152,6 +153,7 @@ class RALTrainer(NonFiniteGuardTrainer):
             reward_funcs=reward_funcs, reward_weights=reward_weights, teacher=teacher, attention_heads=args.attention_heads,
         )  # fmt: skip
         self.teacher = load_teacher(teacher, processor, args)
+        self.vision_cache = vision_cache(policy, args)
         self.balance = GradientBalance(args.attention_share)
         self.rollouts: list[list[TrainingGroup]] = []  # of all updates that learn from them
         self.groups: list[list[TrainingGroup]] = []  # of this update
@@ -218,6 +220,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.groups = self.rollouts[first : first + num_batches]
         scored = [group.scored for micro_batch in self.groups for group in micro_batch]
         self._means.add(rollout_metrics(scored))
+        if self.vision_cache is not None:
+            self._means.add(self.vision_cache.metrics())
         self._tokens += sum(int(group.lengths.sum()) for group in scored)
         return self.groups, None
 
@@ -287,7 +291,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         with name_in_errors(record):
             if inputs is None:
                 inputs = encode_prompt(self.processing_class, record, self.args.prompt)
-            return prepare_prompt(self.model, inputs)
+            features = None if self.vision_cache is None else self.vision_cache.features(inputs)
+            return prepare_prompt(self.model, inputs, features)
 
     def check(self, prompt: Prompt) -> None:
         """Check the model's computation on the run's first prompt (`check_way`)."""
@@ -316,7 +321,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         if measure:
             self.balance.measure(self.model, losses.token, args.attention_coef * losses.attention)
         loss = losses.total(args.attention_coef * self.balance.factor)
-        self.require_finite("the loss", loss)
+        self.require_finite_losses(loss)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
