@@ -15,6 +15,7 @@ from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.data.settings import PromptFields, setting
 from ral.errors import ConfigError, UsageError
+from ral.models.settings import VisionFields
 from ral.objective.anchors import ANCHORS
 from ral.objective.evidence_settings import EvidenceFields
 from ral.objective.needs import Needs
@@ -74,9 +75,9 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
 
 
 @dataclass
-class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, TrainingArguments):
+class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, PromptFields, TrainingArguments):
     """Settings of Reinforced Attention Learning, with those of its base classes: `GRPOFields`, `EvidenceFields`, `PerceptionFields`,
-    `PromptSettings` and `transformers.TrainingArguments`.
+    `VisionFields`, `PromptSettings` and `transformers.TrainingArguments`.
 
     `per_device_train_batch_size` counts completions, as in TRL, and is a multiple of `num_generations`. Defaults are the
     paper's values, if these are known.
@@ -184,15 +185,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
 
     # --- the model ----------------------------------------------------------------------------------------------
     disable_dropout: bool = setting(True, "Switch dropout off, so that a ratio of 1 means an unchanged policy.")
-    freeze_vision: bool = setting(
-        True, "Keep vision tower and projector as they are; their features are computed once."
-    )
-    vision_cache: str | None = setting(
-        None, "Folder that keeps the features of the frozen vision tower, for this run and others; None: none is kept."
-    )
-    vision_cache_gb: float = setting(
-        20.0, "Size of vision_cache in 10⁹ bytes; entries that were not used for longest go."
-    )
 
     attention_kernel: Kernel = setting(
         "sdpa", "Attention kernel for packed rows: sdpa, or flex (FlexAttention, on GPUs)."
@@ -228,6 +220,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
         refuse_credentials(self)
         self._check_unused()
         self.check_prompt()
+        self.check_vision()
         self._check_choices()
         self.check_grpo(uses_reference=Needs.of(self).reference)
         self._check_ranges()
@@ -305,17 +298,11 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, PromptFields, Trai
             "explore_sigma",
             "reward_timeout",
             "importance_cap",
-            "vision_cache_gb",
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
             raise ConfigError(f"num_completions_to_print must be at least 1, got {self.num_completions_to_print}")
-        if self.vision_cache is not None and not self.freeze_vision:
-            raise ConfigError(
-                f"vision_cache={self.vision_cache!r} with freeze_vision=False: the features of a tower that is trained change with "
-                "every update; leave vision_cache out, or freeze the tower"
-            )
         if self.rollout_rows is not None and self.rollout_rows < self.num_generations:
             raise ConfigError(
                 f"rollout_rows={self.rollout_rows}: the completions of a prompt are sampled together, so it must be at least "

@@ -220,8 +220,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.groups = self.rollouts[first : first + num_batches]
         scored = [group.scored for micro_batch in self.groups for group in micro_batch]
         self._means.add(rollout_metrics(scored))
-        if self.vision_cache is not None:
-            self._means.add(self.vision_cache.metrics())
+        self._means.add({} if self.vision_cache is None else self.vision_cache.metrics())
         self._tokens += sum(int(group.lengths.sum()) for group in scored)
         return self.groups, None
 
