@@ -1,6 +1,6 @@
 """A short run of every option of GRPO, to a report: `python -m experiments.grpo_options`.
 
-Each run is the testbed's GRPO with RAL's `explore` anchor, for four optimiser steps, with one option changed. It shows that the option
+Each run is the testbed's GRPO with RAL's `explore` anchor, for four optimiser steps at temperature 1.5 (lengths differ), with one option changed. It shows that the option
 works with the packed row, the attention term and the report; four steps compare nothing. The table goes to
 `experiments/results/grpo_options.md`, the run folders to `runs/options`.
 """
@@ -37,8 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scale_rewards: none": {"scale_rewards": "none"},
     "dynamic_sampling": {"dynamic_sampling": "true"},
     "steps_per_generation": {"steps_per_generation": 2, "num_iterations": 1},
-    "mask_truncated_completions": {"mask_truncated_completions": "true", "max_completion_length": 10},
-    "soft_overlong_punishment": {"soft_punish_cache": 6, "max_completion_length": 12, **_OVERLONG},
+    "mask_truncated_completions": {"mask_truncated_completions": "true", "max_completion_length": 11},
+    "soft_overlong_punishment": {"soft_punish_cache": 8, "max_completion_length": 16, **_OVERLONG},
     "entropy_coef": {"entropy_coef": 0.01},
     "top_entropy_quantile": {"top_entropy_quantile": 0.2},
     "min_p": {"min_p": 0.1},
@@ -54,7 +54,7 @@ def run(name: str, number: int, folder: Path) -> dict[str, Any]:
     output = folder / f"{number:02d}"
     settings = {
         "output_dir": output, "max_steps": STEPS, "seed": 0, "save_strategy": "no", "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 1, "eval_strategy": "no", **OPTIONS[name],
+        "gradient_accumulation_steps": 1, "eval_strategy": "no", "temperature": 1.5, **OPTIONS[name],
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     train(load_recipe(RECIPE, words), overwrite=True)
