@@ -1,8 +1,8 @@
 """A short run of every option of GRPO, to a report: `python -m experiments.grpo_options`.
 
-Each run is the testbed's GRPO with RAL's `explore` anchor, for four optimiser steps at temperature 1.5 (lengths differ), with one option changed. It shows that the option
-works with the packed row, the attention term and the report; four steps compare nothing. The table goes to
-`experiments/results/grpo_options.md`, the run folders to `runs/options`.
+Each run is the testbed's GRPO with RAL's `explore` anchor, for four optimiser steps at temperature 1.5 (lengths differ), with one
+option changed. It shows that the option works with the packed row, the attention term and the report; four steps compare
+nothing. The table goes to `experiments/results/grpo_options.md`, the run folders to `runs/options`.
 """
 
 from __future__ import annotations

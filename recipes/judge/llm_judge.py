@@ -3,9 +3,9 @@
     vllm serve Qwen/Qwen2.5-7B-Instruct --port 8001
     JUDGE_URL=http://127.0.0.1:8001/v1 ral train recipe.yaml
 
-In the recipe, with a path relative to it:
+In the recipe, with the file's path from the folder in which the command runs:
 
-    reward_funcs: ["judge/llm_judge.py:judge", format]
+    reward_funcs: ["llm_judge.py:judge", format]
     reward_weights: [0.9, 0.1]
 
 All completions of a rollout batch are judged at the same time, `JUDGE_REQUESTS` of them at once. Replies go to `samples.jsonl`.

@@ -55,6 +55,7 @@ CURVES = (
 MORE_CURVES = (
     Curve("Loss", "what is minimised", (("loss", "", False),)),
     Curve("Groups without signal", "share of prompts whose rollouts all scored the same", (("groups_without_signal", "", False),)),
+    Curve("Replaced prompts", "prompts without a signal that were replaced, per place (dynamic_sampling)", (("prompts_replaced", "", False),)),
     Curve("Entropy", "of the token distribution, nats", (("entropy", "", False),)),
     Curve("KL to the reference", "estimate, per token", (("kl", "", False),), logarithmic=True),
     Curve("KL to the answer under a masked image", "estimate, per token (papo)", (("perception/kl", "", False),), logarithmic=True),
