@@ -54,6 +54,7 @@ def test_what_is_logged_of_rollouts_by_hand() -> None:
         return SimpleNamespace(
             reward=torch.tensor(reward), advantages=torch.tensor(reward) - sum(reward) / 2, rewards={"own": torch.tensor(own)},
             lengths=torch.tensor(lengths), completions=completions, scorer_failures=failures, replaced=None,
+            logged={"mine": [float(failures)] * failures},
         )  # fmt: skip
 
     groups = [
@@ -67,7 +68,7 @@ def test_what_is_logged_of_rollouts_by_hand() -> None:
         {
             "reward": 3.5 / 6, "reward_std": sum(spread) / 3, "advantage_std": sum(spread) / 3,
             "groups_without_signal": 1 / 3, "completion_length": 3.5, "truncated": 3 / 6, "reward/own": 3 / 5,
-            "scorer_failed": 3 / 6,
+            "scorer_failed": 3 / 6, "mine": (1 + 2 + 2) / 3,
         }
     )  # fmt: skip
 
