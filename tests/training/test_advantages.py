@@ -35,7 +35,8 @@ def group(lengths: tuple[int, int], truncated: tuple[bool, bool] = (False, False
 def weights(folder: Path, micro_batches: list[list[RewardedGroup]], **changes: Any) -> list[Tensor]:
     """Of every group the sums over tokens, `[G]`."""
     args = RALConfig(output_dir=str(folder), use_cpu=True, num_generations=2, per_device_train_batch_size=2,
-                     max_completion_length=10, gradient_accumulation_steps=len(micro_batches), **changes)  # fmt: skip
+                     max_completion_length=10,
+                     **{"gradient_accumulation_steps": len(micro_batches)} | changes)  # fmt: skip
     shuffles = [[torch.Generator()] * len(micro_batch) for micro_batch in micro_batches]
     scored = score_groups(micro_batches, shuffles, args, Accelerator(cpu=True))
     return [group.weights.sum(dim=1) for micro_batch in scored for group in micro_batch]
@@ -68,3 +69,14 @@ def test_truncated_completions_count_for_nothing_where_they_are_masked(tmp_path:
     torch.testing.assert_close(first, torch.tensor([0.0, whole[loss_type]]))
     assert second.tolist() == [0, 0]
     assert all(float(one.sum()) > 0 for one in weights(tmp_path, step, loss_type=loss_type))
+
+
+@pytest.mark.parametrize(("loss_type", "divided_by"), [("dapo", 10), ("dr_grpo", 30), ("luspo", 3)])
+def test_parts_of_a_rollout_batch_are_divided_by_their_mean(tmp_path: Path, loss_type: str, divided_by: int) -> None:
+    """20 tokens and 6 completions in two parts: each optimiser step counts half of them, as in TRL."""
+    changes: dict[str, Any] = {"importance_sampling_level": "sequence"} if loss_type == "luspo" else {}
+    found = weights(
+        tmp_path, STEP, loss_type=loss_type, gradient_accumulation_steps=1, steps_per_generation=2, **changes
+    )
+    for weight, lengths in zip(found, ([4, 2], [1, 3], [8, 2]), strict=True):
+        torch.testing.assert_close(weight, torch.tensor(lengths) / divided_by)
