@@ -65,6 +65,7 @@ def prepare_run(
     processes: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Claim `output_dir` for one run and write its `config.yaml` and `environment.json`.
 
@@ -74,6 +75,7 @@ def prepare_run(
     Args:
         config: plain YAML values; credentials in them are left out.
         data: fingerprint of the training data. processes: how many train.
+        defaults: of settings that the run on a resume may not know, as a later version brought them.
 
     Raises:
         RunError: as `refuse_occupied` does; on `resume` for settings or data that are not the run's (`refuse_changes`).
@@ -82,7 +84,7 @@ def prepare_run(
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
     public, facts = _public(config), _facts(data, processes)
     if resume:
-        _check_resumed(folder, yaml.safe_load(public), facts)
+        _check_resumed(folder, yaml.safe_load(public), facts, defaults or {})
     if overwrite:
         for path in _run_artefacts(folder):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -118,7 +120,7 @@ def claim(
         )
     if resumed and (folder / CONFIG).is_file():
         old, settings = read_yaml(folder / CONFIG, "the settings of the run"), yaml.safe_load(public)
-        _check_resumed(folder, old | {key: settings[key] for key in old.keys() & settings.keys()}, facts)
+        _check_resumed(folder, old | {key: settings[key] for key in old.keys() & settings.keys()}, facts, {})
     else:
         _write_origin(folder, public, facts)
 
@@ -147,7 +149,9 @@ def _write_origin(folder: Path, public: str, facts: Mapping[str, Any]) -> None:
     atomic_write_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
-def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _check_resumed(
+    folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     try:
         old = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         old_facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
@@ -156,8 +160,9 @@ def _check_resumed(folder: Path, settings: Mapping[str, Any], facts: Mapping[str
             f"{folder}: {CONFIG} and {ENVIRONMENT} say what the run was started with, and cannot be read ({error}); copy "
             "them back to go on with --resume."
         ) from error
+    new = {key for key in settings.keys() - old.keys() if key in defaults and settings[key] == defaults[key]}
     try:
-        refuse_changes(old, settings, old_facts, facts)
+        refuse_changes(old, {key: settings[key] for key in settings.keys() - new}, old_facts, facts)
     except RunError as error:
         raise RunError(f"{folder}: {error}") from error
     if (before := old_facts["packages"]) != (now := facts["packages"]):

@@ -22,7 +22,7 @@ def easy_vqa_records(split: Literal["train", "test"], n: int | None = None, seed
     try:
         import easy_vqa
     except ImportError as error:
-        raise MissingPackageError("easy-vqa is not installed; run: pip install ral[easy-vqa]") from error
+        raise MissingPackageError("easy-vqa is not installed; run: pip install -e '.[easy-vqa]'") from error
     if split == "train":
         questions, paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
     elif split == "test":

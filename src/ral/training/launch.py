@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,8 @@ def run(
     with args.main_process_first(local=False, desc="preparing the run folder"):
         if main_process:
             facts = {"data": fingerprint(training), "processes": args.world_size}
-            prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite)
+            defaults = {item.name: item.default for one in (task, args) for item in fields(one)}
+            prepare_run(folder, task.settings(), **facts, resume=resume, overwrite=overwrite, defaults=defaults)
     trainer.remove_callback(RunOrigin)  # the recipe says more
     trainer.add_callback(LiveReport())
     held = f", {len(flat(held_out)):,} held out" if held_out else ""
