@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from transformers import DynamicCache
 
+from ral.attention import repeated
 from ral.attention.fork import States
 from ral.attention.prefix import SharedPrefix
 from ral.attention.repeated import CachedRows
@@ -51,3 +55,14 @@ def test_the_repeated_way_sees_one_more_token_with_every_step() -> None:
     rows = CachedRows(DynamicCache(), torch.tensor([[False, True], [True, True]]), 1)
     masks = [rows.arguments()["attention_mask"].tolist() for _ in range(2)]
     assert masks == [[[0, 1, 1], [1, 1, 1]], [[0, 1, 1, 1], [1, 1, 1, 1]]]
+
+
+def test_a_look_bias_has_the_precision_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in bfloat16 takes no mask in float32. A window's cache holds the last keys alone."""
+    monkeypatch.setattr(repeated, "ordinary", lambda module, q, k, v, mask, **_: mask)
+    rows = CachedRows(DynamicCache(), torch.ones(1, 4, dtype=torch.bool), 1, bias=torch.tensor([[1.0, 2.0, 3.0]]))
+    q, keys = (torch.zeros(1, 2, n, 4, dtype=torch.bfloat16) for n in (1, 2))
+    mask = rows.attend(SimpleNamespace(layer_idx=0), q, keys, keys, None)
+    assert mask is not None
+    assert mask.dtype == torch.bfloat16
+    assert mask.flatten().tolist() == [3, 0]
