@@ -1,6 +1,6 @@
-"""What `ral plan` predicts against the measured peak of real training steps, in processes of their own.
+"""What `ral plan` predicts against the measured peak of real training steps, in processes of their own, and against rollouts.
 
-    python -m benchmarks.plan
+    python -m benchmarks.plan [--only TEXT]
 
 Every case trains a freshly initialised Qwen2.5-VL of the testbed for two steps with `RALTrainer`, rollouts and optimiser
 included, in float32 on the CPU. The peak is what the process gains over its size once everything is loaded and a first,
@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.common import RESULTS, in_fresh_process, peak_over, write_result
+from benchmarks.common import RESULTS, in_fresh_process, matmul_peak, peak_over, write_result
 from ral import RALConfig, RALTrainer
+from ral.attention import prepare_prompt
+from ral.data.prompt import encode_prompt
 from ral.data.record import Record
+from ral.plan.duration import Machine, duration
 from ral.plan.memory import GIB, Memory, memory
 from ral.plan.setup import Setup
 from ral.plan.shapes import shape_of, weights_of
+from ral.rollouts.sampling import Sampling, sample
 from ral.testbed.model import build_model, build_processor
 
 
@@ -199,6 +204,64 @@ def compare(case: Case, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout batch of four prompts: the model's layers and width, the image's side, completion tokens, and rows at once."""
+
+    layers: int
+    hidden: int
+    side: int
+    completion: int
+    rows: int
+
+
+ROLLOUTS = (
+    Sampled(4, 256, 160, 32, 8),
+    Sampled(4, 256, 160, 32, 32),
+    Sampled(4, 256, 160, 64, 8),
+    Sampled(4, 512, 160, 32, 8),
+    Sampled(8, 512, 160, 32, 16),
+    Sampled(4, 512, 320, 32, 32),
+)
+#: Processor seconds of a layer in a decoding step at least, for what is done beside products; of this class of machine.
+LAYER_MS = 0.8
+
+
+def rollout_seconds(one: Sampled, flops: float) -> dict[str, Any]:
+    """Processor seconds of sampling, the best of two, and what the planner says of a machine with so many FLOP/s."""
+    case = Case(one.layers, one.hidden, one.side, one.completion, accumulation=4)
+    processor, model = build_processor(), build(case).eval()
+    noise = np.random.default_rng(0).integers(0, 256, (case.side, case.side, 3), dtype=np.uint8)
+    record = Record("0", "what colour?", "blue", images=(Image.fromarray(noise),))
+    encoded = encode_prompt(processor, record, think=True, template="plain", max_pixels=case.side**2)
+    prompts = [prepare_prompt(model, encoded) for _ in range(4)]
+    sampling = Sampling(one.completion, (model.config.get_text_config().vocab_size - 1,))
+    times = []
+    for _ in range(2):
+        start = time.process_time()
+        sample(model, prompts, case.group, sampling, rows=one.rows)
+        times.append(time.process_time() - start)
+    setup, _ = predicted(case, len(prompts[0].input_ids))
+    setup = replace(setup, rollout_rows=one.rows, visual=0, iterations=1)  # the tower's pass is done
+    machine = Machine(tflops=flops / 1e12, bandwidth=1.0, utilisation=1.0, layer_ms=LAYER_MS)
+    return asdict(one) | {"seconds": min(times), "predicted": duration(setup, machine, None).rollouts}
+
+
+def rollouts() -> list[dict[str, Any]]:
+    """All of `ROLLOUTS`, with the planner's error in the ratio to their geometric mean."""
+    torch.set_num_threads(1)
+    flops = matmul_peak()
+    found = [rollout_seconds(one, flops) for one in ROLLOUTS]
+    means = {key: float(np.exp(np.mean([np.log(one[key]) for one in found]))) for key in ("seconds", "predicted")}
+    for one in found:
+        one["error"] = (one["predicted"] / means["predicted"]) / (one["seconds"] / means["seconds"]) - 1
+        print(
+            f"rollouts {ROLLOUTS[found.index(one)]}  {one['seconds']:.2f} s  error in ratio {one['error']:+.0%}",
+            flush=True,
+        )
+    return found
+
+
 def row(result: dict[str, Any]) -> str:
     return (
         f"{result['name']:52} {result['parameters'] / 1e6:6.1f}M  P {result['prompt_tokens']:5}  measured "
@@ -209,6 +272,7 @@ def row(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS / "plan.json")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
     parser.add_argument("--measured", type=Path, help="an earlier result, whose measured peaks are kept")
     args = parser.parse_args()
     # Freed memory goes back at once, so that the peak counts what is in use and not what the C library keeps for later.
@@ -218,10 +282,16 @@ def main() -> None:
         {} if args.measured is None else {one["name"]: one for one in json.loads(args.measured.read_text())["cases"]}
     )
     for case in CASES:
+        if args.only not in case.name():
+            continue
         results.append(compare(case, known))
         print(row(results[-1]), flush=True)
     errors = [abs(result["error"]) for result in results]
-    write_result(args.output, {"cases": results, "mean_error": float(np.mean(errors)), "largest_error": max(errors)})
+    sampled = rollouts()
+    write_result(
+        args.output,
+        {"cases": results, "rollouts": sampled, "mean_error": float(np.mean(errors)), "largest_error": max(errors)},
+    )
     print(f"mean error {np.mean(errors):.1%}, largest {max(errors):.1%}; written to {args.output}")
 
 

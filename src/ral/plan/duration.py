@@ -143,7 +143,10 @@ def forward_flops(s: Setup, model: ModelShape) -> float:
 
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:
-    """Time of one decoding step for all rollouts in the batch, which reads the weights that they take and the mean cache once."""
+    """Time of one decoding step for all rollouts in the batch.
+
+    It reads the weights that they take and the mean cache once, multiplies them, and starts its kernels: the slowest counts.
+    """
     decoder, rollouts, own = s.model.decoder, s.sampled * s.group, s.sampler == "own"
     # Autocast reads a 32-bit weight, writes its 16-bit copy and reads that, again in every decoding step.
     cast = own and s.sharding == "ddp" and s.mixed and s.weights.method == "full"
@@ -152,8 +155,14 @@ def decoding_seconds(s: Setup, machine: Machine) -> float:
     prompts = s.sampled if s.model.shared or not own else rollouts
     cache = decoder.token * (FLOAT * prompts * s.prompt + s.compute * rollouts * s.completion / 2)
     moved = weights + cache + 2 * FLOAT * decoder.state * rollouts  # a state is read and written
+    products = rollouts * _decoder_flops(s.model, 1, s.prompt + s.completion / 2)
+    products += 2 * rollouts * s.model.vocabulary * decoder.hidden
     gpus, layer = (1, machine.layer_ms) if own else (s.server_gpus, machine.server_layer_ms)
-    return max(moved / (gpus * machine.bandwidth * 1e12), len(decoder.layers) * layer / 1e3)
+    return max(
+        moved / (gpus * machine.bandwidth * 1e12),
+        products / (gpus * machine.tflops * machine.utilisation * 1e12),
+        len(decoder.layers) * layer / 1e3,
+    )
 
 
 def _decoder_flops(model: ModelShape, tokens: float, pairs: float) -> float:
