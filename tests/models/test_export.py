@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.families.processors import tokenizer
 from experiments.families.zoo import TEXT, TEXTS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -15,8 +16,10 @@ from ral.attention.models import make_capturable
 from ral.models.adapters import put_adapter
 from ral.models.loading import export, load_model, load_processor
 from ral.models.lora import lora_config
-from tests.families.test_geometry import MADE, encoded, model_of, picture, tokenizer
+from tests.families.test_geometry import encoded, made, picture
 
+#: Tiled, cropped and of one grid.
+PICTURED = ("internvl", "gemma3", "idefics3", "mistral3", "llava_onevision")
 #: Experts, compressed keys, Mamba and the gated delta rule; the last two with tied embeddings.
 WRITTEN = {"qwen3_moe": False, "deepseek_v3": False, "llama4_text": False, "falcon_h1": False, "gemma3_text": True, "qwen3_5_text": True}  # fmt: skip
 
@@ -28,9 +31,9 @@ class Task:
 
 def started(kind: str) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
     """A tiny model, its processor, and a prompt."""
-    if kind in MADE:
-        processor, tokens = MADE[kind]()
-        return model_of(kind, processor, tokens), processor, encoded(processor, picture((100, 60)))
+    if kind in PICTURED:
+        processor, model = made(kind)
+        return model, processor, encoded(processor, picture((100, 60)))
     torch.manual_seed(0)
     words = tokenizer()
     sizes = TEXT | TEXTS[kind] | {"tie_word_embeddings": WRITTEN[kind], "vocab_size": len(words)}
@@ -40,10 +43,10 @@ def started(kind: str) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
 
 @torch.no_grad()
 def logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    return model.eval()(**{name: value for name, value in inputs.items() if name != "visual_tiles"}).logits
+    return model.eval()(**inputs).logits
 
 
-@pytest.mark.parametrize("kind", [*MADE, *WRITTEN])
+@pytest.mark.parametrize("kind", [*PICTURED, *WRITTEN])
 def test_what_is_exported_answers_as_the_adapter_does(kind: str, tmp_path: Path) -> None:
     model, processor, inputs = started(kind)
     model.save_pretrained(tmp_path / "base")
@@ -65,5 +68,5 @@ def test_what_is_exported_answers_as_the_adapter_does(kind: str, tmp_path: Path)
     assert tied == WRITTEN.get(kind, model.config.tie_word_embeddings)
     again = load_processor(tmp_path / "whole")
     assert type(again) is type(processor)
-    if kind in MADE:
+    if kind in PICTURED:
         assert torch.equal(encoded(again, picture((100, 60)))["pixel_values"], inputs["pixel_values"])
