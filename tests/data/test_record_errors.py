@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+from ral.data import record_errors
 from ral.data.record import Record
 from ral.data.record_errors import WatchedRecords, WorkerError, name_in_errors
 
@@ -80,3 +81,15 @@ def test_other_errors_pass_as_they_are() -> None:
     with pytest.raises(RuntimeError) as caught, WatchedRecords(RECORDS).watched(), name_in_errors(RECORDS[0]):
         raise error
     assert caught.value is error
+
+
+def test_torch_may_tell_of_the_death_while_it_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(pids: set[int]) -> dict[int, str]:
+        raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(record_errors, "_soon_ended", interrupted)
+    reading = WatchedRecords(RECORDS)
+    reading._readers[2] = 77
+    with pytest.raises(WorkerError, match=r"process 77\) was killed by SIGKILL while it read d.jsonl: line 3"):  # noqa: SIM117
+        with reading.watched():
+            raise ConnectionResetError("Connection reset by peer")

@@ -74,7 +74,11 @@ class WatchedRecords:
         try:
             yield
         except Exception as error:
-            if (death := self._death(error)) is not None:
+            try:
+                death = self._death(error)
+            except RuntimeError as told:  # torch's handler of SIGCHLD raises wherever the process is, also in there
+                death = self._death(told)
+            if death is not None:
                 raise death from error
             raise
 
