@@ -90,6 +90,6 @@ def test_torch_may_tell_of_the_death_while_it_is_looked_into(monkeypatch: pytest
     monkeypatch.setattr(record_errors, "_soon_ended", interrupted)
     reading = WatchedRecords(RECORDS)
     reading._readers[2] = 77
-    with pytest.raises(WorkerError, match=r"process 77\) was killed by SIGKILL while it read d.jsonl: line 3"):  # noqa: SIM117
+    with pytest.raises(WorkerError, match=r"process 77\) was killed by SIGKILL while it read record 2 "):  # noqa: SIM117
         with reading.watched():
             raise ConnectionResetError("Connection reset by peer")
