@@ -315,7 +315,7 @@ CASES = [
     Bad("pickled weights", pickled_weights, r"no file named model\.safetensors"),
     Bad("pickled adapter", pickled_adapter, r"holds an adapter without adapter_model\.safetensors; other formats can run code"),
     Bad("no attention at all", other_model, r"MambaForCausalLM is not supported: none of its decoder layers takes its attention"),
-    Bad("export of whole weights", command("export", str(start_checkpoint()), "--output", "{}/out"), r"holds no adapter; its weights are whole"),
+    Bad("export of whole weights", command("export", str(start_checkpoint()), "--output", "{}/out"), r"holds no adapter and no shards; its weights are whole"),
     # the trainer
     Bad("layer that is not there", trainer(attention_layers=[99]), r"attention_layers contains 99, but the model has \d decoder layers"),
     Bad("layer twice", trainer(attention_layers=[-1, -1]), r"names a layer twice"),

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,19 @@ def cold_start(
 def example_loss(model: Any, examples: Sequence[tuple[dict[str, Tensor], Tensor]]) -> Tensor:
     """Mean negative log-likelihood (nats) of the completions' tokens `[R_i]` behind their prompts' inputs."""
     prompts = [prepare_prompt(model, inputs, features={}) for inputs, _ in examples]
-    # One pass of the vision tower for the whole batch: the forward takes the prompts' features joined in their order.
+    # One pass of the vision tower for the whole batch: every prompt gets its own share.
     names = [name for name in _VISION_INPUTS if any(name in inputs for inputs, _ in examples)]
     pixels = {name: torch.cat([inputs[name] for inputs, _ in examples if name in inputs]) for name in names}
-    prompts[0] = replace(prompts[0], features=vision_features(model, pixels))
+    found = vision_features(model, pixels)
+    pieces = {modality: iter(output.pooler_output) for modality, output in found.items()}  # one of each image or video
+    prompts = [
+        replace(prompt, features={
+            modality: type(output)(pooler_output=tuple(islice(pieces[modality], len(inputs[f"{modality}_grid_thw"]))))
+            for modality, output in found.items()
+            if f"{modality}_grid_thw" in inputs
+        })
+        for prompt, (inputs, _) in zip(prompts, examples, strict=True)
+    ]  # fmt: skip
     outputs = forward_groups(model, prompts, [[completion] for _, completion in examples], layers=())
     total = torch.stack([output.logps.sum() for output in outputs]).sum()
     return -total / sum(len(completion) for _, completion in examples)

@@ -19,6 +19,7 @@ from ral.models.settings import VisionFields
 from ral.objective.anchors import ANCHORS
 from ral.objective.evidence_settings import EvidenceFields
 from ral.objective.needs import Needs
+from ral.objective.perception import PERCEPTION
 from ral.objective.perception.settings import PerceptionFields
 from ral.objective.settings import GRPOFields
 from ral.objective.terms import ScaleRewards
@@ -44,6 +45,7 @@ CHOICES: dict[str, Collection[str]] = {
     "importance_sampling_level": get_args(ImportanceLevel),
     "scale_rewards": get_args(ScaleRewards),
     "scorer": get_args(Mode),
+    "perception": PERCEPTION,
     "rollout_engine": ENGINES,
     "vllm_transfer": TRANSFERS,
 }

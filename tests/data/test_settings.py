@@ -19,7 +19,7 @@ from ral.training.sft import SFTSettings
 
 VALUES = {
     "think": False, "template": "plain", "min_pixels": 784, "max_pixels": 3136, "video_pixels": 9408, "num_frames": 3, "fps": 2.5,
-    "prompt_template": None, "system_prompt": "Be brief.",
+    "prompt_template": None, "system_prompt": "Be brief.", "max_prompt_length": 99,
 }  # fmt: skip
 
 

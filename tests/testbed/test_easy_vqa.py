@@ -49,7 +49,7 @@ def test_impossible_draws_are_refused() -> None:
 
 def test_the_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(ImportError, match=r"pip install ral\[easy-vqa\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[easy-vqa\]'"):
         easy_vqa_records("test")
 
 

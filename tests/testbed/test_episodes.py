@@ -159,7 +159,7 @@ def test_impossible_settings_are_refused(settings: dict, message: str, tmp_path:
 
 def test_the_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "minigrid.core.grid", None)
-    with pytest.raises(ImportError, match=r"pip install ral\[testbed\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[testbed\]'"):
         make_episode("t-0").frames()
 
 

@@ -191,7 +191,7 @@ def token_inputs(
             if modality in found
             for one in _pooled(found[modality])
         ]
-        merged = family(base).merged(base, ids, torch.cat(list(places)), torch.cat(flat))
+        merged = family(base).merged(base, ids, torch.cat(list(places)), flat)
         if merged is not None:
             return {"inputs_embeds": merged}
     return {"input_ids": ids, "mm_encoder_outputs": encoded}

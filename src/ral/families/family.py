@@ -122,8 +122,8 @@ class Family:
         """Patches of the tower, of one frame, behind a visual token."""
         return int(getattr(config.vision_config, "spatial_merge_size", 1)) ** 2
 
-    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Tensor) -> Tensor | None:
-        """The input embeddings `[B, T, d]` of `ids [B, T]` with `features [N, d]` at `places [N]` (of the flattened ids).
+    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Sequence[Tensor]) -> Tensor | None:
+        """The input embeddings `[B, T, d]` of `ids [B, T]` with `features`, `[N, d]` together, at `places [N]` (of the flattened ids).
 
         None where this is left to the model, which asks the device in every pass whether there are as many places as features.
         """

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from ral.families.family import Family, Sizes
+from ral.families.family import Family, Sizes, side_of
 from ral.families.tiles import Tile, cut, frames_of
 
 
@@ -50,3 +50,10 @@ class InternVL(Family):
         tile = image_processor.size["height"] * image_processor.size["width"]
         low = {} if min_pixels is None else {"min_patches": -(-min_pixels // tile)}
         return low if max_pixels is None else low | {"max_patches": max(max_pixels // tile, 1)}
+
+    def patches_per_token(self, config: Any) -> int:
+        return round(config.downsample_ratio**-2)
+
+    def most_tokens(self, config: Any, max_pixels: int | None) -> int | None:
+        tiles = max((max_pixels or 0) // side_of(config.vision_config.image_size) ** 2, 1)
+        return None if max_pixels is None else (tiles + (tiles > 1)) * config.image_seq_length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -102,9 +102,11 @@ class Qwen2VL(Qwen3VL):
             found[modality] = encode(inputs[pixels].to(base.device), grid, position_ids=places, return_dict=True)
         return found
 
-    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    def merged(self, base: Any, ids: Tensor, places: Tensor, features: Sequence[Tensor]) -> Tensor:
         embedded = base.get_input_embeddings()(ids)
-        return embedded.flatten(0, 1).index_copy(0, places, features.to(embedded.dtype)).view_as(embedded)
+        return (
+            embedded.flatten(0, 1).index_copy(0, places, torch.cat(list(features)).to(embedded.dtype)).view_as(embedded)
+        )
 
     def positions(self, base: Any, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return self.batch_positions(base.config, {**inputs, "input_ids": input_ids[None]})[:, 0]

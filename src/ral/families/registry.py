@@ -7,6 +7,7 @@ from typing import Any
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from ral.families.cohere2_vision import AyaVision, Cohere2Vision
+from ral.families.cropped import Llava, Padded
 from ral.families.family import Family
 from ral.families.gemma import Gemma3, PaliGemma
 from ral.families.gemma4 import Gemma4
@@ -21,7 +22,6 @@ from ral.families.ovis2 import Ovis2
 from ral.families.plain import Grids, Plain
 from ral.families.qwen_vl import GLM4V, Qwen2_5VL, Qwen2VL, Qwen3VL
 from ral.families.smolvlm import SmolVLM
-from ral.families.square import Llava, Padded
 from ral.families.text import Mamba, Sinks, Text
 
 _BY_TYPE: dict[str, Family] = {}

@@ -1,14 +1,14 @@
-"""Models whose images are one square of visual tokens each: resized, cropped or padded to it."""
+"""Models whose images are one square of visual tokens each, which they are resized to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from ral.families.family import Family, Sizes
+from ral.families.family import Family, Sizes, side_of
 from ral.families.tiles import WHOLE, Tile
 
 
@@ -25,32 +25,13 @@ class Square(Family):
         """What of a picture of this (width, height) the square shows, as `Tile.box`."""
         return WHOLE
 
+    def patches_per_token(self, config: Any) -> int:
+        return self._patches(config) // self.most_tokens(config, None)
 
-def centred(width: float, height: float) -> tuple[float, float, float, float]:
-    """The box of this width and height in the middle of a picture."""
-    return 0.5 - width / 2, 0.5 - height / 2, 0.5 + width / 2, 0.5 + height / 2
+    def most_tokens(self, config: Any, max_pixels: int | None) -> int:
+        """Every image has the same, which a configuration names where they are pooled."""
+        return getattr(config, "mm_tokens_per_image", None) or self._patches(config)
 
-
-class Llava(Square):
-    """The shorter edge is resized to that of the square; of the longer one the middle is shown."""
-
-    types: ClassVar[tuple[str, ...]] = ("llava",)
-
-    def shown(self, processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        images = processor.image_processor
-        if not (images.do_center_crop and images.size.shortest_edge):
-            return WHOLE
-        scale = images.size["shortest_edge"] / min(size)
-        return centred(images.crop_size["width"] / (size[0] * scale), images.crop_size["height"] / (size[1] * scale))
-
-
-class Padded(Square):
-    """DeepSeek-VL and Janus: the image stands in the middle of the square."""
-
-    types = ("deepseek_vl", "janus")
-
-    def placeholder(self, processor: Any) -> int:
-        return processor.tokenizer.convert_tokens_to_ids(processor.image_token)  # type: ignore[no-any-return]
-
-    def shown(self, processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        return centred(max(size) / size[0], max(size) / size[1])
+    def _patches(self, config: Any) -> int:
+        sizes = config.vision_config
+        return (side_of(sizes.image_size) // side_of(sizes.patch_size)) ** 2  # type: ignore[no-any-return]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 
 from ral.data.settings import setting
 from ral.errors import ConfigError
-from ral.objective.perception import PERCEPTION
 
 #: The rivals that read each setting.
 READ_BY = {
@@ -38,8 +37,6 @@ class PerceptionFields:
 
     def check_perception(self) -> None:
         """Raise ConfigError for a value out of its range, and for a setting that nothing reads."""
-        if self.perception not in PERCEPTION:
-            raise ConfigError(f"perception={self.perception!r} is not known; choose one of {', '.join(PERCEPTION)}")
         for item in fields(PerceptionFields)[1:]:
             value = getattr(self, item.name)
             if value != item.default and self.perception not in READ_BY[item.name]:
