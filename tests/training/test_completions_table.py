@@ -37,6 +37,12 @@ def test_the_latest_completions_are_shown_every_n_steps(tmp_path: Path, capsys: 
     assert ["text 1.0" in text, "text 2.0" in text, "text 3.0" in text, "text 3.1" in text, "text 4.0" in text] == [
         True, False, True, True, False,
     ]  # fmt: skip
+    state.global_step = 5
+    shown.on_log(args, state, TrainerControl(), {"loss": 1.0})  # another update on the rollouts of step 4
+    assert "text 4.0" in capsys.readouterr().out
+    state.global_step = 7
+    shown.on_log(args, state, TrainerControl(), {"loss": 1.0})
+    assert not capsys.readouterr().out
     assert "[red]" in text, "what a model or the data says is no markup"
     assert "1.00" in text
     assert len(latest(tmp_path / "samples.jsonl", 1)) == 1

@@ -29,6 +29,7 @@ class CompletionsTable(TrainerCallback):
     def __init__(self, every: int, most: int | None):
         self.every, self.most = every, most
         self._shown = -every
+        self._newest = 0  # the step of the completions that were shown last
 
     def on_log(
         self,
@@ -45,9 +46,9 @@ class CompletionsTable(TrainerCallback):
         ):
             return
         rows = latest(Path(str(args.output_dir)) / SAMPLES, self.most)
-        if not rows:
+        if not rows or rows[0]["step"] == self._newest:  # a further update on the same rollouts
             return
-        self._shown = state.global_step
+        self._shown, self._newest = state.global_step, rows[0]["step"]
         Console().print(table(rows))
         trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
         for name in {"wandb", "trackio"} & set(trackers):
