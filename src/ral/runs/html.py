@@ -44,7 +44,9 @@ def picture(image: Image.Image, boxes: Sequence[tuple[float, float, float, float
 
 
 def png(content: bytes) -> Markup:
-    return Markup(f'<img alt="" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(content).decode()}">')
+    return Markup(
+        f'<img alt="" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+    )
 
 
 def curve(values: Sequence[float], width: int = 240, height: int = 48) -> Markup:
