@@ -127,10 +127,15 @@ def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) 
     """Weights that may be sharded, whole on the main process's CPU; one at a time is whole on every process."""
     weights = {}
     for name, value in named:
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        gathered = whole(value)
         if accelerator.is_main_process:
-            weights[name] = whole.contiguous().cpu()
+            weights[name] = gathered.contiguous().cpu()
     return weights
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, whole; all processes must call this for one that is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def term_gradients(model: nn.Module, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ral.errors import RalError
-from ral.models.sharding import configure_sharding, full_state_dict, refuse_sharding
+from ral.models.sharding import configure_sharding, full_state_dict, refuse_sharding, whole
 from ral.training.dumps import MODEL, Dump
 from ral.training.exact_resume import ExactResumeTrainer
 
@@ -30,7 +30,7 @@ def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
 def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
     """Norm of gradients as one vector, of which processes may have shards."""
     norm: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+    return whole(norm)
 
 
 class NonFiniteGuardTrainer(ExactResumeTrainer):

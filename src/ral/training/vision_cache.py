@@ -21,12 +21,12 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.utils import ModelOutput
 
 from ral.attention.models import pretrained, vision_features, vision_tower
 from ral.config import RALConfig
 from ral.files import atomic_write_bytes
+from ral.models.sharding import whole
 from ral.objective.terms import Mean
 
 logger = logging.getLogger(__name__)
@@ -158,9 +158,9 @@ def vision_cache(model: nn.Module, args: RALConfig) -> VisionCache | None:
 
 
 def _add(digest: Any, name: str, value: Tensor) -> None:
-    whole = (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu().contiguous()
-    digest.update(f"{name} {whole.dtype} {list(whole.shape)};".encode())
-    digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+    values = whole(value).detach().cpu().contiguous()
+    digest.update(f"{name} {values.dtype} {list(values.shape)};".encode())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy())
 
 
 def _encoded(features: Mapping[str, Any]) -> bytes:

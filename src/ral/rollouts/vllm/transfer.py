@@ -23,10 +23,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from ral.attention.models import pretrained
 from ral.errors import ConfigError, MissingPackageError
+from ral.models.sharding import whole
 from ral.rollouts.vllm.client import Client, ServerError
 from ral.rollouts.vllm.merging import merged_weights, refuse_unmergeable, refuse_unservable
 
@@ -82,9 +82,8 @@ class DiskTransfer(_Whole):
         weights = {}
         for name, value in whole_weights(model, accelerator, self.dtype):
             if accelerator.is_main_process:
-                weights[name] = value.to(
-                    "cpu", copy=True
-                )  # tied weights under both names, as vLLM on CPUs holds two copies
+                # Tied weights stand under both names, as vLLM on CPUs holds two copies of them.
+                weights[name] = value.to("cpu", copy=True)
         if accelerator.is_main_process:
             pretrained(model).save_pretrained(self.folder, state_dict=weights)
             reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
@@ -117,7 +116,7 @@ class AdapterTransfer:
         policy: Any = extract_model_from_parallel(model)
         weights = {}
         for name, value in get_peft_model_state_dict(policy).items():
-            gathered = whole(value, self.dtype)
+            gathered = whole(cast(value, self.dtype))
             if accelerator.is_main_process:
                 weights[name] = gathered.cpu().contiguous()
         if accelerator.is_main_process:
@@ -258,25 +257,25 @@ def whole_weights(
     else:
         named = accelerator.get_state_dict(model).items()
     for name, value in named:
-        yield name, whole(value, dtype)
+        yield name, whole(cast(value, dtype))
 
 
-def whole(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor that may be sharded, whole and, where it holds floating-point numbers, in `dtype`."""
+def cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The values of a weight, in `dtype` where they are floating-point numbers; None: as they are."""
     value = value.detach()
-    if dtype is not None and value.is_floating_point():
-        value = value.to(dtype)
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def chunks(named: Iterable[tuple[str, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Consecutive weights, `size` bytes or a little more at a time."""
     chunk: list[tuple[str, Tensor]] = []
+    held = 0
     for name, value in named:
         chunk.append((name, value.contiguous()))
-        if sum(value.nbytes for _, value in chunk) >= size:
+        held += value.nbytes
+        if held >= size:
             yield chunk
-            chunk = []
+            chunk, held = [], 0
     if chunk:
         yield chunk
 
