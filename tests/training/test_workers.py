@@ -61,20 +61,38 @@ def test_workers_encode_the_next_step_and_no_further(tmp_path: Path) -> None:
     assert [item.number for batch in batches[:2] for item in batch] == [i.number for b in batches[2:4] for i in b]
 
 
+def deadly_at(record: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel kills each worker that reads this record."""
+    main, encode = os.getpid(), loading.encode_prompt
+
+    def deadly(processor: Any, asked: Any, settings: Any) -> Any:
+        if os.getpid() != main and asked.id == record:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(processor, asked, settings)
+
+    monkeypatch.setattr(loading, "encode_prompt", deadly)
+
+
+#: Torch may have waited for the dead process before it could be asked for the signal.
+KILLED = r"(was killed by SIGKILL|ended unexpectedly) while it read .*lower dataloader_num_workers"
+
+
 def test_a_worker_that_is_killed_is_an_error_that_names_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main, encode = os.getpid(), loading.encode_prompt
-
-    def deadly(processor: Any, record: Any, settings: Any) -> Any:
-        if os.getpid() != main and record.id == RECORDS[1].id:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return encode(processor, record, settings)
-
-    monkeypatch.setattr(loading, "encode_prompt", deadly)
+    deadly_at(RECORDS[1].id, monkeypatch)
     run = trainer(tmp_path, **STEP, dataloader_num_workers=1)
-    with pytest.raises(
-        WorkerError, match=r"was killed by SIGKILL while it read .*lower dataloader_num_workers"
-    ) as caught:
+    with pytest.raises(WorkerError, match=KILLED) as caught:
         run.train()
     assert RECORDS[1].place in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["evaluate", "predict"])
+def test_a_worker_that_is_killed_in_an_evaluation_names_its_record(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly_at(RECORDS[2].id, monkeypatch)
+    run = trainer(tmp_path, **STEP, dataloader_num_workers=1)
+    with pytest.raises(WorkerError, match=KILLED) as caught:
+        getattr(run, what)(RECORDS)
+    assert RECORDS[2].place in str(caught.value)

@@ -46,17 +46,17 @@ class PromptData(Dataset[Loaded]):
     """The records of a data loader, each encoded when its number is asked for, in whatever process."""
 
     def __init__(self, records: Sequence[Record], processor: Any, settings: PromptSettings):
-        self.watched = WatchedRecords(records)
+        self.reading = WatchedRecords(records)
         self.processor, self.settings = processor, settings
 
     def __len__(self) -> int:
-        return len(self.watched.records)
+        return len(self.reading.records)
 
     def __getitem__(self, number: int) -> Loaded:
         if isinstance(number, Again):
             return Loaded(number, None)
         try:
-            with self.watched.record(number) as record:
+            with self.reading.record(number) as record:
                 return Loaded(number, encode_prompt(self.processor, record, self.settings))
         except RalError as error:  # torch would put a traceback in the place of its message
             return Loaded(number, None, error)
@@ -65,15 +65,14 @@ class PromptData(Dataset[Loaded]):
 def encoded(data: PromptData, numbers: Sequence[int], workers: int = 0) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """The numbers with their encoded prompts, in order; no more than `AHEAD` of each worker exist before they are used.
 
-    Raises what `encode_prompt` raises, and WorkerError for a worker that died, with the record that it was reading.
+    Raises what `encode_prompt` raises. The caller runs inside of `watched()`, which names the record that a dead worker read.
     """
     ahead = AHEAD if workers else None
     # A generator of its own: torch's global one belongs to the training that may be going on.
     own = torch.Generator().manual_seed(0)
-    with data.watched.watched():
-        for item in DataLoader(
-            data, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=ahead, generator=own
-        ):
-            inputs = item.opened()
-            assert inputs is not None
-            yield item.number, inputs
+    for item in DataLoader(
+        data, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=ahead, generator=own
+    ):
+        inputs = item.opened()
+        assert inputs is not None
+        yield item.number, inputs

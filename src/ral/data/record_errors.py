@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 
@@ -31,9 +32,10 @@ _ADVICE: dict[str | None, str] = {
         "on (--resume) with a lower dataloader_num_workers or dataloader_prefetch_factor"
     ),
 }
+#: Also where the signal is not known: whoever waits for a dead child first learns it, and that may be torch.
 _OTHERWISE = (
     "If it was reading a record, a decoder may have crashed on a medium of it: write that file anew or drop the row; "
-    "dataloader_num_workers=0 shows where"
+    "dataloader_num_workers=0 shows where. If memory ran out, go on (--resume) with a lower dataloader_num_workers"
 )
 
 
@@ -57,6 +59,7 @@ class WatchedRecords:
         self.records = records
         # [records]: the id of the process that is reading the record; 0: nobody is.
         self._readers = torch.zeros(len(records), dtype=torch.int32).share_memory_()
+        _WATCHED.add(self)
 
     @contextmanager
     def record(self, number: int) -> Iterator[Record]:
@@ -68,36 +71,57 @@ class WatchedRecords:
         finally:
             self._readers[number] = 0
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Raise WorkerError instead of torch's error if a worker has died inside."""
-        try:
-            yield
-        except Exception as error:
-            try:
-                death = self._death(error)
-            except RuntimeError as told:  # torch's handler of SIGCHLD raises wherever the process is, also in there
-                death = self._death(told)
-            if death is not None:
-                raise death from error
-            raise
+    def readings(self) -> list[tuple[int, Record]]:
+        """Which process is reading which record, or was when it died."""
+        return [(pid, record) for pid, record in zip(self._readers.tolist(), self.records, strict=True) if pid]
 
-    def _death(self, error: BaseException) -> WorkerError | None:
-        """The error for dead workers, if the exception or one of its causes reports any."""
-        found = [dead for one in _causes(error) if (dead := _DEAD.search(str(one)))]
-        pids = sorted({int(pid) for dead in found for pid in dead["pids"].split(",")})
-        names = {dead["signal"] for dead in found if dead["signal"]}
-        killer = next((one.name for one in signal.Signals if signal.strsignal(one) in names), None)
-        readers = self._readers.tolist()
-        if not found:  # its tensors may be asked for before torch looks after it
-            if not isinstance(error, OSError | EOFError) or not (ended := _soon_ended(set(readers) - {0, os.getpid()})):
-                return None
-            pids, killer = sorted(ended), next((how for how in ended.values() if how), None)
-        how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
-        read = [_told(record) for record, reader in zip(self.records, readers, strict=True) if reader in pids]
-        at = f"while it read {' and '.join(read)}" if read else "between two records"
-        which = ", ".join(map(str, pids))
-        return WorkerError(f"a data-loading worker (process {which}) {how} {at}. {_ADVICE.get(killer, _OTHERWISE)}.")
+    def forget(self, pids: Sequence[int]) -> None:
+        """Take back the notes of dead processes, once they are told of: a later error is not theirs."""
+        for pid in pids:
+            self._readers[self._readers == pid] = 0
+
+
+#: Torch tells of a death on SIGCHLD, wherever the process is then: the data loader that asks must be found from there.
+_WATCHED: WeakSet[WatchedRecords] = WeakSet()
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Raise WorkerError instead of torch's error if a worker of any data loader of `WatchedRecords` has died inside.
+
+    It has to enclose all that runs while a data loader has workers, not the loader alone: torch's handler raises anywhere.
+    """
+    try:
+        yield
+    except Exception as error:
+        try:
+            death = _death(error)
+        except RuntimeError as told:  # torch's handler may raise in there, too
+            death = _death(told)
+        if death is not None:
+            raise death from error
+        raise
+
+
+def _death(error: BaseException) -> WorkerError | None:
+    """The error for dead workers, if the exception or one of its causes reports any."""
+    found = [dead for one in _causes(error) if (dead := _DEAD.search(str(one)))]
+    pids = sorted({int(pid) for dead in found for pid in dead["pids"].split(",")})
+    names = {dead["signal"] for dead in found if dead["signal"]}
+    killer = next((one.name for one in signal.Signals if signal.strsignal(one) in names), None)
+    readings = [one for reading in list(_WATCHED) for one in reading.readings()]
+    if not found:  # its tensors may be asked for before torch looks after it
+        readers = {pid for pid, _ in readings} - {os.getpid()}
+        if not isinstance(error, OSError | EOFError) or not (ended := _soon_ended(readers)):
+            return None
+        pids, killer = sorted(ended), next((how for how in ended.values() if how), None)
+    how = "ended unexpectedly" if killer is None else f"was killed by {killer}"
+    read = [_told(record) for pid, record in readings if pid in pids]
+    at = f"while it read {' and '.join(read)}" if read else "between two records"
+    for reading in list(_WATCHED):
+        reading.forget(pids)
+    which = ", ".join(map(str, pids))
+    return WorkerError(f"a data-loading worker (process {which}) {how} {at}. {_ADVICE.get(killer, _OTHERWISE)}.")
 
 
 def _soon_ended(pids: set[int]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ral.attention.models import pretrained
 from ral.data.record import Record
+from ral.data.record_errors import watched
 from ral.errors import DataError
 from ral.evaluate.answering import answers, settled
 from ral.evaluate.folder import claim, identity, read_begun, remove
@@ -33,6 +34,7 @@ from ral.runs.names import ITEMS, SUMMARY
 STRETCH = 8
 
 
+@watched()
 def evaluate(
     model: nn.Module,
     processor: Any,
@@ -62,12 +64,10 @@ def evaluate(
     Raises:
         DataError: records that cannot be used, two with one id, or a folder that holds another evaluation.
         ConfigError: a layer or a head that the model does not have.
+        WorkerError: a process that decodes media died; the error names its record.
     """
     output, settings = Path(output), settings or EvalSettings()
-    records = list(task.records())
-    if not records:
-        raise DataError(f"{task.name}: the task has no records to evaluate on")
-    _check_unique(records)
+    records = _records(task)
     model.eval()
     settings = settled(model, settings)
     if overwrite:
@@ -81,9 +81,8 @@ def evaluate(
             ended = (one for _, one in answers(model, processor, stretch, settings, batch_size, num_workers))
             while answered := list(islice(ended, batch_size)):
                 for item in items_of(model, processor, task, answered, settings, shown, output):
-                    if (
-                        item.id not in done
-                    ):  # a stretch that was cut off is repeated whole, as its rounding depends on it
+                    # A stretch that was cut off is repeated whole, as its rounding depends on it.
+                    if item.id not in done:
                         done[item.id] = item
                         stream.write(json_line(item.to_json()))
                 stream.flush()
@@ -95,12 +94,17 @@ def evaluate(
     return summary
 
 
-def _check_unique(records: Sequence[Record]) -> None:
+def _records(task: Task) -> list[Record]:
+    """All of a task's records. Raises DataError if there are none, or two with one id."""
+    records = list(task.records())
+    if not records:
+        raise DataError(f"{task.name}: the task has no records to evaluate on")
     seen: dict[str, Record] = {}
     for record in records:
         if record.id in seen:
             raise DataError(f"{record.origin}: has the id {record.id!r} of {seen[record.id].origin}; ids must differ")
         seen[record.id] = record
+    return records
 
 
 def _stretches(records: Sequence[Record], size: int, done: dict[str, Item]) -> Iterator[Sequence[Record]]:

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ral.attention.models import pretrained
+from ral.data.record_errors import watched
 from ral.errors import refused_by
 from ral.files import atomic_write_text
 from ral.models.sharding import full_state_dict
@@ -71,6 +72,7 @@ class ExactResumeTrainer(Trainer):
         for callback in (self.interruption, LogBeforeSave()):
             self.add_callback(callback)
 
+    @watched()
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
         """As Trainer's, but checks every file of a checkpoint before it reads one.
 
@@ -79,6 +81,7 @@ class ExactResumeTrainer(Trainer):
 
         Raises:
             CheckpointError: the checkpoint is unfinished, damaged or holds weights alone, or there is no good one.
+            WorkerError: a data-loading process (`dataloader_num_workers`) died; the error names its record.
             Interrupted: SIGTERM or Ctrl-C ended the run before its last step; it is saved.
         """
         checkpoint = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None

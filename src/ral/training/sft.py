@@ -124,11 +124,6 @@ class WorkedExamplesTrainer(NonFiniteGuardTrainer, SFTTrainer):
         # (Qwen2.5-VL) say that theirs cannot, and each micro-batch would count the same however short its completions are.
         self.model_accepts_loss_kwargs = True
 
-    def train(self, *arguments: Any, **named: Any) -> Any:
-        """As TRL's. Also raises WorkerError if a data-loading process (`dataloader_num_workers`) died."""
-        with self.data_collator.records.watched():
-            return super().train(*arguments, **named)
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:

@@ -35,7 +35,7 @@ from ral.data.loading import PromptData
 from ral.data.prompt import encode_prompt
 from ral.data.readers import as_records
 from ral.data.record import Record
-from ral.data.record_errors import name_in_errors
+from ral.data.record_errors import name_in_errors, watched
 from ral.errors import UsageError
 from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.gathering import gather_for_rollouts, gather_kept
@@ -203,13 +203,12 @@ class RALTrainer(NonFiniteGuardTrainer):
         update, parts = self._step % self.args.updates_per_rollout, self.args.parts_per_rollout
         # The first update fetches the whole rollout batch, the next ones, on its other parts, nothing.
         wanted = num_batches * (1 if update >= parts else 0 if update else parts)
-        with self.data.watched.watched():
-            batches, _ = super().get_batch_samples(epoch_iterator, wanted, device)
+        batches, _ = super().get_batch_samples(epoch_iterator, wanted, device)
         if wanted and not batches:
             return [], None
         if update == 0:
             self._sync()
-            records = [[self.data.watched.records[item.number] for item in micro_batch] for micro_batch in batches]
+            records = [[self.data.reading.records[item.number] for item in micro_batch] for micro_batch in batches]
             self.rollouts = self.make_rollouts(records, [item.opened() for item in chain.from_iterable(batches)])
         elif not self.rollouts:
             raise CheckpointError(
@@ -425,6 +424,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, answers.metrics)
         return answers.output()
 
+    @watched()
     def _answers(self, records: Sequence[Record], prefix: str) -> Answers:
         started = time.perf_counter()
         self._sync()
