@@ -14,6 +14,7 @@ from ral.data import loading
 from ral.errors import WorkerError
 from ral.runs.names import METRICS
 from ral.training.trainer import RALTrainer
+from tests.data.test_record_errors import ENDED
 from tests.training.test_trainer import RECORDS, G, spread, trainer
 
 STEP: dict[str, Any] = {
@@ -73,8 +74,7 @@ def deadly_at(record: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "encode_prompt", deadly)
 
 
-#: Torch may have waited for the dead process before it could be asked for the signal.
-KILLED = r"(was killed by SIGKILL|ended unexpectedly) while it read .*lower dataloader_num_workers"
+KILLED = rf"{ENDED} while it read .*lower dataloader_num_workers"
 
 
 def test_a_worker_that_is_killed_is_an_error_that_names_its_record(
