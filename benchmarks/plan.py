@@ -1,10 +1,12 @@
 """What `ral plan` predicts against the measured peak of real training steps, in processes of their own, and against rollouts.
 
-    python -m benchmarks.plan [--only TEXT]
+    python -m benchmarks.plan [--only TEXT] [--resume]
 
 Every case trains a freshly initialised Qwen2.5-VL of the testbed for two steps with `RALTrainer`, rollouts and optimiser
 included, in float32 on the CPU. The peak is what the process gains over its size once everything is loaded and a first,
 tiny training has warmed it up. Completions are those that the random model samples, nearly all of full length.
+
+Every measurement is written at once, with its commit; `--resume` goes on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from ral.plan.memory import GIB, Memory, memory
 from ral.plan.setup import Setup
 from ral.plan.shapes import shape_of, weights_of
 from ral.rollouts.sampling import Sampling, sample
+from ral.runs.folder import source_commit
 from ral.testbed.model import build_model, build_processor
 
 
@@ -185,12 +190,8 @@ def predicted(case: Case, prompt_tokens: int) -> tuple[Setup, Memory]:
     return setup, memory(setup, libraries=False)
 
 
-def compare(case: Case, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A case's prediction against its peak, measured now unless it is among the `known` results."""
-    if found := known.get(case.name()):
-        peak, tokens = found["measured_gib"], found["prompt_tokens"]
-    else:
-        peak, tokens = in_fresh_process(measured, case)
+def compare(case: Case, peak: float, tokens: int) -> dict[str, Any]:
+    """A case's measured peak against its prediction."""
     setup, found = predicted(case, tokens)
     return {
         "case": asdict(case),
@@ -201,6 +202,7 @@ def compare(case: Case, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "predicted_gib": found.peak / GIB,
         "error": found.peak / GIB / peak - 1,
         "phase": found.peak_phase,
+        "commit": source_commit(),
     }
 
 
@@ -215,20 +217,35 @@ class Sampled:
     rows: int
 
 
-ROLLOUTS = (
-    Sampled(4, 256, 160, 32, 8),
-    Sampled(4, 256, 160, 32, 32),
-    Sampled(4, 256, 160, 64, 8),
-    Sampled(4, 512, 160, 32, 8),
-    Sampled(8, 512, 160, 32, 16),
-    Sampled(4, 512, 320, 32, 32),
-)
-#: Of a 2-core x86_64 CPU, fitted to `ROLLOUTS`: FLOP/s of one thread in small products, and milliseconds of a layer at least.
+#: Rollouts that the constants were fitted to, and others, chosen before they were measured: other layers, widths, lengths, rows.
+ROLLOUTS = {
+    "fitted": (
+        Sampled(4, 256, 160, 32, 8),
+        Sampled(4, 256, 160, 32, 32),
+        Sampled(4, 256, 160, 64, 8),
+        Sampled(4, 512, 160, 32, 8),
+        Sampled(8, 512, 160, 32, 16),
+        Sampled(4, 512, 320, 32, 32),
+    ),
+    "fresh": (
+        Sampled(2, 256, 160, 48, 16),
+        Sampled(6, 384, 160, 24, 8),
+        Sampled(6, 384, 240, 48, 32),
+        Sampled(8, 256, 80, 64, 16),
+        Sampled(3, 640, 240, 32, 24),
+        Sampled(12, 256, 160, 24, 32),
+        Sampled(12, 384, 240, 16, 8),
+        Sampled(2, 640, 80, 96, 32),
+    ),
+}
+#: Of a 2-core x86_64 CPU, fitted to `ROLLOUTS["fitted"]`: FLOP/s of one thread in small products, and milliseconds of a layer at least.
 PRODUCTS, LAYER_MS = 4e10, 2.0
+#: How often each rollout is timed; the best counts.
+ROUNDS = 3
 
 
-def rollout_seconds(one: Sampled) -> dict[str, Any]:
-    """Processor seconds of sampling, the best of two, and what the planner says."""
+def rollout(one: Sampled) -> tuple[Callable[[], Any], float]:
+    """What samples once, and the seconds that the planner says it takes."""
     case = Case(one.layers, one.hidden, one.side, one.completion, accumulation=4)
     processor, model = build_processor(), build(case).eval()
     noise = np.random.default_rng(0).integers(0, 256, (case.side, case.side, 3), dtype=np.uint8)
@@ -236,28 +253,31 @@ def rollout_seconds(one: Sampled) -> dict[str, Any]:
     encoded = encode_prompt(processor, record, think=True, template="plain", max_pixels=case.side**2)
     prompts = [prepare_prompt(model, encoded) for _ in range(4)]
     sampling = Sampling(one.completion, (model.config.get_text_config().vocab_size - 1,))
-    times = []
-    for _ in range(2):
-        start = time.process_time()
-        sample(model, prompts, case.group, sampling, rows=one.rows)
-        times.append(time.process_time() - start)
     setup, _ = predicted(case, len(prompts[0].input_ids))
     setup = replace(setup, rollout_rows=one.rows, visual=0, iterations=1)  # the tower's pass is done
     machine = Machine(tflops=PRODUCTS / 1e12, bandwidth=1.0, utilisation=1.0, layer_ms=LAYER_MS)
-    return asdict(one) | {"seconds": min(times), "predicted": duration(setup, machine, None).rollouts}
+    run = partial(sample, model, prompts, case.group, sampling, rows=one.rows)
+    return run, duration(setup, machine, None).rollouts
 
 
 def rollouts() -> list[dict[str, Any]]:
-    """All of `ROLLOUTS`, with the planner's error in the ratio to their geometric mean."""
+    """Processor seconds of one thread for all of `ROLLOUTS`, in turn; the error is that of the ratio to a set's geometric mean."""
     torch.set_num_threads(1)
-    found = [rollout_seconds(one) for one in ROLLOUTS]
-    means = {key: float(np.exp(np.mean([np.log(one[key]) for one in found]))) for key in ("seconds", "predicted")}
-    for one in found:
-        one["error"] = (one["predicted"] / means["predicted"]) / (one["seconds"] / means["seconds"]) - 1
-        print(
-            f"rollouts {ROLLOUTS[found.index(one)]}  {one['seconds']:.2f} s  error in ratio {one['error']:+.0%}",
-            flush=True,
-        )
+    built = {one: rollout(one) for of_set in ROLLOUTS.values() for one in of_set}
+    seconds: dict[Sampled, list[float]] = {one: [] for one in built}
+    for _ in range(ROUNDS):
+        for one, (run, _) in built.items():
+            start = time.process_time()
+            run()
+            seconds[one].append(time.process_time() - start)
+    found = []
+    for name, of_set in ROLLOUTS.items():
+        ratios = np.array([built[one][1] / min(seconds[one]) for one in of_set])
+        for one, ratio in zip(of_set, ratios, strict=True):
+            error = float(ratio / np.exp(np.log(ratios).mean()) - 1)
+            said = {"set": name, "seconds": min(seconds[one]), "all_seconds": seconds[one], "predicted": built[one][1]}
+            found.append(asdict(one) | said | {"error": error, "commit": source_commit()})
+            print(f"rollouts, {name} {one}  {min(seconds[one]):.2f} s  error in ratio {error:+.0%}", flush=True)
     return found
 
 
@@ -271,27 +291,33 @@ def row(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS / "plan.json")
-    parser.add_argument("--only", default="", help="cases whose names contain this")
-    parser.add_argument("--measured", type=Path, help="an earlier result, whose measured peaks are kept")
+    parser.add_argument("--only", default="", help="measure the cases whose names contain this")
+    parser.add_argument("--resume", action="store_true", help="keep what the output holds, and measure the rest")
     args = parser.parse_args()
     # Freed memory goes back at once, so that the peak counts what is in use and not what the C library keeps for later.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
-    results = []
-    known = (
-        {} if args.measured is None else {one["name"]: one for one in json.loads(args.measured.read_text())["cases"]}
-    )
+    earlier = json.loads(args.output.read_text()) if args.resume and args.output.is_file() else {}
+    known = {one["name"]: one for one in earlier.get("cases", ())}
+    kept = {"cases": [], "rollouts": earlier.get("rollouts", [])}
     for case in CASES:
-        if args.only not in case.name():
+        if found := known.get(case.name()):
+            commit = found["commit"]
+            result = compare(case, found["measured_gib"], found["prompt_tokens"]) | {"commit": commit}
+        elif args.only in case.name():
+            result = compare(case, *in_fresh_process(measured, case))
+        else:
             continue
-        results.append(compare(case, known))
-        print(row(results[-1]), flush=True)
-    errors = [abs(result["error"]) for result in results]
-    sampled = rollouts()
-    write_result(
-        args.output,
-        {"cases": results, "rollouts": sampled, "mean_error": float(np.mean(errors)), "largest_error": max(errors)},
-    )
-    print(f"mean error {np.mean(errors):.1%}, largest {max(errors):.1%}; written to {args.output}")
+        kept["cases"].append(result)
+        print(row(result), flush=True)
+        write_result(args.output, kept | summary(kept["cases"]))
+    if not kept["rollouts"]:
+        kept["rollouts"] = in_fresh_process(rollouts)
+    write_result(args.output, kept | summary(kept["cases"]))
+
+
+def summary(cases: list[dict[str, Any]]) -> dict[str, float]:
+    errors = [abs(case["error"]) for case in cases]
+    return {"mean_error": float(np.mean(errors)), "largest_error": max(errors)}
 
 
 if __name__ == "__main__":
