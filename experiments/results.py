@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from statsmodels.stats.power import TTestPower
 
 from experiments.common import RESULTS
+from experiments.hint_figure import draw_training
 from experiments.studies import STUDIES
-from experiments.study import read_cells, result_file
+from experiments.study import result_file
+from experiments.table import FIGURES, Table
 from experiments.told import told_table
 from ral.files import atomic_write_text
 from ral.statistics import interquartile_mean_interval, probability_of_improvement, seed_interval
 
 PAGE = RESULTS.parent / "results.md"
-FIGURES = RESULTS.parents[1] / "docs" / "assets"
 _HEAD = """# Does training the attention help?
 
 Written by `python -m experiments.results` from the files in `experiments/results/`; do not edit. The endpoint of every study
@@ -51,36 +52,6 @@ the box, on one fixed text. Published figures are what papers report, of other m
 
 #: Distance in mean reward, in the last eighth of the runs, within which arms are compared at equal training reward.
 EQUAL_REWARD = 0.02
-
-
-class Table:
-    """The cells of one study, by arm and seed."""
-
-    def __init__(self, name: str):
-        self.study = STUDIES[name]
-        self.cells = {(cell.arm, cell.seed): cell for cell in read_cells(name)}
-        self.start = json.loads(result_file(name).read_text(encoding="utf-8"))["start"]
-        self.arms = [arm for arm in self.study.arms if self.seeds(arm)]
-
-    def seeds(self, arm: str) -> list[int]:
-        return sorted(seed for other, seed in self.cells if other == arm)
-
-    def values(self, arm: str, figure: str = "accuracy") -> NDArray[np.float64]:
-        """`[seeds]` of one figure; accuracies in per cent."""
-        return np.array([self._figure(arm, seed, figure) for seed in self.seeds(arm)])
-
-    def difference(self, arm: str, other: str, figure: str = "accuracy") -> NDArray[np.float64]:
-        """`[seeds]` of arm − other on the seeds that both have."""
-        return np.array(
-            [self._figure(arm, s, figure) - self._figure(other, s, figure) for s in self.common(arm, other)]
-        )
-
-    def common(self, arm: str, other: str) -> list[int]:
-        """The seeds that both arms have."""
-        return [seed for seed in self.seeds(arm) if (other, seed) in self.cells]
-
-    def _figure(self, arm: str, seed: int, figure: str) -> float:
-        return (100.0 if figure == "accuracy" else 1.0) * getattr(self.cells[arm, seed], figure)
 
 
 def detectable(differences: NDArray[np.float64]) -> float:
@@ -276,6 +247,7 @@ def section(name: str) -> str:
         f"({changes}; {study.held_out} held-out items; {cells[0].machine}; "
         f"[study/{name}.json](results/study/{name}.json)).",
         f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
+        f"![{study.title}: over training](../docs/assets/study-{name}-training.svg)" if study.control_task else "",
         accuracy_table(table),
         contrasts(table),
         hint_table(table),
@@ -337,6 +309,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in known():
         draw(name, Table(name))
+        if STUDIES[name].control_task:
+            draw_training(name, Table(name))
     atomic_write_text(PAGE, page(known()))
 
 
