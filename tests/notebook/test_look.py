@@ -16,6 +16,7 @@ import ral
 from ral.data.record import Record
 from ral.errors import RunError, UsageError
 from ral.notebook.look import LookFigure
+from ral.notebook.saved import read_task
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
 from ral.training.live_table import LiveTable
@@ -68,6 +69,8 @@ def test_runs_and_evaluations_are_tables(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="holds no run"):
         ral.read_run(tmp_path / "empty")
+    with pytest.raises(RunError, match="holds no evaluation"):
+        read_task(tmp_path)
 
 
 def test_a_run_in_a_notebook_grows_in_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

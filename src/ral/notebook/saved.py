@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ral.errors import RunError
-from ral.report.artefacts import Run
+from ral.report.artefacts import Evaluation, Run, read_evaluation
 from ral.report.artefacts import read_run as read_folder
+from ral.runs.names import ITEMS
 
 
 def read_run(folder: str | Path) -> Run:
@@ -18,3 +19,11 @@ def read_run(folder: str | Path) -> Run:
     if notices or not (run.trained or run.evaluations):
         raise RunError(f"{folder}: {' '.join(notices) or 'holds no run; expected config.yaml, metrics.jsonl or eval/'}")
     return run
+
+
+def read_task(folder: str | Path) -> Evaluation:
+    """The evaluation in `folder`, such as `runs/mine/eval/rings`. Raises RunError for a folder without one."""
+    found, notices = read_evaluation(Path(folder))
+    if notices or not found.items:
+        raise RunError(f"{folder}: {' '.join(notices) or f'holds no evaluation; expected {ITEMS}'}")
+    return found
