@@ -189,11 +189,14 @@ def run_start(study: Study, output: Path) -> dict[str, Any]:
 
 
 def run(study: Study, cells: Sequence[tuple[str, int]], output: Path, workers: int) -> Iterator[Cell]:
-    """The cells (arm, seed), as they are finished."""
+    """The cells (arm, seed), as they are finished. An error ends the study once the cells that are being run have ended."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(run_cell, study, arm, seed, output) for arm, seed in cells]
-        for job in as_completed(jobs):
-            yield job.result()
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _task(recipe: BaseRecipe) -> str:
