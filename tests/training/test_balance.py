@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from ral.training.balance import GradientBalance
 from tests.training.test_trainer import G, spread, trained
@@ -16,7 +20,8 @@ from tests.training.test_trainer import G, spread, trained
 
 def measured(balance: GradientBalance, model: nn.Linear, along: Tensor, across: Tensor) -> dict[str, float]:
     """Figures of two losses that are linear in the weight and have these gradients."""
-    balance.measure(model, (model.weight * along).sum(), (model.weight * across).sum())
+    token, attention = (model.weight * along).sum(), (model.weight * across).sum()
+    balance.measure(model, token, attention, token + attention)
     found = balance.finish(Accelerator(cpu=True))
     return {name: float(mean.total / mean.weight) for name, mean in found.items()}
 
@@ -56,7 +61,7 @@ def test_norms_are_those_of_the_whole_step(model: nn.Linear) -> None:
     balance = GradientBalance(share=None)
     for sign in (1.0, -1.0):
         token, attention = model.weight[0, 0], sign * model.weight[0, 1]
-        balance.measure(model, token, attention)
+        balance.measure(model, token, attention, token + attention)
     found = {name: float(mean.total) for name, mean in balance.finish(Accelerator(cpu=True)).items()}
     assert found == {"grad/token_norm": 2.0, "grad/attention_norm": 0.0, "grad/attention_to_token": 0.0}
 
@@ -65,11 +70,44 @@ def test_the_step_is_trained_with_the_factor_that_its_own_gradients_give(model: 
     balance = GradientBalance(share=0.1)
     for _ in range(2):  # micro-batches
         token, attention = 3 * model.weight[0, 0], 2 * model.weight[0, 1]
-        balance.measure(model, token, attention)
-        (token + balance.factor * attention).backward()
+        balance.measure(model, token, attention, token + balance.factor * attention).backward()
     balance.finish(Accelerator(cpu=True))
     assert balance.factor == pytest.approx(0.15)
     torch.testing.assert_close(model.weight.grad, torch.tensor([[6.0, 0.6]]))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Iterator[Any]:
+    """The model as FSDP2 shares it out, in a group of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        yield fully_shard(model)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_shards_are_trained_alike_with_one_sum_of_gradients_or_with_two(sharded: Any, distils: bool) -> None:
+    """By hand: two micro-batches with gradients 3 of the token loss and 2 of the attention term; at a share of 0.1 the factor is
+    0.1 · 6 / 4. Only with further terms in the loss is the token loss's gradient kept beside the parameters' own.
+    """
+    balance, accelerator = GradientBalance(share=0.1, distils=distils), Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(sharded.parameters())
+    state: Any = SimpleNamespace(stateful_callbacks={})
+    balance.on_train_begin(None, state, None, model=sharded, optimizer=optimizer)  # type: ignore[arg-type]
+    for _ in range(2):
+        along, across = sharded(torch.tensor([[3.0, 0.0]])), sharded(torch.tensor([[0.0, 2.0]]))
+        token, attention = along.sum(), across.sum()
+        loss = balance.measure(sharded, token, attention, token + balance.factor * attention)
+        assert float(loss.detach()) == float((token + attention).detach())
+        loss.backward()
+    assert (len(balance._token), len(balance._attention)) == (int(distils), 1)
+    figures = {name: float(mean.total) for name, mean in balance.finish(accelerator).items()}
+    assert figures["grad/token_norm"] == pytest.approx(6)
+    assert figures["grad/attention_norm"] == pytest.approx(0.6)
+    torch.testing.assert_close(sharded.weight.grad.full_tensor(), torch.tensor([[6.0, 0.6]]))
 
 
 def test_a_step_does_not_know_the_gradients_of_the_one_before(model: nn.Linear) -> None:

@@ -138,17 +138,24 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def term_gradients(model: nn.Module, loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    """Gradients of one term of the loss, before the backward pass that trains; what the parameters hold is left as it is.
+def add_term_gradients(
+    model: nn.Module, loss: Tensor, parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Sums of gradients of one term of the loss, with those of one more pass; what the parameters hold is left as it is.
 
-    Under FSDP2 `parameters` are the shards, as the optimiser has them: the gradients are shards, too, of the mean over processes,
-    and all processes must call this. Otherwise they are this process's own.
+    To be called before the backward pass that trains. Under FSDP2 `parameters` are the shards, as the optimiser has them: the
+    gradients are shards, too, of the mean over processes, and all processes must call this. Otherwise they are this process's
+    own, in float32.
+
+    Args:
+        sums: of the passes so far, one per parameter; changed in place. Empty before the first.
     """
+    sums = sums or [None] * len(parameters)
     if not isinstance(model, FSDPModule):
-        return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+        return _added(sums, torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
     held = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = total  # each unit adds its own as soon as it is done, so that no pass's exist as a whole
     kept = gathered_units(model)  # the pass that trains needs them, too, and would not gather them
     for unit in kept:
         unit.set_reshard_after_backward(False, recurse=False)
@@ -161,6 +168,12 @@ def term_gradients(model: nn.Module, loss: Tensor, parameters: Sequence[nn.Param
     for parameter, gradient in zip(parameters, held, strict=True):
         parameter.grad = gradient
     return found
+
+
+def _added(sums: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums of gradients, in float32; the first are taken as they are."""
+    wide = [None if gradient is None else gradient.float() for gradient in found]
+    return [a if b is None else b if a is None else a.add_(b) for a, b in zip(sums, wide, strict=True)]
 
 
 def zero_vision_loss(model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ral.models.sharding import term_gradients
+from ral.models.sharding import add_term_gradients
 from ral.objective.terms import Mean
 from ral.training.nonfinite import total_norm
 
@@ -26,51 +26,69 @@ class GradientBalance(TrainerCallback, ExportableState):
     The factor is 1 until both norms have been above zero. With the anchor `old`, the first inner update is skipped, because its
     attention gradient is exactly zero.
 
-    Memory: a measured step stores one gradient of the trained weights per term, in float32, until its end; under FSDP2, their
-    shards.
+    Memory: a measured step stores one gradient of the trained weights per term, in float32, until its end. Under FSDP2 it stores
+    the attention term's shards alone: the pass that trains then leaves the token loss's in the parameters' `grad`, and `finish`
+    adds the other. This saves a third of the backward passes, too. It rounds otherwise than one pass for both terms; without
+    shards, a measured step stays the same to the last bit.
 
     Args:
         share: of the attention gradient's norm in the token gradient's; None keeps the factor at 1.
+        distils: the loss has terms beside these two, so that what a pass leaves is never the token loss's alone.
     """
 
-    def __init__(self, share: float | None):
-        self.share, self.factor = share, 1.0
+    def __init__(self, share: float | None, distils: bool = False):
+        self.share, self.distils, self.factor = share, distils, 1.0
         self._parameters: list[nn.Parameter] = []
         self._shards: list[nn.Parameter] | None = None
         self._token: list[Tensor | None] = []
         self._attention: list[Tensor | None] = []
 
-    def measure(self, model: nn.Module, token: Tensor, attention: Tensor) -> None:
+    @property
+    def _is_apart(self) -> bool:
+        """Whether the pass that trains leaves the gradient of the token loss alone."""
+        return self._shards is not None and not self.distils
+
+    def measure(self, model: nn.Module, token: Tensor, attention: Tensor, total: Tensor) -> Tensor:
         """Add the gradients of a micro-batch's two losses to those of the step. All processes must call this.
 
-        Runs one backward pass per loss, before the pass that trains, and changes no parameter's `grad`.
+        Runs backward passes before the pass that trains, and changes no parameter's `grad`.
 
         Args:
             token, attention: scalar losses of this process, whose weights count for all processes; the second with λ, but
-                without the factor.
+                without the factor. total: the loss to train with, with the factor.
+
+        Returns:
+            The value of `total`, for the pass that trains.
         """
         self._parameters = self._shards or [p for p in model.parameters() if p.requires_grad]
-        self._token = _added(self._token, term_gradients(model, token, self._parameters))
-        self._attention = _added(self._attention, term_gradients(model, attention, self._parameters))
+        self._attention = add_term_gradients(model, attention, self._parameters, self._attention)
+        if self._is_apart:
+            return token + (total - token).detach()
+        self._token = add_term_gradients(model, token, self._parameters, self._token)
+        return total
 
     def finish(self, accelerator: Accelerator) -> dict[str, Mean]:
         """Compute the norms of the step's gradients and the new factor, after the step's last backward pass.
 
-        That pass and those before it used the last factor. What they left in the parameters' `grad` is brought to the new one;
-        DeepSpeed has made its update by then, and uses the new one from the next step on.
+        What the step's passes left in the parameters' `grad`, with the last factor or without the attention term, is brought to the
+        new factor. DeepSpeed has made its update by then, and uses the new one from the next step on.
 
         Returns:
             `grad/token_norm` and `grad/attention_norm`, the latter with the factor; where the first is not 0 their ratio
             `grad/attention_to_token`.
         """
         token, attention, before = self._token, self._attention, self.factor
-        if self._shards is None and accelerator.num_processes > 1:  # shards are means over processes already
+        scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # of gradients in float16
+        if self._is_apart:
+            token, before = [parameter.grad for parameter in self._parameters], 0.0
+        elif self._shards is None and accelerator.num_processes > 1:  # shards are means over processes already
             token, attention = (self._mean(gradients, accelerator) for gradients in (token, attention))
         token_norm, attention_norm = torch.stack([total_norm(gradients) for gradients in (token, attention)]).tolist()
-        if self.share is not None and token_norm > 0 and 0 < attention_norm < math.inf:
+        if self._is_apart:
+            token_norm /= scale
+        if self.share is not None and 0 < token_norm < math.inf and 0 < attention_norm < math.inf:
             self.factor = self.share * token_norm / attention_norm
         if self.factor != before:
-            scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # of gradients in float16
             for parameter, gradient in zip(self._parameters, attention, strict=True):
                 if parameter.grad is not None and gradient is not None:
                     parameter.grad.add_(gradient, alpha=(self.factor - before) * scale)
@@ -99,11 +117,3 @@ class GradientBalance(TrainerCallback, ExportableState):
         saved: Any = state.stateful_callbacks  # annotated as a list of callbacks, but a dict of their states
         if type(self).__name__ in saved:
             self.factor = saved[type(self).__name__]["attributes"]["factor"]
-
-
-def _added(total: list[Tensor | None], found: list[Tensor | None]) -> list[Tensor | None]:
-    """Sums of gradients, in float32; the first are taken as they are."""
-    found = [None if gradient is None else gradient.float() for gradient in found]
-    if not total:
-        return found
-    return [a if b is None else b if a is None else a.add_(b) for a, b in zip(total, found, strict=True)]

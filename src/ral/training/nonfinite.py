@@ -49,10 +49,16 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
     def dump(self, what: str) -> Dump:
         """Dump the current optimiser step for `ral replay`; `what` names the non-finite value."""
 
+    def complete_gradient(self) -> None:
+        """Add to the step's gradient what its backward passes have not left there."""
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As Trainer's, but checks the gradient of the whole step before it is clipped."""
+        """As Trainer's, but completes and checks the gradient of the whole step before it is clipped."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients and not self._is_scaled():
+        if not self.accelerator.sync_gradients:
+            return loss
+        self.complete_gradient()
+        if not self._is_scaled():
             self.require_finite("the gradient's norm", self._gradient_norm(model))
         return loss
 

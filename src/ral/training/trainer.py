@@ -154,7 +154,9 @@ class RALTrainer(NonFiniteGuardTrainer):
         )  # fmt: skip
         self.teacher = load_teacher(teacher, processor, args)
         self.vision_cache = vision_cache(policy, args)
-        self.balance = GradientBalance(args.attention_share)
+        self.balance = GradientBalance(
+            args.attention_share, distils=args.distill_coef > 0 or args.attention_distill_coef > 0
+        )
         self.rollouts: list[list[TrainingGroup]] = []  # of all updates that learn from them
         self.groups: list[list[TrainingGroup]] = []  # of this update
         self._means = RunningMeans()
@@ -316,18 +318,16 @@ class RALTrainer(NonFiniteGuardTrainer):
         losses = micro_batch_loss(self.model, groups, outputs, args, measure, partial(gather_all, self.accelerator))
         for metrics in losses.metrics:
             self._means.add(metrics)
-        if measure:
-            self.balance.measure(self.model, losses.token, args.attention_coef * losses.attention)
         loss = losses.total(args.attention_coef * self.balance.factor)
         self.require_finite_losses(loss)
+        if measure:
+            loss = self.balance.measure(self.model, losses.token, args.attention_coef * losses.attention, loss)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As Trainer's, but measures and balances both terms' gradients after the step's last micro-batch."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients and self._measures_gradients():
+    def complete_gradient(self) -> None:
+        """Measure and balance both terms' gradients after the step's last micro-batch."""
+        if self._measures_gradients():
             self._means.add(self.balance.finish(self.accelerator))
-        return loss
 
     def keep_old(self, group: TrainingGroup, output: GroupOutput) -> None:
         """Store the first inner update's pass of each group as its old pass."""
