@@ -138,7 +138,8 @@ def train(case: Case) -> int:
     model = build(case)
     model.generation_config = GenerationConfig(eos_token_id=processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
     noise = np.random.default_rng(0).integers(0, 256, (case.side, case.side, 3), dtype=np.uint8)
-    records = [Record(str(n), "what colour?", "blue", images=(Image.fromarray(noise),)) for n in range(64)]
+    picture = Image.fromarray(noise)
+    records = [Record(str(n), "what colour?", "blue", images=(picture,)) for n in range(64)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = RALTrainer(
             model, settings(case, folder), records, processing_class=processor, peft_config=adapter(case)
@@ -294,8 +295,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure the cases whose names contain this")
     parser.add_argument("--resume", action="store_true", help="keep what the output holds, and measure the rest")
     args = parser.parse_args()
-    # Freed memory goes back at once, so that the peak counts what is in use and not what the C library keeps for later.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
+    # Freed memory goes back at once, so that the peak counts what is in use and not what libraries keep for later.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MKL_DISABLE_FAST_MM": "1"}
     earlier = json.loads(args.output.read_text()) if args.resume and args.output.is_file() else {}
     known = {one["name"]: one for one in earlier.get("cases", ())}
     kept = {"cases": [], "rollouts": earlier.get("rollouts", [])}

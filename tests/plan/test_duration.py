@@ -7,7 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ral.attention import forward_groups, prepare_prompt
-from ral.plan.duration import Machine, decoding_seconds, duration, forward_flops
+from ral.plan.duration import (
+    Machine,
+    decoding_seconds,
+    duration,
+    forward_flops,
+    gathering_seconds,
+    rows_seconds,
+)
 from ral.plan.shapes import weights_of
 from tests.plan.test_memory import G, P, R, published, setup_for
 from tests.tiny import completions, tiny_model
@@ -39,6 +46,43 @@ def test_sampling_the_whole_step_at_once_takes_a_sixteenth_of_the_decoding_steps
     assert (one.updates, one.passes) == (all_at_once.updates, all_at_once.passes)
     assert one.rollouts / all_at_once.rollouts > 10
     assert duration(published(rollout_rows=64), Machine(), None).rollouts == pytest.approx(one.rollouts / 8, rel=0.1)
+
+
+def test_parts_of_a_rollout_batch_share_its_sampling_and_their_later_ones_have_an_old_pass() -> None:
+    """With three parts a step's share of the rollouts is as before; two of three micro-batches have a pass more, before any update."""
+    one, three = (published(parts=parts, rollout_rows=8, iterations=1, captured=0) for parts in (1, 3))
+    alone, together = (duration(setup, Machine(), None) for setup in (one, three))
+    assert (together.rollouts, together.prompts) == (pytest.approx(alone.rollouts), 3 * alone.prompts)
+    forward = forward_flops(one, one.model) / (0.4 * 989e12)
+    assert alone.passes == pytest.approx(16 * forward)  # the reference's
+    assert together.passes == pytest.approx(16 * forward * (1 + 2 / 3))
+
+
+def test_rows_are_multiplied_in_32_bits_by_the_heads_that_they_are_the_mean_of() -> None:
+    """By hand: 8 · 1,024 queries of 28 heads with 2,304 keys of 128 numbers; in an update four times, in the forward and thrice in the
+    backward."""
+    every, four, none = (published(**heads) for heads in ({}, {"heads": 4}, {"captured": 0}))
+    products = 2 * 8 * 1024 * (1280 + 1024) * 28 * 128 / (0.4 * 67e12)
+    assert rows_seconds(every, Machine()) == pytest.approx(products)
+    assert rows_seconds(four, Machine()) == pytest.approx(products / 7)
+    updates = [duration(setup, Machine(), None).updates for setup in (every, four, none)]
+    assert updates[0] - updates[2] == pytest.approx(16 * 4 * products)
+    assert updates[1] - updates[2] == pytest.approx(16 * 4 * products / 7)
+
+
+def test_shards_on_the_host_are_brought_for_every_gathering_and_updated_there() -> None:
+    """By hand, of 7B on 8 GPUs: 8.292 · 4 / 8 billion bytes of weights for each gathering, and to update 7.616 / 8 billion parameters
+    28 bytes each (weight, gradient and two states are read, weight and states written), at 0.05 TB/s.
+    """
+    here = published(gathered=False)
+    there = replace(here, offloaded=True, offloaded_weights=True)
+    brought = 8.292e9 * 4 / 8 / 0.05e12
+    assert gathering_seconds(there, Machine()) - gathering_seconds(here, Machine()) == pytest.approx(brought, rel=1e-3)
+    before, after = (duration(setup, Machine(), None).updates for setup in (here, there))
+    assert after - before == pytest.approx(28 * 7.616e9 / 8 / 0.05e12, rel=1e-3)  # while layers compute, shards come
+    zero = published(sharding="zero2")
+    before, after = (duration(replace(zero, offloaded=on), Machine(), None).updates for on in (False, True))
+    assert after - before == pytest.approx((28 + 2 + 2) * 7.616e9 / 8 / 0.05e12, rel=1e-3)
 
 
 def test_halving_the_utilisation_doubles_the_updates() -> None:

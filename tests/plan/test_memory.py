@@ -142,7 +142,10 @@ def test_every_setting_goes_its_way(change: dict, effect: int) -> None:
 
 def test_measured_norms_take_a_gradient_of_each_term_in_shards_where_there_are_any() -> None:
     name = "gradients of each term, to measure their norms"
-    for changes, share in (({}, 2 / 8), ({"sharding": "ddp"}, 3), ({"sharding": "ddp", "accumulation": 1}, 2)):
+    taught = {"teacher": meta_shape("Qwen2.5-VL-7B")}
+    for changes, share in (
+        ({}, 1 / 8), (taught, 2 / 8), ({"sharding": "ddp"}, 3), ({"sharding": "ddp", "accumulation": 1}, 2),
+    ):  # fmt: skip
         found = sizes(memory(published(norm_steps=10, **changes)))[name]
         assert found == pytest.approx(share * 4 * 7.616e9, rel=1e-3), changes
     assert name not in sizes(memory(published(norm_steps=0)))
@@ -178,10 +181,53 @@ def test_rows_reach_over_prompt_and_completion() -> None:
         ]
         for captured, target in ((0, False), (1, False), (2, False), (1, True))
     }
-    row = 16 * 4 * 8 * 1024 * (1280 + 1024)  # prompts of a step, float32, G, R, P + R
+    row = 16 * 4 * 8 * 1024 * (1280 + 1024)  # prompts of a rollout batch, float32, G, R, P + R
     assert kept[1, False] - kept[0, False] == row
     assert kept[2, False] - kept[0, False] == 2 * row
     assert kept[1, True] - kept[1, False] == row
+
+
+def test_a_rollout_batch_of_several_parts_is_kept_whole() -> None:
+    """By hand: 1,176 values a visual token, features of 3,584 numbers in 16 bits, old rows in 32; three parts of 16 prompts."""
+    prompt = 4 * 1024 * 1176 * 4 + 2 * 1024 * 3584 + 4 * 8 * 1024 * (1280 + 1024)
+    for parts in (1, 3):
+        found = memory(published(parts=parts, rollout_rows=8))
+        assert in_phase(found, "update")["prompts and rollouts of the step"] == 16 * parts * prompt
+        assert (
+            in_phase(found, "rollouts")["key/value cache"]
+            == in_phase(memory(published(rollout_rows=8)), "rollouts")["key/value cache"]
+        )
+    # All of them are sampled at once if the rows are not bounded, and their old pass is made before the updates.
+    assert published(parts=3).sampled == 48
+    alone = published(parts=3, reference=False, reference_pass=False)
+    assert "a pass without gradient" in in_phase(memory(alone), "passes")
+    assert "a pass without gradient" not in in_phase(memory(replace(alone, parts=1)), "passes")
+
+
+def test_fewer_heads_take_fewer_queries_and_a_key_each() -> None:
+    """By hand, of 8 · 1,024 tokens behind 1,280: 28 queries and 4 keys of 128 numbers in all, 4 and 4 of four heads; each of four
+    bytes, with a gradient of the same size.
+    """
+    written, every = 8 * 1024, 8 * 1024 + 1280
+    pass_of = {
+        heads: in_phase(memory(published(heads=heads)), "passes")["a pass without gradient"] for heads in (None, 4, 28)
+    }
+    assert pass_of[None] - pass_of[4] == 2 * 4 * 128 * (28 - 4) * written
+    assert pass_of[28] - pass_of[None] == 2 * 4 * 128 * (28 - 4) * every
+
+
+def test_the_check_of_the_first_prompt_comes_before_there_are_states_of_an_optimiser() -> None:
+    """By hand: its own logits of 1,288 tokens, in 16 bits and widened to 32, are more than two copies of a prompt of 7B."""
+    found = memory(published(), libraries=False)
+    logits = (2 + 4) * 1288 * 152064
+    layer = 1288 * (2 * 3 * 18944 + 4 * 3584 * 2)
+    assert in_phase(found, "check")["two completions behind copies of a prompt; its logits"] == logits + layer
+    assert "optimiser states (shard)" not in in_phase(found, "check")
+    # In 32 bits and with few words in the vocabulary the masks of both copies are the most: a byte and four, P + 8 squared.
+    model = tiny_model("llama")
+    small = setup_for(model, weights_of(model, None, four_bits=False), prompt=3000)
+    copies = 2 * 3008**2 * 5
+    assert 1 < in_phase(memory(small), "check")["two completions behind copies of a prompt; its logits"] / copies < 1.1
 
 
 # --- where weights are, and what samples --------------------------------------------------------------------------
@@ -215,11 +261,36 @@ def test_the_host_holds_a_model_for_every_process_that_reads_it() -> None:
     assert host_memory(every) - host_memory(replace(every, loads=1)) == pytest.approx(
         4 * (8 * 8.292e9 - 8.292e9), rel=1e-3
     )
-    offloaded = host_memory(replace(published(sharding="zero2"), offloaded=True)) - host_memory(
-        published(sharding="zero2")
+
+
+def test_deepspeed_offloads_states_weights_and_gradients_of_32_bits() -> None:
+    """DeepSpeed's own estimate (`estimate_zero2_model_states_mem_needs`): with an optimiser on the host a GPU holds two bytes a
+    parameter, and the host 16 (Adam's 8, the weight's and the gradient's 4 each) before its buffers.
+    """
+    here, there = (replace(published(sharding="zero2", reference=False), offloaded=on) for on in (False, True))
+    # By hand: 8.292 billion weights, of which 7.616 are trained; what is saved is gathered beside what is offloaded.
+    assert host_memory(there) - host_memory(here) == pytest.approx(16 * 7.616e9 - 4 * (8.292e9 - 7.616e9), rel=1e-3)
+    items = sizes(memory(there))
+    assert not {"optimiser states (shard)", "trained weights, 32 bits (shard)"} & items.keys()
+    assert items["weights, 16 bits"] == pytest.approx(2 * 8.292e9, rel=1e-3)
+    assert items["gradients"] == 2 * 5e8  # the bucket on its way
+
+
+def test_fsdp_offloads_all_shards() -> None:
+    """By hand, of 7B on 8 GPUs, each process: weights 8.292 · 4 / 8, states 7.616 · 8 / 8, gradients and the measured term's 7.616 · 4 / 8
+    each, the reference 8.292 · 2 / 8 billion bytes. They leave the GPU, and the host of eight processes holds them.
+    """
+    here = published(gathered=False, norm_steps=10)
+    there = replace(here, offloaded=True, offloaded_weights=True)
+    billions = 4.146 + 7.616 + 2 * 3.808 + 2.073
+    assert memory(here, libraries=False).total("update") - memory(there, libraries=False).total(
+        "update"
+    ) == pytest.approx(1e9 * billions, rel=1e-3)
+    # Without offloading the most is there while the weights are read by eight processes at once.
+    one = replace(here, loads=1), replace(there, loads=1)
+    assert host_memory(one[1]) - host_memory(one[0]) == pytest.approx(
+        8e9 * billions + 4 * (7.616e9 - 8.292e9), rel=1e-3
     )
-    assert offloaded == pytest.approx(12 * 7.616e9 - 4 * (8.292e9 - 7.616e9), rel=1e-3)
-    assert "optimiser states (shard)" not in sizes(memory(replace(published(sharding="zero2"), offloaded=True)))
 
 
 @pytest.mark.parametrize(
@@ -237,3 +308,27 @@ def test_published_models_by_hand(name: str, active: float, token: int, state: i
     assert (shape.decoder.token, shape.decoder.state) == (token, state)
     windows = {layer.sight.window for layer in shape.decoder.layers}
     assert windows == ({1024, None} if name.startswith("gemma") else {None})
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "hidden", "gated", "keys", "seeing", "billions"),
+    [("7B", 28, 3584, 18944, 512, 3420, 8.292), ("72B", 80, 8192, 29568, 1024, 3456, 73.41)],
+)
+def test_a_few_lines_of_arithmetic_say_the_same_of_published_sizes(
+    size: str, layers: int, hidden: int, gated: int, keys: int, seeing: int, billions: float
+) -> None:
+    """Independent of the planner: parameters from config.json's numbers, and 16 bytes for each that is trained (ZeRO, arXiv 1910.02054,
+    section 3.1, with weights in 32 bits alone: 4 of the weight, 4 of its gradient, 8 of Adam's states).
+    """
+    attention = 2 * hidden * hidden + 2 * hidden * keys + hidden + 2 * keys
+    decoder = layers * (attention + 3 * hidden * gated + 2 * hidden) + 2 * 152064 * hidden + hidden
+    # Tower of 32 layers, 1280 wide, with gated units, and a merger of four patches.
+    tower = 32 * (4 * 1280**2 + 4 * 1280 + 3 * 1280 * seeing + 2 * seeing + 1280 + 2 * 1280) + 1176 * 1280
+    tower += 1280 + 5120 * (5120 + 1) + hidden * (5120 + 1)
+    setup = published(size, norm_steps=0)
+    assert setup.weights.trained == pytest.approx(decoder, rel=1e-6)
+    assert setup.model.parameters == pytest.approx(decoder + tower, rel=1e-5)
+    assert decoder + tower == pytest.approx(billions * 1e9, rel=1e-3)
+    items = sizes(memory(setup))
+    states = items["weights (shard)"] + items["optimiser states (shard)"] + items["gradients"]
+    assert states == pytest.approx((16 * decoder + 4 * tower) / 8, rel=1e-5)

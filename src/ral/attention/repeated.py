@@ -147,7 +147,7 @@ def additive(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
         shape = (q.shape[0], 1, q.shape[2], k.shape[2])
         mask = torch.ones(shape, dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+        mask = torch.where(mask, q.new_zeros(()), torch.finfo(q.dtype).min)  # one tensor of its size, and no more
     return mask
 
 

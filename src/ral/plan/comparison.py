@@ -23,8 +23,10 @@ class Arm:
     host: float
 
     @classmethod
-    def of(cls, name: str, setup: Setup, machine: Machine, steps: int | None, completion: int) -> Arm:
-        time = duration(replace(setup, completion=completion), machine, steps)
+    def of(
+        cls, name: str, setup: Setup, machine: Machine, steps: int | None, completion: int, epochs: float = 1.0
+    ) -> Arm:
+        time = duration(replace(setup, completion=completion), machine, steps, epochs)
         return cls(name, setup, memory(setup), time, host_memory(setup))
 
     @property

@@ -25,6 +25,8 @@ class Machine:
         layer_ms: milliseconds that one layer takes in a decoding step at least, as its kernels are started one by one;
             server_layer_ms: of a server, which starts them together.
         link, network, disk: 10¹² bytes a second that a GPU gets from others of its machine, from other machines, from a folder.
+        host: that it exchanges with the host's memory, and that the host's processors move for it.
+        float_tflops: peak of products in 32 bits.
     """
 
     tflops: float = 989.0
@@ -35,6 +37,8 @@ class Machine:
     link: float = 0.3
     network: float = 0.04
     disk: float = 0.002
+    host: float = 0.05
+    float_tflops: float = 67.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -57,6 +61,7 @@ class Duration:
 
     Attributes:
         prompts: of one rollout batch, on all GPUs. steps: optimiser steps of the run.
+        cached: seconds of a step that kept features of the vision tower save after the first epoch. epochs: of the run.
     """
 
     rollouts: float
@@ -64,6 +69,8 @@ class Duration:
     updates: float
     prompts: int
     steps: int | None
+    cached: float = 0.0
+    epochs: float = 1.0
 
     @property
     def step(self) -> float:
@@ -71,36 +78,67 @@ class Duration:
 
     @property
     def hours(self) -> float | None:
-        return None if self.steps is None else self.steps * self.step / 3600
+        later = 1 - 1 / max(1.0, self.epochs)
+        return None if self.steps is None else self.steps * (self.step - later * self.cached) / 3600
 
 
-def duration(setup: Setup, machine: Machine, steps: int | None) -> Duration:
-    """Estimate the time of `setup`, with all completions of the stated length."""
+def duration(setup: Setup, machine: Machine, steps: int | None, epochs: float = 1.0) -> Duration:
+    """Estimate the time of `setup`, with all completions of the stated length.
+
+    `epochs`: how often the run sees each record, for features of the vision tower that are kept.
+    """
     s, model = setup, setup.model
     speed = machine.tflops * machine.utilisation * 1e12
-    forward = forward_flops(s, model)
-    prompts = s.prompts * s.accumulation
-    prefill = prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2)
-    vision = prompts * 2 * model.vision_parameters * s.visual * model.visual_patches
+    prompts = s.prompts * s.accumulation * s.parts
+    prefill = prompts * _decoder_flops(model, s.prompt, s.prompt**2 / 2) / speed
+    vision = prompts * 2 * model.vision_parameters * s.visual * model.visual_patches / speed
+    read = prompts * s.features / (machine.disk * 1e12) if s.vision_cache else vision
     gather = gathering_seconds(s, machine)
-    rollouts = (vision + prefill) / speed + _sampling(s, machine, gather)
+    return Duration(
+        rollouts=(vision + prefill + _sampling(s, machine, gather)) / s.updates,
+        passes=s.accumulation * _passes(s, machine, gather) / s.iterations,
+        updates=_updates(s, machine, gather),
+        prompts=s.asked_by_all,
+        steps=steps,
+        cached=max(0.0, vision - read) / s.updates,
+        epochs=epochs,
+    )
 
+
+def _passes(s: Setup, machine: Machine, gather: float) -> float:
+    """The passes without gradient over a micro-batch."""
+    speed = machine.tflops * machine.utilisation * 1e12
     frozen = int(s.reference_pass) + int(s.teacher is not None)
-    passes = (int(s.reference_pass) + int(s.target_pass)) * forward
-    passes += forward_flops(s, s.teacher) if s.teacher else 0.0
+    # The policy's: for a target, and over what is learnt from only after an update on other parts of the rollout batch.
+    own = int(s.target_pass) + 1 - 1 / s.parts
+    seconds = (int(s.reference_pass) + own) * forward_flops(s, s.model) / speed + own * rows_seconds(s, machine)
+    seconds += forward_flops(s, s.teacher) / speed if s.teacher else 0.0
     # Gathering goes on while layers compute: the slower of the two counts. Reference and teacher always give weights back.
-    gathered = gather * (frozen * (s.sharding == "fsdp2") + int(s.target_pass) * s.gives_back)
+    return max(seconds, gather * (frozen * (s.sharding == "fsdp2") + own * s.gives_back))
+
+
+def _updates(s: Setup, machine: Machine, gather: float) -> float:
+    """Forward and backward passes of an optimiser step, and what an optimiser in the host's memory takes."""
+    forward = forward_flops(s, s.model)
     # The backward forms two products for each of the forward's, one where the weights are frozen.
     backward = forward * ((2 if s.weights.method == "full" else 1) + int(s.checkpointing))
-    measured = 2 * backward / s.norm_steps if s.norm_steps else 0.0
+    often = 1 / s.norm_steps if s.norm_steps else 0.0
+    products = (forward + (1 + often * s.measured) * backward) / (machine.tflops * machine.utilisation * 1e12)
+    # A backward forms rows again, and from their gradient those of two factors. That of the token loss alone has no rows.
+    rows = (1 + 3 * (1 + often * (s.measured - 1))) * rows_seconds(s, machine)
     communication = s.accumulation * gather * (2 if s.gives_back else 1) + _reducing(s, machine)
-    return Duration(
-        rollouts=rollouts / s.iterations,
-        passes=s.accumulation * max(passes / speed, gathered) / s.iterations,
-        updates=max(s.accumulation * (forward + backward + measured) / speed, communication),
-        prompts=s.prompts * s.accumulation * s.gpus,
-        steps=steps,
-    )
+    return max(s.accumulation * (products + rows), communication) + _optimising(s, machine)
+
+
+def _optimising(s: Setup, machine: Machine) -> float:
+    """An optimiser in the host's memory: it reads weight, gradient and states and writes weight and states. On a GPU it takes no time.
+
+    DeepSpeed brings gradients in 16 bits there, and such weights back.
+    """
+    if not s.offloaded:
+        return 0.0
+    each = FLOAT + 2 * (FLOAT + s.optimiser) + (0 if s.offloaded_weights else 2 * HALF)
+    return each * s.weights.trained / s.shards / (machine.host * 1e12)
 
 
 def _sampling(s: Setup, machine: Machine, gather: float) -> float:
@@ -119,17 +157,18 @@ def _bandwidth(s: Setup, machine: Machine) -> float:
 
 def gathering_seconds(s: Setup, machine: Machine) -> float:
     """Time to gather all weights once, where they are sharded."""
-    if s.sharding not in ("fsdp2", "zero3") or s.gpus == 1:
+    if s.sharding not in ("fsdp2", "zero3"):
         return 0.0
-    return s.compute * s.model.parameters * (1 - 1 / s.gpus) / _bandwidth(s, machine)
+    # Shards in the host's memory are brought to the GPU as they are stored.
+    brought = s.weights.stored / s.shards / (machine.host * 1e12) if s.offloaded_weights else 0.0
+    return brought + s.compute * s.model.parameters * (1 - 1 / s.gpus) / _bandwidth(s, machine)
 
 
 def _reducing(s: Setup, machine: Machine) -> float:
     """Time to add up gradients over processes in one optimiser step; FSDP2 does after every pass, with as many bytes out as in."""
-    if s.gpus == 1:
-        return 0.0
     times = s.accumulation if s.sharding == "fsdp2" else 2
-    return times * FLOAT * s.weights.trained * (1 - 1 / s.gpus) / _bandwidth(s, machine)
+    brought = FLOAT * s.weights.trained / s.shards / (machine.host * 1e12) if s.offloaded_weights else 0.0
+    return times * (brought + FLOAT * s.weights.trained * (1 - 1 / s.gpus) / _bandwidth(s, machine))
 
 
 def forward_flops(s: Setup, model: ModelShape) -> float:
@@ -140,6 +179,14 @@ def forward_flops(s: Setup, model: ModelShape) -> float:
         return s.prompts * s.group * _decoder_flops(model, length, length**2 / 2) + head
     pairs = s.prompt**2 / 2 + sum(block * (s.prompt + block) for block in s.blocks)
     return s.prompts * _decoder_flops(model, s.layout.total, pairs) + head
+
+
+def rows_seconds(s: Setup, machine: Machine) -> float:
+    """Time of the products, in 32 bits, that one pass forms the attention rows of a micro-batch from: every query with every key."""
+    share = 1.0 if s.heads is None else s.heads / s.model.heads
+    numbers = sum(share * layer.queries for layer in s.captured_layers)
+    products = 2 * s.prompts * s.group * s.completion * (s.prompt + s.completion) * numbers
+    return products / (machine.float_tflops * machine.utilisation * 1e12)
 
 
 def decoding_seconds(s: Setup, machine: Machine) -> float:

@@ -14,13 +14,15 @@ from typing import Literal
 from ral.attention.forward import LOGIT_CHUNK_ELEMENTS
 from ral.attention.prefix import ROOM
 from ral.attention.rows import CHUNK_ELEMENTS
+from ral.attention.selfcheck import LENGTH
 from ral.plan.setup import HALF, MACHINE, Setup
 from ral.plan.shapes import Layer, ModelShape
 from ral.rollouts.room import DRAW_BYTES
 
-Phase = Literal["rollouts", "passes", "update", "optimiser"]
-#: The phases of a step, and what is done in each.
+Phase = Literal["check", "rollouts", "passes", "update", "optimiser"]
+#: The phases of a step, and what is done in each; the first is there once.
 PHASES: dict[Phase, str] = {
+    "check": "checking the computation on the first prompt",
     "rollouts": "sampling the completions",
     "passes": "reference, teacher and anchor, without gradient",
     "update": "forward and backward",
@@ -87,54 +89,59 @@ def memory(setup: Setup, libraries: bool = True) -> Memory:
 def _held(s: Setup) -> Iterator[Item]:
     """Items that exist during the whole run."""
     always: tuple[Phase, ...] = tuple(PHASES)
+    later: tuple[Phase, ...] = ("rollouts", "passes", "update", "optimiser")
     n, trained, parameters = s.shards, s.weights.trained, s.model.parameters
     if s.sharding in ("zero2", "zero3"):
         split = s.gpus if s.sharding == "zero3" else 1
         yield Item("weights, 16 bits" + (" (shard)" if split > 1 else ""), HALF * parameters / split, always)
-        yield Item("trained weights, 32 bits (shard)", FLOAT * trained / n, always)
-    else:
+        if not s.offloaded:
+            yield Item("trained weights, 32 bits (shard)", FLOAT * trained / n, always)
+    elif not s.offloaded_weights:
         yield Item("weights" + (" (shard)" if n > 1 else ""), s.weights.stored / n, always)
     if not s.offloaded:
-        yield Item("optimiser states" + (" (shard)" if n > 1 else ""), s.optimiser * trained / n, always)
-    split = s.gpus if s.sharding == "fsdp2" else 1
-    shard = " (shard)" if split > 1 else ""
-    if s.reference:  # of shards in the precision that is computed in
-        each = s.compute if s.sharding == "fsdp2" else FLOAT
-        yield Item("reference model" + shard, each * parameters / split, always)
-    if s.teacher:
-        yield Item("teacher" + shard, s.teacher.parameters * s.teacher.saved_bytes / split, always)
+        yield Item("optimiser states" + (" (shard)" if n > 1 else ""), s.optimiser * trained / n, later)
+    if not s.offloaded_weights:
+        shard = " (shard)" if s.fsdp_shards > 1 else ""
+        for name, size in _frozen(s):
+            yield Item(name + shard, size, always)
     if s.sampler == "shared":
         yield Item("the sleeping server", ASLEEP, ("passes", "update", "optimiser"))
-    yield Item("prompts and rollouts of the step", _kept(s), ("rollouts", "passes", "update", "optimiser"))
+    yield Item("prompts and rollouts of the step", _kept(s), later)
+
+
+def _frozen(s: Setup) -> Iterator[tuple[str, float]]:
+    """Reference and teacher by name, and the bytes that each process holds of them."""
+    if s.reference:  # of shards in the precision that is computed in
+        each = s.compute if s.sharding == "fsdp2" else FLOAT
+        yield "reference model", each * s.model.parameters / s.fsdp_shards
+    if s.teacher:
+        yield "teacher", s.teacher.parameters * s.teacher.saved_bytes / s.fsdp_shards
 
 
 def _of_phases(s: Setup) -> Iterator[Item]:
     """Items that exist only within a step, by phase."""
-    working: tuple[Phase, ...] = ("rollouts", "passes", "update")
-    yield Item("weights to compute with", _gathered(s), working if s.sampler == "own" else ("passes", "update"))
+    working: tuple[Phase, ...] = ("check", "passes", "update")
+    yield Item("weights to compute with", _gathered(s), (*working, "rollouts") if s.sampler == "own" else working)
+    yield Item("two completions behind copies of a prompt; its logits", _check(s), ("check",))
     if s.sampler == "own":
         yield Item("key/value cache", _cache(s), ("rollouts",))
         yield Item("sampling: prefill and logits", _forward(s, s.sampled * s.prompt) + _drawing(s), ("rollouts",))
     if s.sampler == "shared":
-        yield Item("the server's weights", HALF * s.model.parameters / s.server_gpus + AWAKE, ("rollouts",))
+        awake = HALF * s.model.parameters / s.server_gpus + AWAKE
+        yield Item("the server's weights", awake, ("check", "rollouts"))
         yield Item("the server's keys and values", _served_cache(s), ("rollouts",))
     if s.sharding == "fsdp2":
         for name, model in (("reference model", s.model if s.reference else None), ("teacher", s.teacher)):
             if model is not None:
                 yield Item(f"{name}, gathered", s.compute * _layer_by_layer(model), ("passes",))
-    if s.reference_pass or s.target_pass or s.teacher:
+    if s.reference_pass or s.target_pass or s.teacher or s.parts > 1:
         yield Item("a pass without gradient", _forward(s, s.tokens) + _logits(s) + _rows(s), ("passes",))
     gradients = _gradients(s)
     yield Item("gradients", gradients, ("update", "optimiser") if s.accumulation > 1 else ("optimiser",))
     if s.sharding == "ddp" and s.gpus > 1:
         yield Item("gradient buckets of DDP", FLOAT * s.weights.trained, ("update", "optimiser"))
-    if s.norm_steps:
-        # Sums over the step of both terms, in 32 bits; beside them a pass's own, where it is not the first or is not sharded.
-        copies = 2 if s.sharding == "fsdp2" or s.accumulation == 1 else 3
-        split = s.gpus if s.sharding == "fsdp2" else 1
-        yield Item(
-            "gradients of each term, to measure their norms", copies * FLOAT * s.weights.trained / split, ("update",)
-        )
+    if not s.offloaded_weights:
+        yield Item("gradients of each term, to measure their norms", _measured(s), ("update",))
     kept, peak = _activations(s)
     # With one pass a step, gradients come into being while activations go.
     growing = gradients if s.accumulation == 1 and not s.norm_steps else 0.0
@@ -166,11 +173,22 @@ def _layer_by_layer(model: ModelShape) -> float:
 
 
 def _gradients(s: Setup) -> float:
-    """Bytes of the gradients; FSDP2 shares them out after every pass."""
-    trained = s.weights.trained
+    """Bytes of the gradients; FSDP2 shares them out after every pass. Those of an optimiser on the host go there."""
+    trained = 0 if s.offloaded else s.weights.trained
     if s.sharding == "ddp":
         return FLOAT * trained
     return FLOAT * trained / s.gpus if s.sharding == "fsdp2" else HALF * (trained / s.gpus + ZERO_BUCKET)
+
+
+def _measured(s: Setup) -> float:
+    """Bytes of the terms' gradients, sums over the step in 32 bits; beside them a pass's own, if it is not the first.
+
+    FSDP2 adds a pass's shards to the sums layer by layer.
+    """
+    if not s.norm_steps:
+        return 0.0
+    copies = s.measured + int(s.sharding != "fsdp2" and s.accumulation > 1)
+    return copies * FLOAT * s.weights.trained / s.fsdp_shards
 
 
 def _activations(s: Setup) -> tuple[float, float]:
@@ -236,6 +254,18 @@ def _forward(s: Setup, tokens: int) -> float:
     return tokens * (s.compute * 3 * gate + 4 * s.model.decoder.hidden * s.residual)
 
 
+def _check(s: Setup) -> float:
+    """Two copies of a prompt without gradient, with the masks of their layers, or the model's own logits at all of its tokens.
+
+    A mask of one byte is there, and one in the precision that is computed in; autocast makes the logits ones of 32 bits.
+    """
+    length = s.prompt + LENGTH
+    wide = max(layer.queries + layer.outputs for layer in s.model.decoder.kinds)
+    copies = 2 * length**2 * (1 + s.compute) + max(_forward(s, 2 * length), 2 * length * 2 * wide * s.compute)
+    each = s.compute + (FLOAT if s.mixed else 0)
+    return max(copies, _forward(s, length) + each * length * s.model.vocabulary)
+
+
 def _logits(s: Setup) -> float:
     """One chunk of logits and its gradient."""
     rows = min(s.prompts * s.group * s.completion, max(1, LOGIT_CHUNK_ELEMENTS // s.model.vocabulary))
@@ -243,8 +273,17 @@ def _logits(s: Setup) -> float:
 
 
 def _rows(s: Setup) -> float:
-    """The attention rows of all groups of a pass, and one chunk of them per head."""
-    return s.captured * s.prompts * ROW_TENSORS * _row_tensor(s) + (2 * CHUNK_ELEMENTS * FLOAT if s.captured else 0)
+    """The attention rows of all groups of a pass, query and key of their heads with gradients, and one chunk of them per head."""
+    rows = s.captured * s.prompts * ROW_TENSORS * _row_tensor(s) + (2 * CHUNK_ELEMENTS * FLOAT if s.captured else 0)
+    return rows + sum(s.prompts * 2 * FLOAT * _looking(s, layer) for layer in s.captured_layers)
+
+
+def _looking(s: Setup, layer: Layer) -> float:
+    """Numbers of one group's queries and keys that rows are formed of; of chosen heads each has a key of its own."""
+    written = s.group * s.completion
+    share = 1.0 if s.heads is None else s.heads / layer.heads
+    keys = layer.held.keys if s.heads is None else share * layer.queries
+    return share * layer.queries * written + keys * (s.prompt + written)
 
 
 def _row_tensor(s: Setup) -> float:
@@ -253,11 +292,11 @@ def _row_tensor(s: Setup) -> float:
 
 
 def _kept(s: Setup) -> float:
-    """Per prompt of the step: vision features, the pixels they are from, and the old (and target) rows."""
+    """Per prompt of the rollout batch: vision features, the pixels they are from, and the old (and target) rows."""
     targets = 1 + int(s.target_pass)
     pixels = FLOAT * s.visual * s.model.visual_values
-    features = s.visual * s.model.decoder.hidden * s.compute
-    return s.prompts * s.accumulation * (pixels + features + targets * s.captured * _row_tensor(s))
+    prompts = s.prompts * s.accumulation * s.parts
+    return prompts * (pixels + s.features + targets * s.captured * _row_tensor(s))
 
 
 def _cache(s: Setup) -> float:
@@ -293,5 +332,14 @@ def host_memory(s: Setup) -> float:
     loading = s.loads * read * parameters
     # The main process gathers what is saved, and what a server is sent, in whole tensors.
     gathering = max(FLOAT * s.weights.trained, s.sent)
-    offloaded = local * (s.optimiser + FLOAT) * s.weights.trained / s.shards if s.offloaded else 0.0
-    return max(loading, gathering + offloaded) + local * PROCESS
+    return max(loading, gathering + local * _on_host(s)) + local * PROCESS
+
+
+def _on_host(s: Setup) -> float:
+    """Bytes of one process that would be its GPU's if they were not offloaded: optimiser, weights and gradients, all in 32 bits."""
+    if not s.offloaded:
+        return 0.0
+    optimised = (s.optimiser + FLOAT) * s.weights.trained / s.shards
+    if not s.offloaded_weights:
+        return optimised + FLOAT * s.weights.trained / s.shards
+    return optimised + s.weights.stored / s.shards + _measured(s) + sum(size for _, size in _frozen(s))

@@ -47,6 +47,12 @@ class Plan:
     host: float
     host_limit: float | None = None
     compared: tuple[Arm, ...] = ()
+    examples: int | None = None
+
+    @property
+    def cache(self) -> float | None:
+        """Bytes on disk of the vision tower's features for all examples; None where none are kept, or examples are not counted."""
+        return self.setup.features * self.examples if self.setup.vision_cache and self.examples else None
 
     @property
     def fits(self) -> bool:
@@ -74,6 +80,7 @@ class Plan:
             "phases_gib": {phase: self.memory.total(phase) / GIB for phase in PHASES},
             "items": [{"name": i.name, "gib": i.size / GIB, "phases": i.phases} for i in self.memory.items],
             "host_gib": self.host / GIB,
+            "vision_cache_gb": None if self.cache is None else self.cache / 1e9,
             "compared": [
                 {"name": arm.name, "peak_gib": arm.peak, "host_gib": arm.host / GIB, "step": arm.duration.step}
                 for arm in self.compared
@@ -119,8 +126,12 @@ def plan(
     setup = setup_of(loaded, gpus, prompt_tokens=prompt_tokens, sharding=sharding, gpu_memory=gpu_memory)
     machine = machine or Machine()
     completion = completion_tokens or setup.completion
-    steps = _steps(loaded, setup, examples)
-    recipes = Arm.of("the recipe", setup, machine, steps, completion)
+    bounded = examples is None and loaded.args.max_steps > 0
+    if examples is None and (not bounded or setup.vision_cache):
+        examples = count_data(loaded.data, **loaded.reading)
+    steps = loaded.args.max_steps if bounded else _steps(loaded, setup, examples)
+    epochs = _epochs(setup, steps, examples)
+    recipes = Arm.of("the recipe", setup, machine, steps, completion, epochs)
     adapters = _adapters(loaded) if compare or recipes.peak > gpu_memory else None
     others: Iterable[tuple[str, Setup]] = ()
     if compare and adapters is not None:
@@ -136,20 +147,24 @@ def plan(
         advice=tuple(advise(setup, gpu_memory, *adapters)) if adapters and recipes.peak > gpu_memory else (),
         host=recipes.host,
         host_limit=host,
-        compared=tuple(Arm.of(name, other, machine, steps, completion) for name, other in others),
+        compared=tuple(Arm.of(name, other, machine, steps, completion, epochs) for name, other in others),
+        examples=examples,
     )
 
 
 def _steps(recipe: Recipe, setup: Setup, examples: int | None) -> int | None:
-    """Optimiser steps of the run: of so many examples, or of `max_steps`, or of the data where it is here."""
-    if examples is None and recipe.args.max_steps > 0:
-        return recipe.args.max_steps
-    if examples is None:
-        examples = count_data(recipe.data, **recipe.reading)
+    """Optimiser steps of a run over so many examples."""
     if examples is None:
         return None
-    batches = math.ceil(examples / (setup.prompts * setup.accumulation * setup.gpus))
-    return math.ceil(recipe.args.num_train_epochs * batches * setup.iterations)
+    batches = math.ceil(examples / setup.asked_by_all)
+    return math.ceil(recipe.args.num_train_epochs * batches * setup.updates)
+
+
+def _epochs(setup: Setup, steps: int | None, examples: int | None) -> float:
+    """How often the run sees each record; 1 where that is not known, or features of all of them are more than the cache takes."""
+    if steps is None or examples is None or setup.features * examples > setup.vision_cache:
+        return 1.0
+    return steps / setup.updates * setup.asked_by_all / examples
 
 
 def _adapters(recipe: Recipe) -> tuple[Weights, Weights]:
@@ -194,6 +209,8 @@ def render(plan: Plan) -> Group:
     if plan.host_limit is not None:
         host += f" of {plan.host_limit:,g}" + ("" if plan.fits_host else f": too much; {_for_the_host(s)}")
     after.insert(0, host)
+    if plan.cache is not None:
+        after.append(_of_cache(plan))
     changes = [
         f"{n}. {one.change}   saves {one.saves:.1f} GiB, then {one.peak:.1f} (costs: {one.cost})"
         for n, one in enumerate(plan.advice, 1)
@@ -208,6 +225,15 @@ def render(plan: Plan) -> Group:
         changes = [f"what saves memory, each on top of those before it{end}:" if end else named, *changes]
     compared = [] if not plan.compared else ["", *as_lines(plan.compared, plan.limit, plan.host_limit)]
     return Group(*map(Text, lines), Text(), table, Text(), *map(Text, (*changes, *after, *compared)))
+
+
+def _of_cache(plan: Plan) -> str:
+    """What the features of the vision tower take on disk, and save."""
+    size, limit = plan.cache or 0.0, plan.setup.vision_cache
+    said = f"vision_cache: {size / 1e9:,.1f} GB for {plan.examples:,} examples"
+    if size > limit:
+        return f"{said}, more than vision_cache_gb={limit / 1e9:g}: entries go before they are read again"
+    return f"{said}; saves {plan.duration.cached:,.2f} s a step after the first epoch (of {plan.duration.epochs:,.1f})"
 
 
 def _for_the_host(s: Setup) -> str:

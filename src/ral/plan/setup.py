@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 from transformers.training_args import OptimizerNames
 
+from ral.attention.heads import TopHeads
 from ral.attention.layout import GroupLayout
 from ral.attention.models import family, has_vision
 from ral.config import RALConfig
@@ -44,8 +45,9 @@ class Setup:
         mixed: computes in 16 bits. checkpointing: of every layer but the captured ones.
         prompt, visual: tokens of a prompt, and those of them that are visual. completion: tokens of a completion.
         group, prompts: completions of a prompt, prompts in one pass.
-        accumulation, iterations: passes of an optimiser step, optimiser steps of a rollout batch.
-        captured: layers whose attention rows are formed.
+        accumulation: passes of an optimiser step. parts: optimiser steps that learn from a rollout batch once, each from a part of
+            it; iterations: how often they do.
+        captured: layers whose attention rows are formed. heads: those of a layer that rows are the mean of; None: all.
         reference: a copy of the start model is held. target_pass: one more pass of the policy for every rollout batch.
         norm_steps: the two terms' gradients are measured in every n-th rollout batch; 0: never.
         optimiser: bytes of states per trained parameter.
@@ -53,7 +55,10 @@ class Setup:
         sampler: what samples. servers: how many. server_gpus: those of one server, over which it spreads its weights.
         server_rows: completions that a server has room for at once; None: any number.
         sent: bytes of weights that servers are sent for every rollout batch; by_disk: through a folder.
-        offloaded: the optimiser's states are in the host's memory. loads: processes of a machine that read all weights.
+        offloaded: the optimiser's states, the weights that it updates and their gradients are in the host's memory.
+        offloaded_weights: the shards of all weights, of reference and teacher as well.
+        loads: processes of a machine that read all weights.
+        vision_cache: bytes of disk for features of the vision tower; 0: they are not kept.
     """
 
     model: ModelShape
@@ -86,6 +91,10 @@ class Setup:
     by_disk: bool = False
     offloaded: bool = False
     loads: int = 1
+    parts: int = 1
+    heads: int | None = None
+    offloaded_weights: bool = False
+    vision_cache: float = 0.0
 
     @property
     def sampled(self) -> int:
@@ -96,8 +105,24 @@ class Setup:
     @property
     def asked(self) -> int:
         """Prompts of a rollout batch that one process samples, or one server."""
-        every = self.prompts * self.accumulation
-        return every if self.sampler == "own" else -(-every * self.gpus // self.servers)
+        if self.sampler == "own":
+            return self.prompts * self.accumulation * self.parts
+        return -(-self.asked_by_all // self.servers)
+
+    @property
+    def asked_by_all(self) -> int:
+        """Prompts of a rollout batch of all processes."""
+        return self.prompts * self.accumulation * self.parts * self.gpus
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps of a rollout batch."""
+        return self.iterations * self.parts
+
+    @property
+    def features(self) -> float:
+        """Bytes of the vision tower's output for one prompt."""
+        return self.visual * self.model.decoder.hidden * self.model.feature_levels * self.residual
 
     @property
     def gives_back(self) -> bool:
@@ -108,6 +133,17 @@ class Setup:
     def shards(self) -> int:
         """GPUs that the optimiser's states are spread over."""
         return 1 if self.sharding == "ddp" else self.gpus
+
+    @property
+    def measured(self) -> int:
+        """Gradients that are kept to measure their norms, each of a backward pass of its own: under FSDP2 the pass that trains leaves
+        that of the token loss, unless there is a third term."""
+        return 1 if self.sharding == "fsdp2" and self.teacher is None else 2
+
+    @property
+    def fsdp_shards(self) -> int:
+        """GPUs that FSDP2 spreads reference, teacher and the sums of gradients over."""
+        return self.gpus if self.sharding == "fsdp2" else 1
 
     @property
     def compute(self) -> int:
@@ -182,13 +218,17 @@ def setup_of(
         captured=len(args.attention_layers) if captures else 0,
         reference=needs.reference and adapter is None,
         reference_pass="ref" in needs.targets,
-        target_pass=needs.policy_pass or args.updates_per_rollout > args.num_iterations,
+        target_pass=needs.policy_pass,
         norm_steps=args.gradient_norm_steps,
         optimiser=next((size for part, size in _OPTIMISER_STATES if part in OptimizerNames(args.optim).value), 8),
         teacher=None if recipe.teacher is None else meta_shape(model_name(recipe.teacher)),
-        offloaded=engine in ("zero2", "zero3") and _offloads(args),
+        offloaded=_true(fsdp.get("cpu_offload")) if engine == "fsdp2" else engine != "ddp" and _offloads(args),
+        offloaded_weights=engine == "fsdp2" and _true(fsdp.get("cpu_offload")),
         # FSDP lets the first process of all read the weights, if it is told to; others each read them.
         loads=1 if engine == "fsdp2" and _true(fsdp.get("cpu_ram_efficient_loading")) else min(gpus, MACHINE),
+        parts=args.parts_per_rollout,
+        heads=_heads(args.attention_heads),
+        vision_cache=0.0 if args.vision_cache is None else args.vision_cache_gb * 1e9,
     )
     setup = _with_server(setup, args, gpu_memory)
     if args.rollout_rows is not None:
@@ -266,6 +306,13 @@ def _sharding(args: RALConfig) -> Sharding:
     if args.deepspeed:
         return "zero3" if args.hf_deepspeed_config.is_zero3() else "zero2"
     return "fsdp2" if args.fsdp else "ddp"
+
+
+def _heads(heads: Any) -> int | None:
+    """The most heads of a layer that rows are the mean of."""
+    if not isinstance(heads, list):
+        return None if heads is None else TopHeads.of(heads).top
+    return max(len(one) if isinstance(one, list) else len(heads) for one in heads)
 
 
 def _offloads(args: RALConfig) -> bool:

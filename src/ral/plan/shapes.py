@@ -128,7 +128,7 @@ class ModelShape:
         input_embedding: parameters of it where the output embedding has weights of its own.
         heads: of the decoder's queries. shared: whether the completions of a prompt share it.
         visual_patches: patches of the tower behind one visual token, visual_values: numbers that the processor makes of it;
-            0 in a text model.
+            0 in a text model. feature_levels: outputs of the tower for one visual token, each of the decoder's width.
     """
 
     origin: str
@@ -142,6 +142,7 @@ class ModelShape:
     shared: bool = True
     visual_patches: int = 0
     visual_values: int = 0
+    feature_levels: int = 1
 
     @property
     def reads_images(self) -> bool:
@@ -219,7 +220,12 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
     embedding: Any = model.get_input_embeddings().weight
     if has_vision(model):
         token = kind.visual_token(model.config)
-        vision = {"visual_patches": token.patches * token.frames, "visual_values": token.values}
+        deeper = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        vision = {
+            "visual_patches": token.patches * token.frames,
+            "visual_values": token.values,
+            "feature_levels": 1 + len(deeper),
+        }
     return ModelShape(
         origin=origin,
         decoder=Decoder(text.hidden_size, _layers(model)),
