@@ -71,6 +71,16 @@ SHARDING: dict[str, dict[str, Any]] = {
             "gradient_clipping": "auto",
         }
     },
+    "zero3": {
+        "deepspeed": {
+            # By default small weights, and all of the embedded model's are small, stay whole.
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+            "zero_allow_untested_optimizer": True,
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+        }
+    },
 }
 #: Prompts in a step, whatever the number of processes, and the completions of each.
 PROMPTS, GROUP = 4, 4

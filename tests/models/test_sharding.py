@@ -19,7 +19,8 @@ from transformers import BitsAndBytesConfig
 from ral.attention.models import vision_tower
 from ral.config import ConfigError, RALConfig
 from ral.models.loading import frozen
-from ral.models.sharding import configure_sharding, refuse_sharded_rollouts, refuse_sharding, zero_vision_loss
+from ral.models.sharding import configure_sharding, refuse_sharding, zero_vision_loss
+from ral.models.zero3 import refuse_measured_gradients
 from tests.tiny import tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -41,13 +42,14 @@ def accelerator(name: str, **changes: Any) -> Any:
     """What `refuse_sharding` reads of an accelerator that such a file made."""
     config = launched(name)
     fsdp = {key.removeprefix("fsdp_"): value for key, value in (config.fsdp_config or {}).items()} | changes
-    if fsdp:
+    if config.fsdp_config:
         fsdp["fsdp_version"] = fsdp.pop("version")
         fsdp["cpu_offload"] = fsdp.pop("offload_params")
         return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**fsdp)))
     stage = (config.deepspeed_config or {}).get("zero_stage")
-    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
-    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    settings = {"zero_optimization": {"stage": stage} | changes}
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage, deepspeed_config=settings)
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), mixed_precision=config.mixed_precision)
 
 
 def args(folder: Path, **changes: Any) -> RALConfig:
@@ -65,16 +67,15 @@ def test_a_launcher_starts_eight_processes_of_a_run_that_is_allowed(name: str, t
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (1, 8, "bf16")
     assert f"recipes/accelerate/{name}.yaml" in (RECIPES / "accelerate" / f"{name}.yaml").read_text()
     refuse_sharding(accelerator(name), frozen(tiny_model("qwen2_5_vl")), args(tmp_path))
-    if name != "zero3":  # for `ral sft`
-        refuse_sharded_rollouts(accelerator(name))
+    refuse_measured_gradients(accelerator(name), 10)
 
 
 def test_sharding_that_would_hang_or_fail_is_refused(tmp_path: Path) -> None:
     trained, text = tiny_model("qwen2_5_vl"), tiny_model("qwen2")
     with pytest.raises(ConfigError, match=r"fsdp in its first version .* set version: 2"):
         refuse_sharding(accelerator("fsdp2", version=1, reshard_after_forward="FULL_SHARD"), text, args(tmp_path))
-    with pytest.raises(ConfigError, match=r"ZeRO-3 .* use FSDP2"):
-        refuse_sharded_rollouts(accelerator("zero3"))
+    with pytest.raises(ConfigError, match=r"ZeRO-3 with freeze_vision=False: .* use FSDP2"):
+        refuse_sharding(accelerator("zero3"), trained, args(tmp_path))
     layers = accelerator("fsdp2", transformer_cls_names_to_wrap=["Qwen2_5_VLDecoderLayer"])
     with pytest.raises(
         ConfigError, match=r"transformer_layer_cls_to_wrap=.* with freeze_vision=False: .* leave .* out"
@@ -90,6 +91,8 @@ def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
     model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)  # where transformers says so
     with pytest.raises(ConfigError, match=r"quantization under fsdp: .*recipes/accelerate/ddp\.yaml"):
         refuse_sharding(accelerator("fsdp2"), model, args(tmp_path))
+    with pytest.raises(ConfigError, match=r"quantization under ZeRO-3: .*recipes/accelerate/ddp\.yaml"):
+        refuse_sharding(accelerator("zero3"), model, args(tmp_path))
     refuse_sharding(accelerator("ddp"), model, args(tmp_path))
 
 
@@ -106,6 +109,13 @@ def test_gradients_are_added_up_in_float32_and_shared_out_after_every_micro_batc
     assert own.gradient_state.plugin_kwargs == {"num_steps": 1, "sync_each_batch": True}
     # The tower as a whole, not its blocks: they would reduce gradients as often as a process has images.
     assert made.transformer_cls_names_to_wrap == ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VisionTransformerPretrainedModel"]
+
+
+def test_zero3_measures_no_gradients_that_deepspeed_does_not_tell() -> None:
+    offloaded = {"offload_optimizer": {"device": "cpu"}}
+    refuse_measured_gradients(accelerator("zero3", **offloaded), 0)
+    with pytest.raises(ConfigError, match=r"gradient_norm_steps=10 under ZeRO-3 .* set gradient_norm_steps=0"):
+        refuse_measured_gradients(accelerator("zero3", **offloaded), 10)
 
 
 def test_without_sharding_nothing_is_configured() -> None:

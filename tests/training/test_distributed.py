@@ -12,6 +12,7 @@ import torch
 from benchmarks.common import in_fresh_process
 from experiments.processes import SHARDING, Case, run
 
+from ral.models.sharding import full_state_dict
 from ral.training.nonfinite import NonFiniteError
 from tests.training.test_trainer import spread, trainer
 
@@ -50,6 +51,16 @@ CASES = {
     "taught, mixed, vision trained": (Case("mixed", 5, taught=True, freeze_vision=False), "ddp", 4),
     "a hybrid": (Case("think", 2, family="qwen3_5"), "fsdp2", 2),
     "mixed, ZeRO-2": (Case("mixed", 4), "zero2", 2),
+    "mixed, ZeRO-3": (Case("mixed", 4), "zero3", 2),
+    "mixed, served, ZeRO-3": (Case("mixed", 4, served=True), "zero3", 2),
+    "mixed, adapter, ZeRO-3": (Case("mixed", 4, adapter=True), "zero3", 2),
+    "think, explore, accumulated, ZeRO-3": (
+        Case("think", 4, attention_anchor="explore", attention_share=0.3, accumulation=2, heads=heads("evidence")),
+        "zero3",
+        2,
+    ),
+    "think, options of GRPO, ZeRO-3": (Case("think", 4, settings=OPTIONS), "zero3", 2),
+    "taught, mixed, ZeRO-3": (Case("mixed", 4, taught=True), "zero3", 2),
 }
 
 
@@ -68,7 +79,9 @@ def test_several_processes_are_one_with_the_same_batches(name: str, tmp_path: Pa
     for row, other in zip(alone, metrics, strict=True):
         assert other["loss"] == pytest.approx(row["loss"], abs=1e-5 * largest), row["step"]
         for metric in () if case.taught else MEASURED:
-            assert other.get(metric) == pytest.approx(row.get(metric), rel=1e-5, abs=1e-8), (row["step"], metric)
+            # Under ZeRO-3 the attention term's, a difference of rows that are nearly equal, comes of another pass.
+            slack = 1e-7 if engine == "zero3" else 1e-8
+            assert other.get(metric) == pytest.approx(row.get(metric), rel=1e-5, abs=slack), (row["step"], metric)
         for metric in ("grad_norm",) if case.taught else COMPARED:
             assert other[metric] == pytest.approx(row[metric], rel=1e-4, abs=1e-6), (row["step"], metric)
     assert parameters.keys() == expected.keys()
@@ -85,7 +98,7 @@ def test_in_bfloat16_the_first_update_starts_from_the_policy_and_the_reference(t
     assert metrics[1]["ratio"] != 1
 
 
-def zero2_overflows(folder: Path) -> tuple[str, bool]:
+def overflows(engine: str, folder: Path) -> tuple[str, bool]:
     """What stopped a run on DeepSpeed, and whether the weights are what they were."""
     os.environ |= {
         "RANK": "0",
@@ -94,21 +107,22 @@ def zero2_overflows(folder: Path) -> tuple[str, bool]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29511",
     }
-    one = trainer(
-        folder, reward_funcs=spread, attention_anchor="explore", attention_coef=1e38, gradient_norm_steps=0, beta=0.0,
-        **SHARDING["zero2"],
-    )  # fmt: skip
-    before = {name: parameter.detach().clone() for name, parameter in one.model.named_parameters()}
+    one = trainer(folder, reward_funcs=spread, gradient_norm_steps=0, beta=0.0, **SHARDING[engine])
+    first = next(parameter for parameter in one.model.parameters() if parameter.requires_grad)
+    first.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
     try:
         one.train()
     except NonFiniteError as error:
-        return str(error), all(torch.equal(value, before[name]) for name, value in one.model.named_parameters())
+        after = full_state_dict(one.model_wrapped, one.accelerator)
+        return str(error), all(torch.equal(value, after[name]) for name, value in before.items())
     return "nothing", False
 
 
-def test_deepspeed_makes_no_update_of_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_makes_no_update_of_a_gradient_that_is_not_finite(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    told, untouched = in_fresh_process(zero2_overflows, tmp_path)
+    told, untouched = in_fresh_process(overflows, engine, tmp_path)
     assert "step 1: the gradient's norm is inf" in told
     assert untouched
     assert (tmp_path / "nonfinite-1/model/model.safetensors").is_file()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -405,8 +406,11 @@ class _LogProbHead:
 
     A forward pre-hook on the output embedding takes the hidden states, applies the head to them in chunks that are
     recomputed in the backward pass, and leaves an empty tensor for the model's own call. So `model(...)` is called as a
-    whole, which DDP, FSDP and PEFT need, and the full logits never exist. What the model does to its logits behind the
-    embedding (a cap, a factor) is the family's `final`.
+    whole, which DDP, FSDP, ZeRO-3 and PEFT need, and the full logits never exist. What the model does to its logits behind
+    the embedding (a cap, a factor) is the family's `final`.
+
+    What comes of it leaves the embedding as its output, between its first and its last hook, and is taken there. So what
+    gathers weights by hooks (ZeRO-3) sees the gradient come in by the output, and has the weights when it does.
 
     `places`: rows and columns of the hidden states `[B, T, d]` that predict the targets.
     """
@@ -417,11 +421,21 @@ class _LogProbHead:
         self.places: tuple[Any, Tensor]
         self.result: dict[str, Tensor] = {}
 
-    def attached(self) -> Any:
-        return self.module.register_forward_pre_hook(self._hook)
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        hooks = (
+            self.module.register_forward_pre_hook(self._compute),
+            self.module.register_forward_hook(self._give, prepend=True),
+            self.module.register_forward_hook(self._take),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @torch.compiler.disable  # as `packed_attention`: another hook, and another number of chunks, on every call
-    def _hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _compute(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0][self.places]
         vocabulary = pretrained_vocabulary(module)
         step = max(1, LOGIT_CHUNK_ELEMENTS // vocabulary)
@@ -435,6 +449,16 @@ class _LogProbHead:
                 parts.append(self._statistics(hidden[rows], rows))
         self.result = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return (args[0][:, :0], *args[1:])
+
+    @torch.compiler.disable
+    def _give(self, module: nn.Module, args: tuple[Tensor, ...], empty: Tensor) -> tuple[Tensor, ...]:
+        return empty, *self.result.values()
+
+    @torch.compiler.disable
+    def _take(self, module: nn.Module, args: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Tensor:
+        empty, *values = outputs
+        self.result = dict(zip(self.result, values, strict=True))
+        return empty
 
     def _statistics(self, hidden: Tensor, rows: slice) -> dict[str, Tensor]:
         # `forward`, not the call: the hook that brought us here must not run again.

@@ -164,6 +164,11 @@ def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(sorted(family(model).banned(model.config)))
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's weights are whole inside of its forward alone: under FSDP2, and under ZeRO-3, which marks them."""
+    return isinstance(model, FSDPModule) or hasattr(pretrained(model).get_input_embeddings().weight, "ds_id")
+
+
 def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Features of the vision tower for a processor's dict: modality → model output, as `mm_encoder_outputs` takes it."""
     base = pretrained(model)
@@ -182,7 +187,7 @@ def token_inputs(
     if not has_vision(base):
         return {"input_ids": ids}
     encoded = joined(features)
-    if encoded and not isinstance(model, FSDPModule):  # whose embedding is whole inside of its forward alone
+    if encoded and not is_sharded(model):
         # Of each prompt images before videos, as places are; what `joined` makes is all images before all videos.
         flat = [
             one

@@ -1,6 +1,6 @@
-"""What all processes gather of a sharded model (FSDP2), so that each of them can make passes of its own.
+"""What all processes gather of a sharded model, so that each of them can make passes of its own.
 
-A model is sharded in units: its decoder layers, its vision tower, its embeddings, and the rest. A unit gathers its weights from all
+Under FSDP2 a model is sharded in units: its decoder layers, its vision tower, its embeddings, and the rest. A unit gathers its weights from all
 processes when it is called. Afterwards it gives them back (`reshard_after_forward: true`) or keeps them until the backward pass
 (`false`). So all processes must call the units equally often and in the same order, unless the weights are gathered already.
 
@@ -10,6 +10,9 @@ If weights are given back, some units are kept all the same, as their weights ar
 - the layers whose attention is trained, because the attention term reaches their queries and keys past their output;
 - the output embedding, because log-probabilities are computed before its own call;
 - what belongs to no other unit.
+
+Under ZeRO-3 (`ral.models.zero3`) every module gathers its own weights and gives them back. Nothing is kept, as nothing is used
+outside of its own call: the vision tower was never shared out, and log-probabilities leave the output embedding as its output.
 
 Rollouts, of which no two processes need equally many passes, are made in lock-step (`ral.rollouts.lock_step`).
 """
@@ -26,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ral.attention.models import decoder_layers, pretrained, resolve_layers, vision_tower
+from ral.models.zero3 import is_zero3
 
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
@@ -36,7 +40,7 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | No
 def gives_back(accelerator: Accelerator) -> bool:
     """Whether weights are given back after every layer, so that all processes must make the same number of passes."""
     fsdp = fsdp_plugin(accelerator)
-    return fsdp is not None and bool(fsdp.reshard_after_forward)
+    return is_zero3(accelerator) if fsdp is None else bool(fsdp.reshard_after_forward)
 
 
 def unit_classes(model: nn.Module) -> list[str]:

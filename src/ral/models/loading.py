@@ -35,6 +35,7 @@ from ral.models.adapters import load_adapter
 from ral.models.eos_tokens import write_eos_tokens
 from ral.models.lora import tower_pattern
 from ral.models.shards import has_shards, read_shards
+from ral.models.zero3 import read_whole
 from ral.runs.names import FINAL, TRAINING_ARGS
 
 #: Any of them says that a folder holds a processor or a tokenizer.
@@ -249,6 +250,7 @@ def _load_whole(folder: str, dtype: torch.dtype | Literal["auto"], settings: Map
             f"{folder}: holds a model in shards, each written by a process of its own; put them together first: "
             f"ral export {folder} --output FOLDER"
         )
+    read_whole()
     loader: Any = AutoModelForImageTextToText if _has_vision(folder, settings.get("revision")) else AutoModelForCausalLM
     with refused_by("transformers", folder):
         model = loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings)

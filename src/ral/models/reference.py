@@ -21,7 +21,8 @@ from ral.errors import RunError
 from ral.models.adapters import leaves_start
 from ral.models.gathering import fsdp_plugin, gathered
 from ral.models.loading import frozen, frozen_copy
-from ral.models.sharding import computing_dtype, prepare_frozen
+from ral.models.sharding import computing_dtype, full_on_main, held_state, prepare_frozen
+from ral.models.zero3 import whole_weight, written
 
 
 @dataclass
@@ -67,14 +68,19 @@ class Reference:
     def move(self, policy: nn.Module, share: float) -> None:
         """Mix the prepared policy in: `share`·policy + (1 − `share`)·reference (TR-DPO, arXiv 2404.09656, eq. 7)."""
         assert self.model is not None
-        new = policy.state_dict()  # under FSDP2 the shards, whatever is gathered
+        new = held_state(extract_model_from_parallel(policy))
         for name, own in self._shards():
-            own.mul_(1 - share).add_(new[name].to(own.dtype), alpha=share)
+            value = whole_weight(new[name])
+            with written([own]):
+                own.mul_(1 - share).add_(value.to(own.dtype), alpha=share)
 
     def save(self, folder: Path, accelerator: Accelerator) -> None:
-        """Write the weights, or each process its shards of them. All processes must call this."""
-        if self.is_sharded or accelerator.is_main_process:
+        """Write the weights, or under FSDP2 each process its shards of them. All processes must call this."""
+        if self.is_sharded:
             weights = {name: _local(value).contiguous().cpu() for name, value in self._shards()}
+        else:
+            weights = full_on_main(self._shards(), accelerator)
+        if weights:
             save_file(weights, folder / self._file(accelerator))
 
     def load(self, folder: Path, accelerator: Accelerator) -> None:
@@ -87,17 +93,19 @@ class Reference:
             )
         weights = load_file(path)
         for name, own in self._shards():
-            _local(own).copy_(weights[name])
+            with written([own]), torch.no_grad():
+                _local(own).copy_(weights[name])
 
     @property
     def is_sharded(self) -> bool:
         return any(isinstance(value, DTensor) for _, value in self._shards())
 
     def _shards(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters by name, each once."""
+        """The parameters by name, each once, as this process has them."""
         assert self.model is not None
-        state = self.model.state_dict()
-        return ((name, state[name]) for name, _ in self.model.named_parameters())
+        model = extract_model_from_parallel(self.model)
+        state = held_state(model)
+        return ((name, state[name]) for name, _ in model.named_parameters())
 
     def _file(self, accelerator: Accelerator) -> str:
         return f"reference-{accelerator.process_index if self.is_sharded else 0}.safetensors"

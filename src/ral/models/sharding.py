@@ -12,16 +12,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
-from accelerate.utils import GradientAccumulationPlugin, fsdp2_canonicalize_names, fsdp2_prepare_model
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    extract_model_from_parallel,
+    fsdp2_canonicalize_names,
+    fsdp2_prepare_model,
+)
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from ral.attention.models import family, pretrained, trains_vision, vision_features
+from ral.attention.models import family, is_sharded, pretrained, trains_vision, vision_features
 from ral.errors import ConfigError
+from ral.models import zero3
 from ral.models.gathering import fsdp_plugin, gathered_units, unit_classes
+from ral.models.zero3 import is_part, is_zero3, refuse_zero3, shared_out, whole_weight
 
 #: Why a quantised model is not sharded, in a recipe or by a launcher. accelerate 1.15 says the first of itself.
 QUANTISED_SHARDS = (
@@ -36,6 +43,7 @@ def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingAr
 
     It may come from the recipe or from `accelerate launch`, so it is looked up where both have met.
     """
+    refuse_zero3(accelerator, model)
     fsdp, base = fsdp_plugin(accelerator), pretrained(model)
     if args.fsdp and fsdp is None and args.world_size > 1:
         raise ConfigError("fsdp is set, but accelerate shards on accelerators only; leave it out on CPU")
@@ -50,16 +58,6 @@ def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingAr
         raise ConfigError(
             f"transformer_layer_cls_to_wrap={fsdp.transformer_cls_names_to_wrap} with freeze_vision=False: a vision tower that is "
             "trained has to be sharded as one unit; leave transformer_layer_cls_to_wrap out"
-        )
-
-
-def refuse_sharded_rollouts(accelerator: Accelerator) -> None:
-    """Raise ConfigError for sharding under which no prompt group can be trained."""
-    zero = getattr(accelerator.state, "deepspeed_plugin", None)
-    if zero is not None and zero.zero_stage == 3:
-        raise ConfigError(
-            "ZeRO-3 does not follow a prompt that is packed with its completions through the backward pass; use FSDP2 "
-            "(recipes/accelerate/fsdp2.yaml), which shards the same, or ZeRO-2"
         )
 
 
@@ -89,10 +87,12 @@ def computing_dtype(accelerator: Accelerator) -> torch.dtype | None:
 
 
 def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """A frozen model on the policy's device and in its precision. Under FSDP2 it is sharded, and gives every layer back.
+    """A frozen model on the policy's device and in its precision. Where the policy is sharded, so is it, and gives every layer back.
 
     What is sharded must be called by all processes at the same points, between `gather_kept`.
     """
+    if is_zero3(accelerator):
+        return shared_out(accelerator, model)
     if fsdp_plugin(accelerator) is None:
         return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     # FSDP2 has a mixed precision of its own: under autocast results would differ.
@@ -114,13 +114,22 @@ def full_state_dict(model: nn.Module, accelerator: Accelerator) -> dict[str, Ten
 
     Of a sharded model with an adapter, it holds the trained weights alone: they are what is saved.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return accelerator.get_state_dict(model)
-    state = model.state_dict()
+    model = extract_model_from_parallel(model)
+    state = held_state(model)
     if isinstance(model, PeftModel):
         named = fsdp2_canonicalize_names(dict(model.named_parameters()))
         state = {name: value for name, value in state.items() if name in named and named[name].requires_grad}
     return full_on_main(state.items(), accelerator)
+
+
+def held_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as this process has it: whole weights, or the shards that `whole` takes."""
+    state: dict[str, Tensor] = model.state_dict()
+    # Those of ZeRO-3 are the parameters themselves, which a state dict does not hold.
+    parts = {name: p for name, p in model.named_parameters(remove_duplicate=False) if is_part(p)}
+    return {name: parts.get(name, value) for name, value in state.items()}
 
 
 def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
@@ -135,7 +144,12 @@ def full_on_main(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) 
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be sharded, whole; all processes must call this for one that is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if isinstance(value, DTensor) else whole_weight(value)
+
+
+def own_passes(model: nn.Module) -> bool:
+    """Whether every term whose gradient is measured needs a pass of its own, before the one that trains."""
+    return is_sharded(model) and not isinstance(model, FSDPModule)
 
 
 def add_term_gradients(
@@ -174,6 +188,14 @@ def _added(sums: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> lis
     """Sums of gradients, in float32; the first are taken as they are."""
     wide = [None if gradient is None else gradient.float() for gradient in found]
     return [a if b is None else b if a is None else a.add_(b) for a, b in zip(sums, wide, strict=True)]
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor, weight: float) -> None:
+    """Add to what a parameter holds a gradient as `add_term_gradients` gives it; nothing where it holds none."""
+    if is_part(parameter):
+        zero3.add_gradient(parameter, gradient, weight)
+    elif parameter.grad is not None:
+        parameter.grad.add_(gradient, alpha=weight)
 
 
 def zero_vision_loss(model: nn.Module) -> Tensor:

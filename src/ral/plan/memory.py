@@ -160,7 +160,8 @@ def _gathered(s: Setup) -> float:
     if s.sharding == "zero2":
         return 0.0
     if s.sharding == "zero3":
-        return HALF * min(ZERO_LIVE, s.model.parameters)
+        vision = s.model.vision_parameters  # whole
+        return HALF * (vision + min(ZERO_LIVE, s.model.parameters - vision))
     if s.gathered:
         return each * s.model.parameters
     return each * (_layer_by_layer(s.model) + sum(layer.parameters for layer in s.captured_layers))
@@ -183,10 +184,13 @@ def _gradients(s: Setup) -> float:
 def _measured(s: Setup) -> float:
     """Bytes of the terms' gradients, sums over the step in 32 bits; beside them a pass's own, if it is not the first.
 
-    FSDP2 adds a pass's shards to the sums layer by layer.
+    FSDP2 adds a pass's shards to the sums layer by layer. Under ZeRO-3 there are shards of both sums, of a pass's own, and of what
+    the passes that train have left, which is put back.
     """
     if not s.norm_steps:
         return 0.0
+    if s.sharding == "zero3":
+        return 4 * FLOAT * s.weights.trained / s.gpus
     copies = s.measured + int(s.sharding != "fsdp2" and s.accumulation > 1)
     return copies * FLOAT * s.weights.trained / s.fsdp_shards
 

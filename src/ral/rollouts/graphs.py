@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from ral.attention.models import is_sharded
 from ral.attention.prefix import SharedPrefix
 from ral.rollouts.batch import Part, advance, next_logits
 
@@ -27,7 +27,7 @@ class Steps:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.recordable = torch.cuda.is_available() and not any(isinstance(m, FSDPModule) for m in model.modules())
+        self.recordable = torch.cuda.is_available() and not is_sharded(model)
         self._seen: list[object] = []  # the prefixes of the last step
         self._graph: _Graph | None = None
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ral.models.sharding import add_term_gradients
+from ral.models import zero3
+from ral.models.sharding import add_gradient, add_term_gradients
 from ral.objective.terms import Mean
 from ral.training.nonfinite import total_norm
 
@@ -67,11 +71,25 @@ class GradientBalance(TrainerCallback, ExportableState):
         self._token = add_term_gradients(model, token, self._parameters, self._token)
         return total
 
+    def measure_before(self, model: nn.Module, losses: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """As `measure`, where each term needs a pass of its own (`own_passes`), which come before the one that trains.
+
+        Args:
+            model: as accelerate has prepared it. losses: makes a pass, and gives the losses of token and attention.
+        """
+        self._parameters, first = [p for p in model.parameters() if p.requires_grad], not self._token
+        add = partial(zero3.add_term_gradients, model, parameters=self._parameters, first=first)
+        token, attention = losses()
+        self._token = add(token, beside=attention, sums=self._token)
+        token, attention = losses()
+        self._attention = add(attention, beside=token, sums=self._attention)
+
     def finish(self, accelerator: Accelerator) -> dict[str, Mean]:
         """Compute the norms of the step's gradients and the new factor, after the step's last backward pass.
 
         What the step's passes left in the parameters' `grad`, with the last factor or without the attention term, is brought to the
-        new factor. DeepSpeed has made its update by then, and uses the new one from the next step on.
+        new factor. Under ZeRO-2 DeepSpeed has made its update by then, and uses the new one from the next step on; under ZeRO-3,
+        where gradients are measured first, this comes before the last pass that trains.
 
         Returns:
             `grad/token_norm` and `grad/attention_norm`, the latter with the factor; where the first is not 0 their ratio
@@ -81,7 +99,8 @@ class GradientBalance(TrainerCallback, ExportableState):
         scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # of gradients in float16
         if self._is_apart:
             token, before = [parameter.grad for parameter in self._parameters], 0.0
-        elif self._shards is None and accelerator.num_processes > 1:  # shards are means over processes already
+        elif accelerator.num_processes > 1 and not any(isinstance(gradient, DTensor) for gradient in token):
+            # Shards are means over processes already.
             token, attention = (self._mean(gradients, accelerator) for gradients in (token, attention))
         token_norm, attention_norm = torch.stack([total_norm(gradients) for gradients in (token, attention)]).tolist()
         if self._is_apart:
@@ -90,8 +109,8 @@ class GradientBalance(TrainerCallback, ExportableState):
             self.factor = self.share * token_norm / attention_norm
         if self.factor != before:
             for parameter, gradient in zip(self._parameters, attention, strict=True):
-                if parameter.grad is not None and gradient is not None:
-                    parameter.grad.add_(gradient, alpha=(self.factor - before) * scale)
+                if gradient is not None:
+                    add_gradient(parameter, gradient, (self.factor - before) * scale)
         self._parameters, self._token, self._attention = [], [], []
         figures = {"grad/token_norm": token_norm, "grad/attention_norm": self.factor * attention_norm}
         if token_norm > 0:

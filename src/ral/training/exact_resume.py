@@ -20,12 +20,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from ral.attention.models import pretrained
+from ral.attention.models import is_sharded, pretrained
 from ral.data.record_errors import watched
 from ral.errors import refused_by
 from ral.files import atomic_write_text
 from ral.models.sharding import full_state_dict
 from ral.models.shards import save_without_weights, saves_shards
+from ral.models.zero3 import left_whole
 from ral.runs.checkpoints import (
     CheckpointError,
     Share,
@@ -64,6 +65,7 @@ class ExactResumeTrainer(Trainer):
     beside: Sequence[Saved] = ()
 
     def __init__(self, *arguments: Any, **named: Any):
+        self._resumed_from: Path | None = None
         self._resumed_step: int | None = None
         self._random_state_of: str | None = None  # the checkpoint, until its state is restored
         with refused_by("transformers", "settings of the trainer"):
@@ -85,6 +87,7 @@ class ExactResumeTrainer(Trainer):
             Interrupted: SIGTERM or Ctrl-C ended the run before its last step; it is saved.
         """
         checkpoint = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._resumed_from = checkpoint
         self._resumed_step = None if checkpoint is None else _global_step(checkpoint)
         self._random_state_of = None if checkpoint is None else str(checkpoint)
         try:
@@ -107,7 +110,10 @@ class ExactResumeTrainer(Trainer):
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """As Trainer's, which also loads the checkpoint of a sharded model."""
         self._is_started = False
-        prepared = super()._prepare_for_training(*arguments, **named)
+        with left_whole(self.accelerator, self.model):
+            prepared = super()._prepare_for_training(*arguments, **named)
+        if self.is_deepspeed_enabled and self._resumed_from is not None:  # which reads weights in a way of its own
+            self._load_beside(self._resumed_from)
         self._start_once()
         return prepared
 
@@ -170,19 +176,24 @@ class ExactResumeTrainer(Trainer):
         A sharded model is gathered for it, one weight after the other. A sharded checkpoint has its weights in shards already.
         """
         folder = Path(output_dir or str(self.args.output_dir))
-        if not self.is_fsdp_enabled:
+        if not (self.is_fsdp_enabled or is_sharded(self.model)):
             super().save_model(output_dir, _internal_call)
         elif _internal_call and saves_shards(self.accelerator) and not isinstance(self.model, PeftModel):
             if self.args.should_save:
                 save_without_weights(pretrained(self.model), self.processing_class, folder)
         else:
-            self._save(str(folder), full_state_dict(self.model, self.accelerator))
+            self._save(str(folder), full_state_dict(self.model_wrapped, self.accelerator))
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         if self.args.should_save:
             settings = without_credentials(self.args.to_dict())
             atomic_write_text(folder / TRAINING_ARGS, json.dumps(settings, indent=1) + "\n")
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's, of what DeepSpeed has seen of the model: the rest is whole, and in the model's own file."""
+        with left_whole(self.accelerator, self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's, sealed once every process has written its files; only then may older checkpoints go.
@@ -240,13 +251,20 @@ class ExactResumeTrainer(Trainer):
             base = pretrained(self.model)
             saved = type(base).from_pretrained(resume_from_checkpoint, dtype=base.dtype)
             base.load_state_dict(saved.state_dict())
+        self._load_beside(Path(resume_from_checkpoint))
+
+    def _load_beside(self, checkpoint: Path) -> None:
         for part in self.beside:
-            part.load(Path(resume_from_checkpoint))
+            part.load(checkpoint)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         best = good_checkpoint(self.state.best_model_checkpoint)
-        self._load_from_checkpoint(str(best), self.model_wrapped)
+        if is_sharded(self.model) and not self.is_fsdp_enabled:  # by ZeRO-3
+            with left_whole(self.accelerator, self.model):
+                super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(best), self.model_wrapped)
 
 
 def _global_step(checkpoint: Path) -> int:

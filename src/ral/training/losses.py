@@ -39,6 +39,10 @@ class MicroBatchLoss:
     distillation: Tensor
     metrics: list[dict[str, Mean]]
 
+    def terms(self, attention_weight: float) -> tuple[Tensor, Tensor]:
+        """token, weight · attention."""
+        return self.token, attention_weight * self.attention
+
     def total(self, attention_weight: float) -> Tensor:
         """token + weight · attention + distillation."""
         loss = self.token + attention_weight * self.attention if attention_weight else self.token

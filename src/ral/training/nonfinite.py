@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from ral.errors import RalError
 from ral.models.sharding import configure_sharding, full_state_dict, refuse_sharding, whole
+from ral.models.zero3 import left_whole
 from ral.training.dumps import MODEL, Dump
 from ral.training.exact_resume import ExactResumeTrainer
 
@@ -41,6 +43,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
 
     def __init__(self, *arguments: Any, **named: Any):
         self._losses: list[Tensor] = []  # of the step's micro-batches so far
+        self._in_backward = ExitStack()
         super().__init__(*arguments, **named)
         refuse_sharding(self.accelerator, self.model, self.args)
         configure_sharding(self.accelerator, self.model)
@@ -54,7 +57,8 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """As Trainer's, but completes and checks the gradient of the whole step before it is clipped."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._in_backward:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not self.accelerator.sync_gradients:
             return loss
         self.complete_gradient()
@@ -85,6 +89,7 @@ class NonFiniteGuardTrainer(ExactResumeTrainer):
         if self.accelerator.sync_gradients:
             losses, self._losses = torch.stack(self._losses), []
             self.require_finite("the loss", losses)
+        self._in_backward.enter_context(left_whole(self.accelerator, self.model))
 
     def require_finite(self, what: str, value: Tensor) -> None:
         """Unless all of `value` is finite in every process: dump the step, and stop all of them before the weights are touched."""

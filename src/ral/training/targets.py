@@ -173,6 +173,16 @@ def old_pass(group: TrainingGroup, output: GroupOutput, args: RALConfig) -> tupl
     return OldPass(logps=logps, rows=rows, importance=ratio, factors=factors), metrics | observed
 
 
+def keep_old(group: TrainingGroup, output: GroupOutput, args: RALConfig, step: int) -> dict[str, Mean]:
+    """Store the first inner update's pass of a group as its old pass, in the step of this number; returns its metrics then."""
+    if group.old is not None:
+        return {}
+    if step == 0:
+        require_start(group, output)
+    group.old, metrics = old_pass(group, output, args)
+    return metrics
+
+
 def perception_factors(
     group: TrainingGroup, output: GroupOutput, args: RALConfig
 ) -> tuple[Tensor | None, dict[str, Mean]]:

@@ -41,7 +41,8 @@ from ral.models.eos_tokens import eos_token_ids, write_eos_tokens
 from ral.models.gathering import gather_for_rollouts, gather_kept
 from ral.models.loading import load_processor
 from ral.models.reference import Reference
-from ral.models.sharding import prepare_frozen, refuse_sharded_rollouts
+from ral.models.sharding import own_passes, prepare_frozen
+from ral.models.zero3 import refuse_measured_gradients
 from ral.objective.needs import Needs
 from ral.rewards.functions import RewardFunction
 from ral.rollouts.engine import ENGINES, release
@@ -73,7 +74,7 @@ from ral.training.held_out import (
     refuse_unused,
 )
 from ral.training.learning_warnings import LearningWarnings
-from ral.training.losses import micro_batch_loss, policy_pass
+from ral.training.losses import MicroBatchLoss, micro_batch_loss, policy_pass
 from ral.training.moving_reference import follow_policy
 from ral.training.nonfinite import NonFiniteGuardTrainer
 from ral.training.prepare_policy import prepare_policy
@@ -83,10 +84,9 @@ from ral.training.samples import write_samples
 from ral.training.scoring import Scorer, run_rewards
 from ral.training.targets import (
     Sources,
-    old_pass,
+    keep_old,
     pass_before_updates,
     refuse_unknown_targets,
-    require_start,
     training_groups,
 )
 from ral.training.terminal import show
@@ -96,6 +96,8 @@ from ral.training.vision_cache import vision_cache
 Inputs = dict[str, Tensor]
 #: Of several prompts, those that are encoded already.
 Encodings = Sequence[Inputs | None]
+#: What a micro-batch gave, and its losses.
+TrainingPass = tuple[list[GroupOutput], MicroBatchLoss]
 
 
 class RALTrainer(NonFiniteGuardTrainer):
@@ -173,7 +175,7 @@ class RALTrainer(NonFiniteGuardTrainer):
         )  # fmt: skip
         if needs.evidence and training is not None:
             require_evidence(training)
-        refuse_sharded_rollouts(self.accelerator)
+        refuse_measured_gradients(self.accelerator, args.gradient_norm_steps)
         self.engine = ENGINES[args.rollout_engine](policy, args)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
         self.reference = Reference.of(self.accelerator, policy) if needs.reference else None
@@ -309,33 +311,34 @@ class RALTrainer(NonFiniteGuardTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, list[GroupOutput]]:
         """token loss + λ · attention term (+ μ · GKD + γ · attention distillation), summed over the micro-batch."""
-        groups: list[TrainingGroup] = inputs
-        args, measure = self.args, self._measures_gradients()
-        gather_kept(self.model, args.attention_layers)
-        outputs = policy_pass(model, groups, args, capture=self._captures(), teacher=self.teacher)
-        for group, output in zip(groups, outputs, strict=True):
-            self.keep_old(group, output)
-        losses = micro_batch_loss(self.model, groups, outputs, args, measure, partial(gather_all, self.accelerator))
+        measure, apart, factor = self._measures_gradients(), own_passes(self.model), self.balance.factor
+        gather_kept(self.model, self.args.attention_layers)
+        run = partial(self.forward_pass, model, inputs, measure)
+        if measure and apart:
+            self.balance.measure_before(model, lambda: run()[1].terms(self.args.attention_coef))
+            if self.accelerator.sync_gradients:
+                self._means.add(self.balance.finish(self.accelerator))
+        outputs, losses = run()
         for metrics in losses.metrics:
             self._means.add(metrics)
-        loss = losses.total(args.attention_coef * self.balance.factor)
+        loss = losses.total(self.args.attention_coef * factor)
         self.require_finite_losses(loss)
-        if measure:
-            loss = self.balance.measure(self.model, losses.token, args.attention_coef * losses.attention, loss)
+        if measure and not apart:
+            loss = self.balance.measure(self.model, *losses.terms(self.args.attention_coef), loss)
         return (loss, outputs) if return_outputs else loss
+
+    def forward_pass(self, model: nn.Module, groups: list[TrainingGroup], measure: bool) -> TrainingPass:
+        """The pass that trains, and its losses; the first one of each group is kept as its old pass."""
+        outputs = policy_pass(model, groups, self.args, capture=self._captures(), teacher=self.teacher)
+        for group, output in zip(groups, outputs, strict=True):
+            self._means.add(keep_old(group, output, self.args, self._step))
+        gather = partial(gather_all, self.accelerator)
+        return outputs, micro_batch_loss(self.model, groups, outputs, self.args, measure, gather)
 
     def complete_gradient(self) -> None:
         """Measure and balance both terms' gradients after the step's last micro-batch."""
-        if self._measures_gradients():
+        if self._measures_gradients() and not own_passes(self.model):
             self._means.add(self.balance.finish(self.accelerator))
-
-    def keep_old(self, group: TrainingGroup, output: GroupOutput) -> None:
-        """Store the first inner update's pass of each group as its old pass."""
-        if group.old is None:
-            if self._step == 0:
-                require_start(group, output)
-            group.old, metrics = old_pass(group, output, self.args)
-            self._means.add(metrics)
 
     def dump(self, what: str) -> RolloutsDump:
         teacher = None if self.teacher is None else str(pretrained(self.teacher).name_or_path)
@@ -393,8 +396,7 @@ class RALTrainer(NonFiniteGuardTrainer):
 
     def _measures_gradients(self) -> bool:
         """Whether the gradients' norms are measured in this step: all inner updates of every n-th rollout batch."""
-        every = self.args.gradient_norm_steps
-        return every > 0 and self._rollout % every == 0
+        return (every := self.args.gradient_norm_steps) > 0 and self._rollout % every == 0
 
     # --- evaluation while training ----------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from ral.errors import ConfigError
+from ral.models.sharding import held_state
+from ral.models.zero3 import whole_weight, written
 
 
 def refuse_unmergeable(model: PeftModel) -> None:
@@ -52,11 +54,17 @@ def merged_weights(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     # As they are saved: FSDP2's checkpointing wraps layers, which shows in names of modules alone.
     named = fsdp2_canonicalize_names(dict(base.named_modules()))
     layers: dict[str, Any] = {name: module for name, module in named.items() if isinstance(module, LoraLayer)}
-    for name, value in base.state_dict().items():
+    for name, value in held_state(base).items():
         owner, _, parameter = name.rpartition(".base_layer.")
         if any(f".{part}" in name for part in LoraLayer.adapter_layer_names):
             continue
         if owner in layers and parameter == "weight":
-            for adapter in layers[owner].active_adapters:
-                value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
+            value = whole_weight(value)
+            with written(_adapter_weights(layers[owner]), write=False):
+                for adapter in layers[owner].active_adapters:
+                    value = value + layers[owner].get_delta_weight(adapter).to(value.dtype)
         yield name.replace(".base_layer.", "."), value
+
+
+def _adapter_weights(layer: Any) -> list[Tensor]:
+    return [value for name, value in layer.named_parameters() if name.startswith(LoraLayer.adapter_layer_names)]

@@ -22,11 +22,11 @@ from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
-from ral.attention.models import pretrained
+from ral.attention.models import is_sharded, pretrained
 from ral.errors import ConfigError, MissingPackageError
-from ral.models.sharding import whole
+from ral.models.sharding import held_state, whole
+from ral.models.zero3 import whole_weight
 from ral.rollouts.vllm.client import Client, ServerError
 from ral.rollouts.vllm.merging import merged_weights, refuse_unmergeable, refuse_unservable
 
@@ -115,7 +115,7 @@ class AdapterTransfer:
             on_all(servers, self._require_base)
         policy: Any = extract_model_from_parallel(model)
         weights = {}
-        for name, value in get_peft_model_state_dict(policy).items():
+        for name, value in get_peft_model_state_dict(policy, held_state(policy)).items():
             gathered = whole(cast(value, self.dtype))
             if accelerator.is_main_process:
                 weights[name] = gathered.cpu().contiguous()
@@ -252,8 +252,8 @@ def whole_weights(
     policy = extract_model_from_parallel(model)
     if isinstance(policy, PeftModel):
         named: Iterable[tuple[str, Tensor]] = merged_weights(policy)
-    elif isinstance(model, FSDPModule):
-        named = model.state_dict().items()
+    elif is_sharded(model):
+        named = held_state(policy).items()
     else:
         named = accelerator.get_state_dict(model).items()
     for name, value in named:
@@ -262,7 +262,7 @@ def whole_weights(
 
 def cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The values of a weight, in `dtype` where they are floating-point numbers; None: as they are."""
-    value = value.detach()
+    value = whole_weight(value).detach()
     return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
