@@ -153,21 +153,20 @@ class Case:
         }
         if self.taught:
             return SFTSettings(per_device_train_batch_size=prompts, **shared)
-        return RALConfig(
-            num_generations=GROUP,
-            per_device_train_batch_size=prompts * GROUP,
-            max_completion_length=self.longest,
-            temperature=1.3,
-            attention_anchor=self.attention_anchor,
-            attention_share=self.attention_share,
-            attention_coef=5.0,
-            attention_heads=self.heads,
-            beta=0.04,
-            gradient_norm_steps=1,
-            rollout_engine="copy" if self.served else "transformers",
-            **shared,
-            **self.settings,
-        )
+        reinforcement: dict[str, Any] = {
+            "num_generations": GROUP,
+            "per_device_train_batch_size": prompts * GROUP,
+            "max_completion_length": self.longest,
+            "temperature": 1.3,
+            "attention_anchor": self.attention_anchor,
+            "attention_share": self.attention_share,
+            "attention_coef": 5.0,
+            "attention_heads": self.heads,
+            "beta": 0.04,
+            "gradient_norm_steps": 1,
+            "rollout_engine": "copy" if self.served else "transformers",
+        }
+        return RALConfig(**reinforcement | shared | self.settings)
 
 
 class OnCPU(Trainer):

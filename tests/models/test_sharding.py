@@ -96,6 +96,18 @@ def test_quantised_weights_are_not_sharded(tmp_path: Path) -> None:
     refuse_sharding(accelerator("ddp"), model, args(tmp_path))
 
 
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "lion_8bit"])
+def test_an_optimiser_that_cannot_update_shards_is_refused_where_weights_are_sharded(
+    optim: str, tmp_path: Path
+) -> None:
+    text = tiny_model("qwen2")
+    with pytest.raises(ConfigError, match=rf"optim={optim[:6]}.* under fsdp: .* use adamw_torch"):
+        refuse_sharding(accelerator("full-shard"), text, args(tmp_path, optim=optim))
+    refuse_sharding(accelerator("zero2"), text, args(tmp_path, optim=optim))
+    for other in ("adamw_torch", "adamw_torch_8bit", "sgd"):
+        refuse_sharding(accelerator("full-shard"), text, args(tmp_path, optim=other))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_gradients_are_added_up_in_float32_and_shared_out_after_every_micro_batch(precision: str) -> None:
     own = Accelerator(cpu=True, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from experiments import processes
 from experiments.processes import Case, Reinforcement, in_processes
@@ -15,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ral.attention.models import decoder_layers, pretrained
+from ral.models import sharding
 
 #: So many decoder layers that one of them is a small part of the model.
 CASE = Case("think", 1, layers=24, prompts=2, longest=4, precision="fp32")
@@ -30,7 +32,7 @@ def whole_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 class Watched(Reinforcement):
-    """Notes the largest share of policy and reference that is held while a layer computes, forwards or backwards.
+    """Notes the largest share of policy and reference that is held while a layer computes, forwards or backwards, or is saved.
 
     Units that stay gathered are left out of both sides: the captured layer, embeddings, norm and tower.
     """
@@ -57,6 +59,23 @@ class Watched(Reinforcement):
         if output.requires_grad:
             output.register_hook(look)
 
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """Also saves the weights at the end: a tensor that is made whole counts beside what is held."""
+        output = super().train(*arguments, **named)
+        layers = decoder_layers(pretrained(self.model))[:-1]
+        gather = sharding.whole
+
+        def watched(value: torch.Tensor) -> torch.Tensor:
+            made = gather(value)
+            share = (held_bytes(layers.parameters()) + made.nbytes) / whole_bytes(layers.parameters())
+            self.most["policy, saving"] = max(self.most["policy, saving"], share)
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "whole", watched)
+            self.save_model()
+        return output
+
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         self.phase = "update"
         loss = super().training_step(*arguments, **named)
@@ -78,6 +97,6 @@ def test_no_process_holds_more_than_its_part_and_the_layers_that_compute(tmp_pat
     in_processes(share, CASE, "full-shard", 2, tmp_path / "run")
     for rank in range(2):
         most = json.loads((tmp_path / "run" / f"most-{rank}.json").read_text())
-        assert most.keys() == {"policy, rollouts", "policy, update", "reference"}
+        assert most.keys() == {"policy, rollouts", "policy, update", "policy, saving", "reference"}
         # A half, the layer that computes, and in the backward pass the one that is fetched for afterwards.
         assert all(0.5 < value <= 0.6 for value in most.values()), most

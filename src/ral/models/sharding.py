@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ral.attention.models import family, is_sharded, pretrained, trains_vision, vision_features
 from ral.errors import ConfigError
@@ -36,6 +37,10 @@ QUANTISED_SHARDS = (
     "bnb_4bit_quant_storage mixed precision would take them for numbers; leave fsdp out (recipes/accelerate/ddp.yaml), or "
     "quantization"
 )
+
+#: Parts of the names (`TrainingArguments.optim`) of optimisers that do not step over shards: transformers' Adafactor mixes its own
+#: plain tensors with them, and bitsandbytes has no kernel for them.
+WHOLE_OPTIMISERS = ("adafactor", "ademamix", "lion", "paged", "rmsprop_bnb", "adamw_8bit", "adamw_bnb_8bit")
 
 
 def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingArguments) -> None:
@@ -53,6 +58,12 @@ def refuse_sharding(accelerator: Accelerator, model: nn.Module, args: TrainingAr
         raise ConfigError(
             "fsdp in its first version keeps no part of a model gathered, as rollouts and attention need; set version: 2 "
             "(fsdp_config of the recipe, or fsdp_version in the launcher's file)"
+        )
+    optimiser = OptimizerNames(args.optim).value
+    if fsdp is not None and any(part in optimiser for part in WHOLE_OPTIMISERS):
+        raise ConfigError(
+            f"optim={optimiser} under fsdp: it cannot update sharded weights, and would fail in the first step; use adamw_torch, or "
+            "adamw_torch_8bit with torchao, or leave fsdp out"
         )
     if fsdp is not None and fsdp.transformer_cls_names_to_wrap is not None and trains_vision(base):
         raise ConfigError(
