@@ -3,8 +3,9 @@
 Every run trains the embedded model on the same global batches on CPU (gloo) from one seed. The loss curve of one process is
 the reference. Written is how far the others are from it at most: relative to the largest loss of the curve, which is held to
 1e-5 in float32 and to 1e-8 in float64, and to the loss of the same step. GRPO's loss is a difference of large terms and passes
-through zero, where the second is as large as rounding is. ZeRO-2 runs where DeepSpeed is installed. Complete runs are not
-repeated. The figures go to `experiments/results/processes.json`.
+through zero, where the second is as large as rounding is. ZeRO-2 runs where DeepSpeed is installed, an optimiser of eight bits where
+torchao is; both compute updates in float32, whatever the model's precision. Complete runs are not repeated. The figures go to
+`experiments/results/processes.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import PreTrainedModel, Trainer
 
 from ral.attention.models import decoder_layers
@@ -62,6 +64,20 @@ SHARDING: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": False}},
     "full-shard": {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}},
     "full-shard, checkpointing": {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": True}},
+    "full-shard, recomputing": {
+        "fsdp": True,
+        "fsdp_config": {"version": 2},
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "full-shard, reentrant": {
+        "fsdp": True,
+        "fsdp_config": {"version": 2},
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "gradient_norm_steps": 0,
+    },
+    "full-shard, offloaded": {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": True}},
     "zero2": {
         "deepspeed": {
             "zero_optimization": {"stage": 2},
@@ -187,6 +203,8 @@ class OnCPU(Trainer):
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             if self.policy != "no":
                 state.fsdp_plugin.set_mixed_precision(self.policy)
+            if state.fsdp_plugin.cpu_offload:
+                state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)  # which a GPU's driver does
             self.is_fsdp_enabled = True
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
@@ -251,6 +269,7 @@ def deepen(model: PreTrainedModel, layers: int) -> None:
 def train(case: Case, engine: str, folder: Path) -> None:
     """One process of a run; the first one leaves the parameters at the end in `end.safetensors`."""
     torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")  # torchao compiles its updates, for minutes on a CPU
     if case.pinned:
         os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     model, processor = load_start() if case.family is None else of_family(case.family)
@@ -366,8 +385,26 @@ CASES = {
     "mixed, two micro-batches": Case("mixed", accumulation=2, prompts=2 * PROMPTS),
 }
 
+#: Further settings under full sharding, and the package that they need.
+OPTIONS: dict[str, tuple[Case, tuple[str, ...], str | None]] = {
+    "mixed, activations": (
+        Case("mixed"),
+        ("full-shard, checkpointing", "full-shard, recomputing", "full-shard, reentrant"),
+        None,
+    ),
+    "mixed, host's memory": (Case("mixed"), ("full-shard, offloaded",), None),
+    "mixed, sgd": (Case("mixed", settings={"optim": "sgd", "learning_rate": 0.1}), ("ddp", "full-shard"), None),
+    "mixed, adamw_torch_8bit": (
+        Case("mixed", settings={"optim": "adamw_torch_8bit"}),
+        ("ddp", "full-shard"),
+        "torchao",
+    ),
+}
 
-def measure(name: str, case: Case, folder: Path) -> list[dict[str, Any]]:
+
+def measure(
+    name: str, case: Case, engines: Sequence[str], processes: Sequence[int], folder: Path
+) -> list[dict[str, Any]]:
     """One process with whole batches against several, under every engine: one row per run."""
     dtype = "float64" if case.double else "float32"
 
@@ -384,13 +421,24 @@ def measure(name: str, case: Case, folder: Path) -> list[dict[str, Any]]:
             "case": name,
             "dtype": dtype,
             "engine": engine,
-            "processes": processes,
-            **differences(curve(case, engine, processes), reference),
+            "processes": number,
+            **differences(curve(case, engine, number), reference),
         }
-        for engine in ENGINES
-        if engine != "zero2" or find_spec("deepspeed")
-        for processes in PROCESSES
+        for engine in engines
+        for number in processes
     ]
+
+
+def rows(steps: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Of every run that the packages at hand allow."""
+    engines = [engine for engine in ENGINES if engine != "zero2" or find_spec("deepspeed")]
+    for name, case in CASES.items():
+        for double in (False, True):
+            yield from measure(name, replace(case, steps=steps, double=double), engines, PROCESSES, folder)
+    for name, (case, further, package) in OPTIONS.items():
+        if package is None or find_spec(package):
+            for double in (False, True) if package is None else (False,):  # torchao updates in float32
+                yield from measure(name, replace(case, steps=steps, double=double), further, PROCESSES[:1], folder)
 
 
 def main() -> None:
@@ -398,25 +446,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("runs/processes"), help="Where the runs are kept.")
     args = parser.parse_args()
-    cases = [
-        (name, replace(case, steps=args.steps, double=double))
-        for name, case in CASES.items()
-        for double in (False, True)
-    ]
+    runs = list(rows(args.steps, args.output))
     results = {
         "command": f"python -m experiments.processes --steps {args.steps}",
         "machine": machine_class(),
         "commit": source_commit(),
         "prompts": PROMPTS,
         "group": GROUP,
-        "runs": [row for name, case in cases for row in measure(name, case, args.output)],
+        "runs": runs,
     }
     atomic_write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     print(
         "largest difference from one process's losses (promised of the largest loss: 1e-5 in float32, 1e-8 in float64)"
     )
-    print(*results["runs"][0])
-    for row in results["runs"]:
+    print(*runs[0])
+    for row in runs:
         print(*row.values())
 
 

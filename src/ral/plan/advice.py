@@ -97,7 +97,7 @@ def _changes(s: Setup, adapted: Weights, quantised: Weights) -> Iterator[Change]
     if s.norm_steps:
         yield Change("gradient_norm_steps: 0", "the ratio of the two gradients is not logged", {"norm_steps": 0})
     if s.optimiser > EIGHT_BITS:
-        yield Change("optim: adamw_bnb_8bit", "states of the optimiser in eight bits", {"optimiser": EIGHT_BITS})
+        yield Change("optim: adamw_torch_8bit", "states of the optimiser in eight bits", {"optimiser": EIGHT_BITS})
     if s.weights.method == "full":
         frozen = {"weights": adapted, "reference": False}
         yield Change(f"peft: {_flow(ADAPTER)}", "an adapter in place of all weights", frozen)

@@ -47,7 +47,7 @@ def arms(setup: Setup, adapted: Weights, quantised: Weights, gpu_memory: float) 
     machines = max(1, setup.gpus // MACHINE)
     yield f"rollouts by {machines} server(s) on the same GPUs", served(setup, "shared", gpu_memory, machines)
     yield "without activation_checkpointing", replace(setup, checkpointing=False)
-    yield "optim: adamw_bnb_8bit", replace(setup, optimiser=EIGHT_BITS)
+    yield "optim: adamw_torch_8bit", replace(setup, optimiser=EIGHT_BITS)
     yield "gradient_norm_steps: 0", replace(setup, norm_steps=0)
     if setup.weights.method == "full":
         yield "an adapter", replace(setup, weights=adapted, reference=False)
