@@ -253,6 +253,18 @@ def of_family(kind: str) -> tuple[Any, Any]:
     return model_for(kind, made), made[0]
 
 
+def exact_norm(self: Any, hidden_states: Tensor) -> Tensor:
+    """A root mean square norm in the precision of what it is given."""
+    return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def compute_in_float64(model: PreTrainedModel) -> None:
+    """In both passes; transformers' norms round to float32 inside, so two backward passes would not add up to one."""
+    model.double()
+    for kind in {type(module) for module in model.modules() if hasattr(module, "variance_epsilon")}:
+        kind.forward = exact_norm
+
+
 def deepen(model: PreTrainedModel, layers: int) -> None:
     """Put random layers behind those of the decoder: where it has many, one of them is a small part of the model."""
     torch.manual_seed(0)
@@ -276,7 +288,7 @@ def train(case: Case, engine: str, folder: Path) -> None:
     if case.layers is not None:
         deepen(model, case.layers)
     if case.double:
-        model = model.double()
+        compute_in_float64(model)
     linear: dict[str, Any] = {"target_modules": "all-linear", "exclude_modules": ".*visual.*"}
     if case.family is not None:
         linear = {"target_modules": r".*language_model.*\.(q|k|v)_proj"}
