@@ -216,6 +216,22 @@ def test_fewer_heads_take_fewer_queries_and_a_key_each() -> None:
     assert pass_of[28] - pass_of[None] == 2 * 4 * 128 * (28 - 4) * every
 
 
+def test_chunks_of_logits_each_make_a_gradient_of_the_whole_output_embedding() -> None:
+    """By hand, of 7B in 16 bits: four chunks of 441 tokens in 32 bits, three tensors of rows and two chunks of them, query and key of the
+    captured layer with gradients, and twice 152,064 · 3,584 numbers. Where it is not trained, there are none of these.
+    """
+    name = "backward of a block, logits, attention rows"
+    logits = 4 * 4 * 441 * 152064
+    rows = 3 * 4 * 8 * 1024 * (1280 + 1024) + 2 * 4 * 2**19 + 2 * 4 * 128 * (28 * 8192 + 4 * (8192 + 1280))
+    setup = published(norm_steps=10)
+    assert sizes(memory(setup))[name] == logits + rows + 2 * 2 * 152064 * 3584
+    # Under DDP they are of 32 bits; what holds them after that is among the gradients.
+    assert sizes(memory(replace(setup, sharding="ddp")))[name] == logits + rows + 2 * 4 * 152064 * 3584
+    adapter = LoraConfig(r=64, target_modules="all-linear", exclude_modules=".*visual.*")
+    adapted = replace(setup, weights=weights_of(meta_model("Qwen2.5-VL-7B")[0], adapter, four_bits=False))
+    assert sizes(memory(adapted))[name] < logits + rows + 2 * 152064 * 3584
+
+
 def test_the_check_of_the_first_prompt_comes_before_there_are_states_of_an_optimiser() -> None:
     """By hand: its own logits of 1,288 tokens, in 16 bits and widened to 32, are more than two copies of a prompt of 7B."""
     found = memory(published(), libraries=False)

@@ -46,7 +46,7 @@ def test_all_weights_of_72b_fit_on_four_machines_and_on_eight() -> None:
     )
     assert four.setup.weights.trained > 72e9
     assert four.fits
-    assert 68 * 2**30 < four.memory.peak < 73 * 2**30
+    assert 76 * 2**30 < four.memory.peak < 78 * 2**30
     assert (four.duration.prompts, eight.duration.prompts) == (128, 128)
     assert eight.memory.peak < 0.75 * four.memory.peak
     assert not plan(RECIPES / "qwen2.5-vl-72b-ral.yaml", gpus=16, gpu_memory=80).fits
@@ -108,8 +108,8 @@ def test_the_paper_in_full_shards_takes_half_the_memory_and_seventy_seconds_at_m
         for given in ("false", "true")
     )
     assert kept.duration.step < back.duration.step < 70
-    # As last calculated 34.1 and 46.5 GiB; a third of it are shards of weights, states and reference.
-    assert 32 * 2**30 < back.memory.peak < 35 * 2**30 < 46 * 2**30 < kept.memory.peak < 47 * 2**30
+    # 36.2 and 48.7 GiB; a third of the first are shards of weights, states and reference.
+    assert 36 * 2**30 < back.memory.peak < 37 * 2**30 < 48 * 2**30 < kept.memory.peak < 49 * 2**30
     within = memory(replace(back.setup, norm_steps=0))
     assert within.peak_phase == "rollouts"
     assert within.peak < 33 * 2**30

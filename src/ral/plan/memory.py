@@ -143,8 +143,9 @@ def _of_phases(s: Setup) -> Iterator[Item]:
     if not s.offloaded_weights:
         yield Item("gradients of each term, to measure their norms", _measured(s), ("update",))
     kept, peak = _activations(s)
-    # With one pass a step, gradients come into being while activations go.
-    growing = gradients if s.accumulation == 1 and not s.norm_steps else 0.0
+    # With one pass a step, gradients come into being while activations go; FSDP2's of what is no layer's are whole until the end.
+    whole = (s.gradient_bytes + FLOAT) * s.trained_outside if s.sharding == "fsdp2" else 0.0
+    growing = max(whole, gradients if s.grows else 0.0)
     yield Item("activations kept for the backward", kept, ("update",))
     yield Item("backward of a block, logits, attention rows", max(peak, growing - kept), ("update",))
 
@@ -205,10 +206,13 @@ def _activations(s: Setup) -> tuple[float, float]:
     whole = s.captured_layers if s.checkpointing else decoder.layers
     kept_whole = sum(blocks[layer] for layer in whole)
     kept = ends + masks_bytes(s) + kept_whole + (len(decoder.layers) - len(whole)) * edges
-    loss = _logits(s) + _rows(s)
+    # Each chunk of logits makes a gradient of the whole output embedding, and adds it to those before it.
+    head = s.gradient_bytes * s.trained_head
+    loss = _logits(s) + _rows(s) + 2 * head
     # A checkpointed layer is run again once the captured one, usually the last, is through.
     again = max(0.0, max(blocks.values()) - kept_whole) if s.checkpointing else 0.0
-    return kept, max(loss, again + max(_backward(s, layer) for layer in decoder.kinds))
+    held = head if s.grows or s.sharding == "fsdp2" else 0.0
+    return kept, max(loss, held + again + max(_backward(s, layer) for layer in decoder.kinds))
 
 
 def block_bytes(s: Setup, layer: Layer) -> float:

@@ -141,6 +141,26 @@ class Setup:
         return 1 if self.sharding == "fsdp2" and self.teacher is None else 2
 
     @property
+    def grows(self) -> bool:
+        """Whether a step's gradients come into being in its one backward pass; else they are there before the last."""
+        return self.accumulation == 1 and not self.norm_steps
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of a number in a gradient as the backward pass makes it; FSDP2 adds them up in 32 bits when it shares them out."""
+        return self.compute if self.sharding != "ddp" else 4
+
+    @property
+    def trained_head(self) -> int:
+        """Parameters of the output embedding, if it is trained."""
+        return self.model.vocabulary * self.model.decoder.hidden if self.weights.method == "full" else 0
+
+    @property
+    def trained_outside(self) -> int:
+        """Trained parameters outside of decoder layers and vision tower."""
+        return self.model.outside if self.weights.method == "full" else 0
+
+    @property
     def fsdp_shards(self) -> int:
         """GPUs that FSDP2 spreads reference, teacher and the sums of gradients over."""
         return self.gpus if self.sharding == "fsdp2" else 1
