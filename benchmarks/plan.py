@@ -217,68 +217,100 @@ class Sampled:
     completion: int
     rows: int
 
+    @property
+    def case(self) -> Case:
+        return Case(self.layers, self.hidden, self.side, self.completion, accumulation=4)
 
-#: Rollouts that the constants were fitted to, and others, chosen before they were measured: other layers, widths, lengths, rows.
-ROLLOUTS = {
-    "fitted": (
-        Sampled(4, 256, 160, 32, 8),
-        Sampled(4, 256, 160, 32, 32),
-        Sampled(4, 256, 160, 64, 8),
-        Sampled(4, 512, 160, 32, 8),
-        Sampled(8, 512, 160, 32, 16),
-        Sampled(4, 512, 320, 32, 32),
-    ),
-    "fresh": (
-        Sampled(2, 256, 160, 48, 16),
-        Sampled(6, 384, 160, 24, 8),
-        Sampled(6, 384, 240, 48, 32),
-        Sampled(8, 256, 80, 64, 16),
-        Sampled(3, 640, 240, 32, 24),
-        Sampled(12, 256, 160, 24, 32),
-        Sampled(12, 384, 240, 16, 8),
-        Sampled(2, 640, 80, 96, 32),
-    ),
-}
-#: Of a 2-core x86_64 CPU, fitted to `ROLLOUTS["fitted"]`: FLOP/s of one thread in small products, and milliseconds of a layer at least.
-PRODUCTS, LAYER_MS = 4e10, 2.0
+
+#: Other layers, widths, lengths and rows; no constant is fitted to any of them.
+ROLLOUTS = (
+    Sampled(4, 256, 160, 32, 8),
+    Sampled(4, 256, 160, 32, 32),
+    Sampled(4, 256, 160, 64, 8),
+    Sampled(4, 512, 160, 32, 8),
+    Sampled(8, 512, 160, 32, 16),
+    Sampled(4, 512, 320, 32, 32),
+    Sampled(2, 256, 160, 48, 16),
+    Sampled(6, 384, 160, 24, 8),
+    Sampled(6, 384, 240, 48, 32),
+    Sampled(8, 256, 80, 64, 16),
+    Sampled(3, 640, 240, 32, 24),
+    Sampled(12, 256, 160, 24, 32),
+    Sampled(12, 384, 240, 16, 8),
+    Sampled(2, 640, 80, 96, 32),
+)
 #: How often each rollout is timed; the best counts.
-ROUNDS = 3
+ROUNDS = 2
 
 
-def rollout(one: Sampled) -> tuple[Callable[[], Any], float]:
-    """What samples once, and the seconds that the planner says it takes."""
-    case = Case(one.layers, one.hidden, one.side, one.completion, accumulation=4)
+def processor_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The least processor time of several calls: what else the machine does counts little."""
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+def rollout(one: Sampled) -> tuple[Callable[[], Any], int]:
+    """What samples once, and the prompt's tokens."""
+    case = one.case
     processor, model = build_processor(), build(case).eval()
     noise = np.random.default_rng(0).integers(0, 256, (case.side, case.side, 3), dtype=np.uint8)
     record = Record("0", "what colour?", "blue", images=(Image.fromarray(noise),))
     encoded = encode_prompt(processor, record, think=True, template="plain", max_pixels=case.side**2)
     prompts = [prepare_prompt(model, encoded) for _ in range(4)]
     sampling = Sampling(one.completion, (model.config.get_text_config().vocab_size - 1,))
-    setup, _ = predicted(case, len(prompts[0].input_ids))
-    setup = replace(setup, rollout_rows=one.rows, visual=0, iterations=1)  # the tower's pass is done
-    machine = Machine(tflops=PRODUCTS / 1e12, bandwidth=1.0, utilisation=1.0, layer_ms=LAYER_MS)
     run = partial(sample, model, prompts, case.group, sampling, rows=one.rows)
-    return run, duration(setup, machine, None).rollouts
+    return run, len(prompts[0].input_ids)
 
 
-def rollouts() -> list[dict[str, Any]]:
-    """Processor seconds of one thread for all of `ROLLOUTS`, in turn; the error is that of the ratio to a set's geometric mean."""
+def machine() -> dict[str, float]:
+    """Constants of one thread, measured without the rollouts that they are for: products of large matrices, a matrix that is read
+    for one vector, and what a layer adds to a decoding step where it is narrow."""
+    a, w, v = torch.randn(768, 768), torch.randn(8192, 4096), torch.randn(4096)
+    steps = {
+        (layers, length): processor_seconds(rollout(Sampled(layers, 64, 80, length, 32))[0], 3)
+        for layers in (2, 4)
+        for length in (17, 33)
+    }
+    each = {layers: (steps[layers, 33] - steps[layers, 17]) / 16 for layers in (2, 4)}
+    return {
+        "tflops": 2 * 768**3 / processor_seconds(lambda: a @ a, 5) / 1e12,
+        "bandwidth": w.nbytes / processor_seconds(lambda: w @ v, 5) / 1e12,
+        "layer_ms": (each[4] - each[2]) / 2 * 1e3,
+    }
+
+
+def rollouts() -> dict[str, Any]:
+    """Processor seconds of one thread for all of `ROLLOUTS`, in turn, and the machine's constants."""
     torch.set_num_threads(1)
-    built = {one: rollout(one) for of_set in ROLLOUTS.values() for one in of_set}
-    seconds: dict[Sampled, list[float]] = {one: [] for one in built}
-    for _ in range(ROUNDS):
-        for one, (run, _) in built.items():
-            start = time.process_time()
-            run()
-            seconds[one].append(time.process_time() - start)
-    found = []
-    for name, of_set in ROLLOUTS.items():
-        ratios = np.array([built[one][1] / min(seconds[one]) for one in of_set])
-        for one, ratio in zip(of_set, ratios, strict=True):
-            error = float(ratio / np.exp(np.log(ratios).mean()) - 1)
-            said = {"set": name, "seconds": min(seconds[one]), "all_seconds": seconds[one], "predicted": built[one][1]}
-            found.append(asdict(one) | said | {"error": error, "commit": source_commit()})
-            print(f"rollouts, {name} {one}  {min(seconds[one]):.2f} s  error in ratio {error:+.0%}", flush=True)
+    built = [(one, *rollout(one)) for one in ROLLOUTS]
+    rounds = [[processor_seconds(run, 1) for _, run, _ in built] for _ in range(ROUNDS)]
+    found = [
+        asdict(one) | {"prompt_tokens": tokens, "seconds": min(times), "all_seconds": times, "commit": source_commit()}
+        for (one, _, tokens), times in zip(built, map(list, zip(*rounds, strict=True)), strict=True)
+    ]
+    return {"machine": machine(), "rollouts": found}
+
+
+def judged(found: dict[str, Any]) -> dict[str, Any]:
+    """The rollouts with what the planner says of them; the error is that of the ratio to their geometric mean.
+
+    A GPU computes while the next kernels are started. A CPU does not: there both add up.
+    """
+    measured = found["machine"]
+    computes = Machine(measured["tflops"], measured["bandwidth"], utilisation=1.0, layer_ms=1e-9)
+    starts = Machine(1e9, 1e9, layer_ms=measured["layer_ms"])
+    for one in found["rollouts"]:
+        sizes = Sampled(**{name: one[name] for name in Sampled.__dataclass_fields__})
+        setup, _ = predicted(sizes.case, one["prompt_tokens"])
+        setup = replace(setup, rollout_rows=sizes.rows, visual=0, iterations=1)  # the tower's pass is done
+        one["predicted"] = sum(duration(setup, machine, None).rollouts for machine in (computes, starts))
+    ratios = np.array([one["predicted"] / one["seconds"] for one in found["rollouts"]])
+    for one, ratio in zip(found["rollouts"], ratios, strict=True):
+        one["error"] = float(ratio / np.exp(np.log(ratios).mean()) - 1)
     return found
 
 
@@ -299,7 +331,8 @@ def main() -> None:
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MKL_DISABLE_FAST_MM": "1"}
     earlier = json.loads(args.output.read_text()) if args.resume and args.output.is_file() else {}
     known = {one["name"]: one for one in earlier.get("cases", ())}
-    kept = {"cases": [], "rollouts": earlier.get("rollouts", [])}
+    results: list[dict[str, Any]] = []
+    sampled = {name: earlier[name] for name in ("machine", "rollouts") if name in earlier}
     for case in CASES:
         if found := known.get(case.name()):
             commit = found["commit"]
@@ -308,12 +341,14 @@ def main() -> None:
             result = compare(case, *in_fresh_process(measured, case))
         else:
             continue
-        kept["cases"].append(result)
+        results.append(result)
         print(row(result), flush=True)
-        write_result(args.output, kept | summary(kept["cases"]))
-    if not kept["rollouts"]:
-        kept["rollouts"] = in_fresh_process(rollouts)
-    write_result(args.output, kept | summary(kept["cases"]))
+        write_result(args.output, {"cases": results, **sampled, **summary(results)})
+    sampled = judged(sampled or in_fresh_process(rollouts))
+    for one in sampled["rollouts"]:
+        sizes = ", ".join(f"{name} {one[name]}" for name in Sampled.__dataclass_fields__)
+        print(f"rollouts, {sizes}: {one['seconds']:.2f} s, error in ratio {one['error']:+.0%}", flush=True)
+    write_result(args.output, {"cases": results, **sampled, **summary(results)})
 
 
 def summary(cases: list[dict[str, Any]]) -> dict[str, float]:

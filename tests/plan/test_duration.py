@@ -93,7 +93,7 @@ def test_halving_the_utilisation_doubles_the_updates() -> None:
 
 def test_decoding_waits_for_memory_or_for_kernels_to_start() -> None:
     setup, instant = published(rollout_rows=8), Machine(layer_ms=1e-9)
-    assert decoding_seconds(setup, Machine()) == pytest.approx(28e-3)
+    assert decoding_seconds(setup, Machine()) == pytest.approx(28.44e-3)  # of 28 layers, and what is outside of them
     read = 2 * setup.model.active
     assert decoding_seconds(setup, instant) == pytest.approx(read / 3.35e12, rel=0.1)
     # Without shards autocast casts all weights in every decoding step.
@@ -105,6 +105,16 @@ def test_a_decoding_step_reads_a_key_and_a_value_of_every_token_so_far() -> None
     longer = replace(setup, completion=setup.completion + 2048)  # on average half of them are written
     more = 2 * 28 * (4 * 128) * 2 * 8 * 2048 / 2  # key and value, layers, width, bytes, completions, tokens
     assert decoding_seconds(longer, instant) - decoding_seconds(setup, instant) == pytest.approx(more / 3.35e12)
+
+
+def test_a_prompt_more_has_its_cache_and_its_draws() -> None:
+    """By hand, of 8 completions more: 28 layers of 2 · 512 numbers, of the prompt in 32 bits and of 8 · 512 tokens (half of them are written)
+    in 16; and 8 draws among 152,064 words, each of 32 bytes that are written and read.
+    """
+    instant = Machine(layer_ms=1e-9)
+    one, two = (decoding_seconds(published(rollout_rows=rows), instant) for rows in (8, 16))
+    more = 28 * 1024 * (4 * 1280 + 2 * 8 * 512) + 8 * 152064 * 2 * 32
+    assert two - one == pytest.approx(more / 3.35e12)
 
 
 @pytest.mark.parametrize("wrong", [{"tflops": 0}, {"utilisation": 1.5}, {"bandwidth": -1}])

@@ -139,8 +139,8 @@ def test_kept_features_save_time_after_the_first_epoch() -> None:
     # By hand: 16 prompts for two updates; the tower's 676.6M parameters multiply 4 · 1,024 patches, the disk gives 2 GB/s.
     saved = 16 / 2 * (2 * 676.6e6 * 4096 / (0.4 * 989e12) - 1024 * 3584 * 2 / 2e9)
     assert found.duration.cached == pytest.approx(saved, rel=1e-3)
-    assert found.duration.hours == pytest.approx(1600 * (found.duration.step - 0.75 * saved) / 3600, rel=1e-4)
-    assert small.duration.hours == pytest.approx(1600 * found.duration.step / 3600), "what does not fit saves nothing"
+    assert found.duration.hours == pytest.approx(3200 * (found.duration.step - 0.75 * saved) / 3600, rel=1e-4)
+    assert small.duration.hours == pytest.approx(3200 * found.duration.step / 3600), "what does not fit saves nothing"
     _, text = invoked(str(PAPER), *words, "300", "--gpus", "8", "--examples", "51200")
     assert "vision_cache: 375.8 GB for 51,200 examples, more than vision_cache_gb=300" in text
 

@@ -222,7 +222,7 @@ def shape_of(model: PreTrainedModel, origin: str = "") -> ModelShape:
         token = kind.visual_token(model.config)
         deeper = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         vision = {
-            "visual_patches": token.patches * token.frames,
+            "visual_patches": token.patches,  # one covers several frames of a video
             "visual_values": token.values,
             "feature_levels": 1 + len(deeper),
         }
