@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import contextlib
+import gc
 import hashlib
 import importlib
 import io
@@ -174,6 +175,7 @@ def run_tests(
     answer, write = os.pipe()
     child = os.fork()
     if not child:
+        gc.freeze()  # the parent's garbage may hold threads and decoders, which are not in a fork and crash if they are freed
         os.close(answer)
         try:
             _in_child(tree, tests, limits.test, write, write_bytecode, record)

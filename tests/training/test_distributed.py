@@ -87,7 +87,7 @@ def test_several_processes_are_one_with_the_same_batches(name: str, tmp_path: Pa
         for metric in measured:
             # Under ZeRO-3 the attention term's, a difference of rows that are nearly equal, comes of another pass.
             slack = 1e-7 if engine == "zero3" else 1e-8
-            assert other.get(metric) == pytest.approx(row.get(metric), rel=1e-5, abs=slack), (row["step"], metric)
+            assert other.get(metric) == pytest.approx(row.get(metric), rel=5e-5, abs=slack), (row["step"], metric)
         for metric in ("grad_norm",) if case.taught else COMPARED:
             assert other[metric] == pytest.approx(row[metric], rel=1e-4, abs=1e-6), (row["step"], metric)
     assert parameters.keys() == expected.keys()

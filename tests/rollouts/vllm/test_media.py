@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import Gemma3Config
@@ -127,9 +128,16 @@ def clip(steps: list[int] | None = None, seconds: float = 1.0, patches: int = 3)
 
 
 @given(seconds=st.floats(0.03125, 40, width=32), patches=st.integers(1, 40))
+@example(seconds=1.0499999523162842, patches=16)  # 4.2 a patch: the 5th stands at 21, the 15th at 62
 def test_the_server_counts_the_policys_positions_in_time(seconds: float, patches: int) -> None:
+    """All of them, or the record is refused, as in float32 they may be rounded so that no distance gives them."""
     config, record, prompt = clip(seconds=seconds, patches=patches)
-    [item] = encoded_items(config, record, prompt)
+    try:
+        [item] = encoded_items(config, record, prompt)
+    except DataError:
+        stands = list(enumerate((prompt.position_ids[0, 1:-1] - 1).tolist()))[1:]
+        assert max(Fraction(own, k) for k, own in stands) >= min(Fraction(own + 1, k) for k, own in stands)
+        return
     sent = item.fields["second_per_grid_ts"][1].item()
     counted = (torch.arange(patches).double() * (sent * config.vision_config.tokens_per_second)).long()
     assert counted.equal(prompt.position_ids[0, 1:-1] - 1)
