@@ -16,7 +16,9 @@ from benchmarks.common import RESULTS as BENCHMARKS
 from benchmarks.page import Results, conditions, targets_table
 from PIL import Image
 
-from experiments.results import Table, summary_table
+from experiments.hint_figure import COLOURS
+from experiments.results import contrasts, summary_table
+from experiments.table import Table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -34,6 +36,16 @@ def study() -> str:
         f"{summary_table(table, PRIMARY)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]} with Student's 95 % intervals, differences "
         f"paired by seed; {cell.machine}; `python -m experiments.study rings --arms {arms}`. All arms, controls and what these "
         "seeds could have shown: [experiments/results.md](experiments/results.md).\n"
+    )
+
+
+def shortcut() -> str:
+    """The primary comparison where a hint is nearly always right in training, and wrong in the test."""
+    table = Table("shortcut-word-97")
+    arms, seeds = [arm for arm in COLOURS if arm in table.arms], table.seeds(table.study.baseline)
+    return (
+        f"{summary_table(table, arms)}\n\n{contrasts(table)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}, as above; accuracy is of 512 "
+        f"questions whose hint is wrong; `python -m experiments.study shortcut-word-97 --arms {' '.join(arms)}`.\n"
     )
 
 
@@ -56,7 +68,7 @@ def performance() -> str:
     )
 
 
-FIGURES = {"study": study, "distillation": distillation, "performance": performance}
+FIGURES = {"study": study, "shortcut": shortcut, "distillation": distillation, "performance": performance}
 
 
 def with_figures(text: str) -> str:

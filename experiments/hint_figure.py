@@ -44,7 +44,7 @@ def draw_training(name: str, table: Table) -> Path:
         for panel, (place, (_, scale, _)) in zip(panels[1:], LOOKS.items(), strict=True):
             steps = [look[0] for look in cells[0].watch]
             _line(panel, steps, [[scale * (look[place] or 0.0) for look in cell.watch] for cell in cells], arm, table)
-    panels[0].set_ylim(60, 100)
+    panels[0].set_ylim(75, 100)
     panels[1].set_ylim(0, 100)
     titles = [("Training reward", "% of the most"), *((title, unit) for title, _, unit in LOOKS.values())]
     for panel, (title, unit) in zip(panels, titles, strict=True):
