@@ -164,9 +164,15 @@ def special_visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(sorted(family(model).banned(model.config)))
 
 
+def is_part(value: Tensor) -> bool:
+    """Whether DeepSpeed ZeRO-3 has shared this parameter out: it marks what it has."""
+    return hasattr(value, "ds_id")
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model's weights are whole inside of its forward alone: under FSDP2, and under ZeRO-3, which marks them."""
-    return isinstance(model, FSDPModule) or hasattr(pretrained(model).get_input_embeddings().weight, "ds_id")
+    """Whether the model's weights are whole inside of its forward alone: under FSDP2 and ZeRO-3."""
+    embedding: Any = pretrained(model).get_input_embeddings()
+    return isinstance(model, FSDPModule) or is_part(embedding.weight)
 
 
 def vision_features(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ral.attention.models import family, is_sharded, pretrained, trains_vision, vision_features
+from ral.attention.models import family, is_part, is_sharded, pretrained, trains_vision, vision_features
 from ral.errors import ConfigError
 from ral.models import zero3
 from ral.models.gathering import fsdp_plugin, gathered_units, unit_classes
-from ral.models.zero3 import is_part, is_zero3, refuse_zero3, shared_out, whole_weight
+from ral.models.zero3 import is_zero3, refuse_zero3, shared_out, whole_weight
 
 #: Why a quantised model is not sharded, in a recipe or by a launcher. accelerate 1.15 says the first of itself.
 QUANTISED_SHARDS = (

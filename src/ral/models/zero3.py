@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from transformers.integrations import unset_hf_deepspeed_config
 
-from ral.attention.models import pretrained, trains_vision, vision_tower
+from ral.attention.models import is_part, pretrained, trains_vision, vision_tower
 from ral.errors import ConfigError
 
 _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,11 +32,6 @@ _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def is_zero3(accelerator: Accelerator) -> bool:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     return plugin is not None and plugin.zero_stage == 3
-
-
-def is_part(value: Tensor) -> bool:
-    """Whether DeepSpeed has shared this parameter out."""
-    return hasattr(value, "ds_id")
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
