@@ -1,9 +1,8 @@
 """Runs killed at random moments against runs left alone: `python -m experiments.kills`.
 
-Every case is trained once without disturbance. Then it is trained again and again while one of its processes gets SIGKILL
-after a random time, and resumed, until it was killed its share of times and has ended; every end must be the undisturbed one bit
-for bit. After every kill the run folder is read as a user would. The figures go to `experiments/results/kills.json` after
-each kill, and a further call goes on from there.
+Every case is trained once without disturbance. Then it is trained again and again: one of its processes gets SIGKILL after a
+random time, once or twice, and the run is resumed to its end, which must be the undisturbed one bit for bit. After every kill the run folder is
+read as a user would. The figures go to `experiments/results/kills.json` after each kill, and a further call goes on from there.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ CASES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=52, help="of all cases together")
+    parser.add_argument("--ends", type=int, default=24, help="of killed runs, of all cases together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="these alone")
     parser.add_argument("--output", type=Path, default=Path("runs/kills"), help="where the runs are kept")
@@ -66,38 +65,50 @@ def main() -> None:
         folder = args.output / case.name
         recipe, whole = case.write(folder), folder / "whole"
         while not (whole / "final").exists():
-            ended(Attempt(recipe, whole, case.processes), case)
-        share = -(-args.kills // len(chosen))
-        while len(record["kills"]) < share or (folder / "run").exists():
-            disturb(case, recipe, folder, record, args.seed, to_its_end=len(record["kills"]) >= share)
+            started, attempt = time.time(), Attempt(recipe, whole, case.processes)
+            record["start_s"] = until_training(attempt, whole, started) - started
+            ended(attempt, case)
+            record["train_s"] = time.time() - started - record["start_s"]
+        share = -(-args.ends // len(chosen))
+        while len(record["ends_identical"]) < share:
+            disturb(case, recipe, folder, record, args.seed)
             save(found)
     print(json.dumps(found["summary"], indent=1))
 
 
-def disturb(case: Case, recipe: Path, folder: Path, record: dict[str, Any], seed: int, *, to_its_end: bool) -> None:
-    """One more attempt: killed at a random moment, or ended before that, and then held against the undisturbed run.
+def disturb(case: Case, recipe: Path, folder: Path, record: dict[str, Any], seed: int) -> None:
+    """One more attempt: killed at a random moment, or ended, and then held against the undisturbed run if it was killed before.
 
     A quarter of the moments is counted from the start of the processes, the others from the start of training, so that
     loading the model, which takes longer than a step, does not get all of them.
     """
-    run = folder / "run"
-    rng = random.Random(f"{seed}/{case.name}/{len(record['kills'])}/{len(record['ends_identical'])}")
+    run, number = folder / "run", len(record["ends_identical"])
+    killed = sum(kill.get("run") == number for kill in record["kills"])
+    record["attempts"] = record.get("attempts", 0) + 1
+    rng = random.Random(f"{seed}/{case.name}/{record['attempts']}")
     from_start, victim = rng.random() < 0.25, rng.randrange(case.processes)
-    moment = rng.uniform(0, record.setdefault("start_s", 8.0) if from_start else record.setdefault("train_s", 8.0))
+    moment = rng.uniform(0, record["start_s" if from_start else "train_s"])
+    to_its_end = killed > rng.randrange(2)
     started, attempt = time.time(), Attempt(recipe, run, case.processes)
-    while attempt.running and not from_start and not training(run, started):
-        time.sleep(0.002)
-    began = started if from_start else time.time()
+    began = started if from_start else until_training(attempt, run, started)
     while attempt.running and (to_its_end or time.time() - began < moment):
         time.sleep(0.002)
     if attempt.running:
         where = phase(run, started)
         attempt.kill(victim)
-        record["kills"].append({"victim": victim, "phase": where, "broken": broken_files(run)})
+        record["kills"].append({"victim": victim, "phase": where, "broken": broken_files(run), "run": number})
         return
     ended(attempt, case)
-    record["ends_identical"].append(result(run) == result(folder / "whole"))
+    if killed:
+        record["ends_identical"].append(result(run) == result(folder / "whole"))
     shutil.rmtree(run)
+
+
+def until_training(attempt: Attempt, run: Path, started: float) -> float:
+    """When the attempt began to train, or ended without."""
+    while attempt.running and not training(run, started):
+        time.sleep(0.002)
+    return time.time()
 
 
 def ended(attempt: Attempt, case: Case) -> None:

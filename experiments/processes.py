@@ -1,11 +1,11 @@
-"""One run on 1, 2 and 4 processes, under DDP, FSDP2 (gathered or layer by layer) and ZeRO-2: `python -m experiments.processes`.
+"""One run on 1, 2 and 4 processes, under DDP, FSDP2 (gathered or layer by layer), ZeRO-2 and ZeRO-3: `python -m experiments.processes`.
 
 Every run trains the embedded model on the same global batches on CPU (gloo) from one seed. The loss curve of one process is
 the reference. Written is how far the others are from it at most: relative to the largest loss of the curve, which is held to
 1e-5 in float32 and to 1e-8 in float64, and to the loss of the same step. GRPO's loss is a difference of large terms and passes
-through zero, where the second is as large as rounding is. ZeRO-2 runs where DeepSpeed is installed, an optimiser of eight bits where
-torchao is; both compute updates in float32, whatever the model's precision. Complete runs are not repeated. The figures go to
-`experiments/results/processes.json`.
+through zero, where the second is as large as rounding is. ZeRO runs where DeepSpeed is installed, an optimiser of eight bits where
+torchao is; both compute updates in float32, whatever the model's precision, and ZeRO-3 takes no model in float64. Complete runs are
+not repeated. The figures go to `experiments/results/processes.json`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["ral.training.sft"])
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
-ENGINES = ("ddp", "fsdp2", "full-shard", "zero2")
+ENGINES = ("ddp", "fsdp2", "full-shard", "zero2", "zero3")
 PROCESSES = (2, 4)
 #: What a recipe says for an engine.
 SHARDING: dict[str, dict[str, Any]] = {
@@ -414,6 +414,11 @@ OPTIONS: dict[str, tuple[Case, tuple[str, ...], str | None]] = {
 }
 
 
+def engines_of(double: bool) -> tuple[str, ...]:
+    """The engines that run in a precision: DeepSpeed shares out no weights in float64."""
+    return tuple(engine for engine in ENGINES if not (double and engine == "zero3"))
+
+
 def measure(
     name: str, case: Case, engines: Sequence[str], processes: Sequence[int], folder: Path
 ) -> list[dict[str, Any]]:
@@ -443,9 +448,9 @@ def measure(
 
 def rows(steps: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Of every run that the packages at hand allow."""
-    engines = [engine for engine in ENGINES if engine != "zero2" or find_spec("deepspeed")]
     for name, case in CASES.items():
         for double in (False, True):
+            engines = [engine for engine in engines_of(double) if "zero" not in engine or find_spec("deepspeed")]
             yield from measure(name, replace(case, steps=steps, double=double), engines, PROCESSES, folder)
     for name, (case, further, package) in OPTIONS.items():
         if package is None or find_spec(package):

@@ -26,7 +26,7 @@ from ral.errors import refused_by
 from ral.files import atomic_write_text
 from ral.models.sharding import full_state_dict
 from ral.models.shards import save_without_weights, saves_shards
-from ral.models.zero3 import left_whole
+from ral.models.zero3 import is_zero3, left_whole
 from ral.runs.checkpoints import (
     CheckpointError,
     Share,
@@ -260,7 +260,7 @@ class ExactResumeTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         best = good_checkpoint(self.state.best_model_checkpoint)
-        if is_sharded(self.model) and not self.is_fsdp_enabled:  # by ZeRO-3
+        if is_zero3(self.accelerator):
             with left_whole(self.accelerator, self.model):
                 super()._load_best_model()
         else:
