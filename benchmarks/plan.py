@@ -240,7 +240,7 @@ ROLLOUTS = (
     Sampled(2, 640, 80, 96, 32),
 )
 #: How often each rollout is timed; the best counts.
-ROUNDS = 2
+ROUNDS = 4
 
 
 def processor_seconds(run: Callable[[], Any], repeats: int) -> float:

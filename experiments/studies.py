@@ -48,6 +48,7 @@ _OLD = Arm("ral", "RAL old, λ = 1 (paper)")
 _EXPLORE = Arm("explore", "RAL explore, λ = 10, σ = 0.5")
 _BIAS = Arm("explore", "its exploration alone, λ = 0", {"attention_coef": 0})
 _EVIDENCE = {"attention_anchor": "evidence", "attention_query": "predictor", "attention_keys": "visual"}
+_TEXT_EVIDENCE = _EVIDENCE | {"attention_keys": "prompt", "attention_coef": 100}
 _THINKING = {"grpo": _GRPO, "old": _OLD, "explore": _EXPLORE, "explore-bias": _BIAS}
 
 
@@ -315,6 +316,24 @@ STUDIES: dict[str, Study] = {
         {"max_steps": 120},
         held_out=256,
         contrasts=(("explore", "explore-bias"),),
+    ),
+    "text": Study(
+        "Needles in texts, thinking",
+        "The ring search in words: one of eight lines answers. The start names a colour of the text and does not search, and reward alone "
+        "never taught it to. Written down before the first run: does `evidence`, which is told the line, teach the search, and does its "
+        "placebo (half a text away)? The cold start is made first (see the recipe).",
+        {
+            "grpo": Arm("text-grpo", "GRPO"),
+            "old": Arm("text-grpo", "RAL old, λ = 1 (paper)", {"attention_coef": 1, "attention_anchor": "old"}),
+            "explore": Arm("text-ral", "RAL explore, λ = 10, σ = 0.5"),
+            "evidence": Arm("text-grpo", "RAL evidence, λ = 100 (told where to look)", _TEXT_EVIDENCE),
+            "evidence-rolled": Arm(
+                "text-grpo", "RAL evidence, λ = 100, placebo: rolled", _TEXT_EVIDENCE | {"evidence_control": "rolled"}
+            ),
+        },
+        {"max_steps": 120},
+        held_out=512,
+        contrasts=(("evidence", "evidence-rolled"),),
     ),
     "heads": _heads(),
     "own-words": Study(
