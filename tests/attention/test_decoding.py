@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.profiler import profile
 from transformers import DynamicCache
 
 from ral.attention import repeated
@@ -66,3 +68,25 @@ def test_a_look_bias_has_the_precision_of_the_scores(monkeypatch: pytest.MonkeyP
     assert mask is not None
     assert mask.dtype == torch.bfloat16
     assert mask.flatten().tolist() == [3, 0]
+
+
+def test_a_step_does_not_copy_the_prompts_of_several_completions() -> None:
+    """Models hold keys token by token; a product over several prompts would bring them into the order of heads every time."""
+    prompts, heads, tokens, channels, width = 3, 2, 50, 8, 4
+    keys, values = torch.randn(2, prompts, tokens, heads, channels).transpose(2, 3)
+    seen = torch.ones(prompts, tokens, dtype=torch.bool)
+    query, key, value = torch.randn(3, prompts * width, heads, 1, channels)
+
+    def copied(prefix: SharedPrefix) -> tuple[int, torch.Tensor]:
+        """The most numbers that one copy of a step has, and the step's output."""
+        with profile(record_shapes=True) as found:
+            output = prefix.attend(0, query, key, value, 0.3)
+        return max(prod(e.input_shapes[0]) for e in found.events() if e.name == "aten::copy_"), output
+
+    as_held = SharedPrefix({0: (keys, values)}, seen, width, padded=False)
+    most, expected = copied(as_held)
+    assert most == keys.numel(), "a copy of all keys, which is to be avoided"
+    laid_out = SharedPrefix({0: (keys, values)}, seen, width, padded=False).laid_out()
+    most, output = copied(laid_out)
+    assert most < keys.numel()
+    torch.testing.assert_close(output, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -110,7 +109,7 @@ class SharedPrefix:
         room: of the completions, whose memory is allocated before it is used; None: it grows with them.
     """
 
-    layers: Mapping[int, tuple[Tensor, Tensor]]
+    layers: dict[int, tuple[Tensor, Tensor]]
     seen: Tensor
     width: int
     bias: Tensor | None = None
@@ -143,7 +142,7 @@ class SharedPrefix:
             },
             padded=padded,
             room=None if self.room is None else self.room.of(rows),
-        )._laid_out()
+        ).laid_out()
 
     def with_room(self, size: int) -> SharedPrefix:
         """The same with allocated room for `size` tokens of every completion, those included that are there."""
@@ -157,15 +156,19 @@ class SharedPrefix:
         larger = {
             i: OwnCache(nn.functional.pad(o.keys, more), nn.functional.pad(o.values, more)) for i, o in own.items()
         }
-        return replace(self, own=larger, room=room.enlarged(more[3]))._laid_out()
+        return replace(self, own=larger, room=room.enlarged(more[3])).laid_out()
 
-    def _laid_out(self) -> SharedPrefix:
-        """The same, in memory as flash kernels read it, if these are used."""
-        if not self._flash:
-            return self
-        layers = {i: (flash.token_major(keys), flash.token_major(values)) for i, (keys, values) in self.layers.items()}
-        own = {i: OwnCache(flash.token_major(o.keys), flash.token_major(o.values)) for i, o in self.own.items()}
-        return replace(self, layers=layers, own=own)
+    def laid_out(self) -> SharedPrefix:
+        """The same, in memory as its products read it: flash kernels token by token, others head by head.
+
+        A model's keys and values stand token by token, and a product for several prompts would copy them in every step. The prompts'
+        layers are changed in place, one by one, so that the memory of one more layer is enough.
+        """
+        order = flash.token_major if self._flash else Tensor.contiguous
+        for i, (keys, values) in self.layers.items():
+            self.layers[i] = order(keys), order(values)
+        own = {i: replace(o, keys=order(o.keys), values=order(o.values)) for i, o in self.own.items()}
+        return replace(self, own=own)
 
     @property
     def _flash(self) -> bool:

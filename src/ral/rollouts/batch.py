@@ -174,6 +174,8 @@ def prefill(
         prefix = SharedPrefix(record.layers, mask.bool(), num_generations, states=states, padded=padded)
         if device.type in ALLOCATED_ON and not states:
             prefix = prefix.with_room(min(ROOM, longest))
+        else:
+            prefix = prefix.laid_out()
     else:
         outputs.past_key_values.reorder_cache(own)
         prefix = CachedRows(outputs.past_key_values, mask.bool()[own], num_generations)
