@@ -135,6 +135,7 @@ def test_fsdp_is_a_switch(tmp_path: Path, given: str) -> None:
     assert recipe.args.fsdp_config["reshard_after_forward"] is False
     again = load_recipe(write(tmp_path, yaml.safe_dump(_without_tokens(recipe.settings()))))
     assert again.args.fsdp_plugin_args == recipe.args.fsdp_plugin_args
+    assert not load(tmp_path, "fsdp: false\nfsdp_config: sharding.json\n").args.fsdp
 
 
 def test_a_quantised_model_and_a_teacher_are_named(tmp_path: Path) -> None:
@@ -165,6 +166,17 @@ def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
         ("save_strategy: sometimes\n", (), r"mine.yaml: sometimes is not a valid"),
         ("think: perhaps\n", (), 'think: expected true or false, got "perhaps"'),
         ("num_generations: 1\n", (), "mine.yaml: .*num_generations"),
+        (
+            "fsdp: true\nfsdp_config: {offload_params: true}\n",
+            (),
+            r"mine.yaml: .*offload_params is not read .*cpu_offload\?",
+        ),
+        ("fsdp: true\nfsdp_config: {fsdp_reshard_after_forwrd: false}\n", (), r"mean reshard_after_forward\?"),
+        (
+            "fsdp: true\nfsdp_config: {use_orig_params: true}\n",
+            (),
+            "use_orig_params is not read for FSDP2 .*leave it out",
+        ),
         ("peft: {lora_alfa: 8}\n", (), r"mine.yaml: peft: unknown key 'lora_alfa'; did you mean 'lora_alpha'\?"),
         ("peft: {r: eight}\n", (), r'mine.yaml: peft: r: expected int, got "eight"'),
         ("peft: {lora_dropout: true}\n", (), r"mine.yaml: peft: lora_dropout: expected float, got true"),

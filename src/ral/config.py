@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -68,6 +69,23 @@ def refuse_credentials(args: TrainingArguments) -> None:
             "hub_token is a credential and would be copied into every checkpoint; leave it out, and log in with "
             "`hf auth login` or set HF_TOKEN in the environment"
         )
+
+
+#: What transformers reads of `fsdp_config` for FSDP2 or writes into it; anything else would do nothing.
+FSDP_KEYS = (
+    "version", "reshard_after_forward", "cpu_offload", "activation_checkpointing", "cpu_ram_efficient_loading", "state_dict_type",
+    "transformer_layer_cls_to_wrap", "auto_wrap_policy", "min_num_params", "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt",
+    "xla_fsdp_settings",
+)  # fmt: skip
+
+
+def refuse_unread_sharding(args: TrainingArguments) -> None:
+    """Raise ConfigError for a part of `fsdp_config` that transformers would pass over."""
+    given = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}  # a file is read where FSDP is on
+    for key in (key for key in given if key not in FSDP_KEYS):
+        near = {"offload_params": "cpu_offload"}.get(key) or next(iter(get_close_matches(key, FSDP_KEYS, n=1)), None)
+        advice = f"did you mean {near}?" if near else "leave it out, or set it in the file of `accelerate launch`"
+        raise ConfigError(f"fsdp_config: {key} is not read for FSDP2 and would do nothing; {advice}")
 
 
 def replayed(args: TrainingArguments) -> dict[str, Any]:
@@ -220,6 +238,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
             self.metric_for_best_model = "reward"
         super().__post_init__()
         refuse_credentials(self)
+        refuse_unread_sharding(self)
         self._check_unused()
         self.check_prompt()
         self.check_vision()

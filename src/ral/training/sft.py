@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from trl import SFTConfig, SFTTrainer
 
 from ral.attention.models import family, pretrained, trains_vision
-from ral.config import refuse_credentials, replayed
+from ral.config import refuse_credentials, refuse_unread_sharding, replayed
 from ral.data.answer_boxes import as_asked
 from ral.data.mixture import Mixture
 from ral.data.prompt import encode_completion, encode_prompt
@@ -84,6 +84,7 @@ class SFTSettings(PromptFields, SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_credentials(self)
+        refuse_unread_sharding(self)
         self.check_prompt()
         for item in fields(self):
             if item.name in _PREPARATION and getattr(self, item.name) != _default(item):
