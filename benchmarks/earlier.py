@@ -1,7 +1,7 @@
 """The whole step, its rollouts and an evaluation, now and at an earlier commit, in turn: `python -m benchmarks.earlier`.
 
 The earlier commit's source comes from git, into a folder that is removed afterwards. Times are a process's CPU seconds, which other
-processes on the machine change little; `step_clock` is wall-clock. `benchmarks/earlier_arm.py` describes the work.
+processes on the machine change little; names in `_clock` are wall-clock. `benchmarks/earlier_arm.py` describes the work.
 """
 
 from __future__ import annotations

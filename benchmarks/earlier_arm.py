@@ -49,26 +49,27 @@ def whole_step(prompts: int, tokens: int) -> Callable[[], Seconds]:
         case.model, case.processor, case.records, gradient_accumulation_steps=prompts, num_iterations=2, max_steps=2,
         max_completion_length=tokens, temperature=1.0, learning_rate=1e-6, logging_steps=2, max_pixels=64**2,
     )  # fmt: skip
-    sampling = 0.0
+    sampling = sampling_clock = 0.0
     where = next(module for name in ("ral.rollouts.engine", "ral.trainer") if (module := _found(name)) is not None)
     inner = where.sample
 
     def timed(*arguments: Any, **named: Any) -> Any:
-        nonlocal sampling
-        started = time.process_time()
+        nonlocal sampling, sampling_clock
+        started, clock = time.process_time(), time.perf_counter()
         try:
             return inner(*arguments, **named)
         finally:
             sampling += time.process_time() - started
+            sampling_clock += time.perf_counter() - clock
 
     where.sample = timed
 
     def once() -> Seconds:
-        nonlocal sampling
-        sampling, started, clock = 0.0, time.process_time(), time.perf_counter()
+        nonlocal sampling, sampling_clock
+        sampling, sampling_clock, started, clock = 0.0, 0.0, time.process_time(), time.perf_counter()
         run.train()
-        seconds = time.process_time() - started
-        return {"step": seconds, "rollouts": sampling, "step_clock": time.perf_counter() - clock}
+        seconds, step_clock = time.process_time() - started, time.perf_counter() - clock
+        return {"step": seconds, "rollouts": sampling, "step_clock": step_clock, "rollouts_clock": sampling_clock}
 
     return once
 
