@@ -172,7 +172,8 @@ class SharedPrefix:
 
     @property
     def _flash(self) -> bool:
-        return self.room is not None and flash.usable(next(iter(self.layers.values()))[1])
+        """Whether flash kernels attend; they take no bias."""
+        return self.room is not None and self.bias is None and flash.usable(next(iter(self.layers.values()))[1])
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sight: Sight = EVERYTHING
@@ -192,7 +193,7 @@ class SharedPrefix:
             own_keys, own_values = own.append(key, value)
         else:
             own_keys, own_values = self.own[layer].put(key, value, self.room.place)
-            if self._flash and self.bias is None and sight.reaches(prompt_keys.shape[2] + own_keys.shape[2]):
+            if self._flash and sight.reaches(prompt_keys.shape[2] + own_keys.shape[2]):
                 newest = query[:, :, 0].to(value.dtype)
                 on_prompt = flash.attend(newest, *self.layers[layer], *self._prompts, scaling)
                 on_own = flash.attend(newest, own_keys, own_values, self._zeros, self.room.used, scaling)

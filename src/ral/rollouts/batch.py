@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -167,22 +167,20 @@ def prefill(
         **token_inputs(model, ids, places, features),
     )
     own = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
+    looks = [left_padded(entry.look_bias.to(device)) for entry in entries if entry.look_bias is not None]
+    bias = torch.cat(looks) if looks else None
     prefix: SharedPrefix | CachedRows
     if shared:
         states = {i: state.each(lambda held: held[own], recording=False) for i, state in record.states.items()}
         padded = any(entry.length < most for entry in entries)
-        prefix = SharedPrefix(record.layers, mask.bool(), num_generations, states=states, padded=padded)
-        if device.type in ALLOCATED_ON and not states:
-            prefix = prefix.with_room(min(ROOM, longest))
-        else:
-            prefix = prefix.laid_out()
+        prefix = SharedPrefix(
+            record.layers, mask.bool(), num_generations, bias, bias_layers, states=states, padded=padded
+        )
+        allocated = device.type in ALLOCATED_ON and not states
+        prefix = prefix.with_room(min(ROOM, longest)) if allocated else prefix.laid_out()
     else:
         outputs.past_key_values.reorder_cache(own)
-        prefix = CachedRows(outputs.past_key_values, mask.bool()[own], num_generations)
-    looks = [entry.look_bias for entry in entries if entry.look_bias is not None]
-    if looks:
-        bias = torch.cat([left_padded(look.to(device)) for look in looks])
-        prefix = replace(prefix, bias=bias, bias_layers=bias_layers)
+        prefix = CachedRows(outputs.past_key_values, mask.bool()[own], num_generations, bias, bias_layers)
     start = torch.tensor([p.next_position for p in prompts], device=device)
     start, logits = (x.repeat_interleave(num_generations, dim=0) for x in (start, outputs.logits[:, -1]))
     tokens = torch.zeros(len(own), longest, dtype=torch.long, device=device)
