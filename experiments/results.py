@@ -118,12 +118,12 @@ def looking_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def contrasts(table: Table) -> str:
+def contrasts(table: Table, arms: Sequence[str]) -> str:
     """Arms against their controls, in a sentence each."""
     found = []
     for arm, control in table.study.contrasts:
         accuracy = table.difference(arm, control)
-        if len(accuracy) > 1:
+        if len(accuracy) > 1 and {arm, control} <= set(arms):
             labels, mass = table.study.arms, ""
             if table.start["mass"] is not None:
                 mass = f"; mass in box {seed_interval(table.difference(arm, control, 'mass')):+.3f}"
@@ -249,7 +249,7 @@ def section(name: str) -> str:
         f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
         f"![{study.title}: over training](../docs/assets/study-{name}-training.svg)" if study.control_task else "",
         accuracy_table(table),
-        contrasts(table),
+        contrasts(table, table.arms),
         hint_table(table),
         watch_table(table),
         *([looking_table(table)] if table.start["pointing"] is not None else []),

@@ -101,6 +101,8 @@ _MORE_SHORTCUT = {
     "grpo-kl": Arm("grpo", "GRPO, β = 0.04", {"beta": 0.04}),
     "evidence-masking": Arm("evidence", "RAL evidence, λ = 100, what the answer needs", {"evidence_from": "masking"}),
     "ease": Arm("ease", "EASE, λ = 1"),
+    "ease-centre": Arm("ease", "EASE, λ = 1, placebo: centre", {"evidence_control": "centre"}),
+    "ease-random": Arm("ease", "EASE, λ = 1, placebo: random", {"evidence_control": "random"}),
     "papo": Arm("papo", "PAPO, γ = 0.01"),
     "vppo": Arm("vppo", "VPPO, k = 0.4"),
     "at-rl": Arm("at-rl", "AT-RL, 15 % anchors"),
@@ -108,9 +110,18 @@ _MORE_SHORTCUT = {
 }
 
 
+#: The first two are primary.
+_AGAINST_PLACEBOS = (
+    *(("evidence", f"evidence-{placebo}") for placebo in ("centre", "rolled", "random", "shuffled")),
+    ("ease", "ease-centre"),
+    ("ease", "ease-random"),
+    ("ease", "evidence"),
+)
+
+
 def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> Study:
     """Does attention training keep a model looking where reward alone teaches it to follow a hint?"""
-    name = f"shortcut-{hint}-{right}"
+    name, arms = f"shortcut-{hint}-{right}", _SHORTCUT | dict(more or {})
     return Study(
         f"Shortcut ({hint}), right in {right} % of the training questions",
         "The claim that training the attention keeps a model looking where reward alone teaches it to guess. A hint is right in "
@@ -122,7 +133,7 @@ def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> S
         "comparison is reported as not at equal reward. Seeds 0 to 3 of GRPO, `old` and `evidence` had a first look with another "
         f"start. The start knows both ways; `python -m experiments.testbed.cold_start --data {name} --min_pixels 4096 --max_pixels 4096 "
         f"--steps 120 --learning_rate 5e-4 --output runs/shortcut-{hint}-start` makes it.",
-        _SHORTCUT | dict(more or {}),
+        arms,
         {
             "model": f"runs/shortcut-{hint}-start",
             "data": name,
@@ -133,7 +144,7 @@ def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> S
             "look_probes": "masking",
         },
         held_out=512,
-        contrasts=tuple(("evidence", placebo) for placebo in ("evidence-centre", "evidence-rolled")),
+        contrasts=tuple(pair for pair in _AGAINST_PLACEBOS if set(pair) <= arms.keys()),
         probes="masking",
         control_task=f"shortcut-{hint}-100",
         fixed_text=True,
@@ -237,6 +248,9 @@ STUDIES: dict[str, Study] = {
             ("explore", "explore-bias"),
             ("explore", "grpo-long"),
             ("evidence", "grpo-long"),
+            ("evidence", "evidence-centre"),
+            ("evidence", "evidence-rolled"),
+            ("evidence", "evidence-shuffled"),
             ("evidence", "sft"),
             ("evidence", "sft-long"),
             ("explore", "explore-shuffled"),
