@@ -44,8 +44,13 @@ def shortcut() -> str:
     """The primary comparison where a hint is nearly always right in training, and wrong in the test, and what else ten seeds were run of."""
     table = Table("shortcut-word-97")
     arms, seeds = [arm for arm in SHORTCUT if arm in table.arms], table.seeds(table.study.baseline)
+    fewer = "".join(
+        f"; {table.study.arms[arm].label}: {table.seeds(arm)[0]} to {table.seeds(arm)[-1]}"
+        for arm in arms
+        if table.seeds(arm) != seeds
+    )
     return (
-        f"{summary_table(table, arms)}\n\n{contrasts(table, arms)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}, as above; accuracy is of 512 "
+        f"{summary_table(table, arms)}\n\n{contrasts(table, arms)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}{fewer}, as above; accuracy is of 512 "
         f"questions whose hint is wrong; `python -m experiments.study shortcut-word-97 --arms {' '.join(arms)}`.\n"
     )
 
