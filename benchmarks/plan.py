@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -170,12 +171,8 @@ def measured_alone(case: Case) -> tuple[float, int]:
 
     Rollouts are timed without: such a process asks the kernel for every larger tensor.
     """
-    os.environ |= GIVING_BACK
-    try:
+    with mock.patch.dict(os.environ, GIVING_BACK):
         return in_fresh_process(measured, case)  # type: ignore[no-any-return]
-    finally:
-        for name in GIVING_BACK:
-            del os.environ[name]
 
 
 def predicted(case: Case, prompt_tokens: int) -> tuple[Setup, Memory]:

@@ -41,7 +41,7 @@ def study() -> str:
 
 
 def shortcut() -> str:
-    """The primary comparison where a hint is nearly always right in training, and wrong in the test, and what else ten seeds were run of."""
+    """The primary comparison where a hint is nearly always right in training, and wrong in the test, and the arms that decide about it."""
     table = Table("shortcut-word-97")
     arms, seeds = [arm for arm in SHORTCUT if arm in table.arms], table.seeds(table.study.baseline)
     fewer = "".join(
