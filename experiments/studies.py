@@ -374,6 +374,7 @@ STUDIES: dict[str, Study] = {
     "shortcut-word-97": _shortcut("word", 97, _MORE_SHORTCUT),
     "shortcut-word-95": _shortcut("word", 95),
     "shortcut-word-90": _shortcut("word", 90),
+    "shortcut-word-80": _shortcut("word", 80),
     "shortcut-majority-97": _shortcut("majority", 97),
     "shortcut-position-97": _shortcut("position", 97),
     "shortcut-caption-97": _shortcut("caption", 97),
