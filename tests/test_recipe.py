@@ -151,7 +151,7 @@ def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
     ("text", "overrides", "message"),
     [
         ("learning_rat: 1\n", (), r"mine.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'\?"),
-        ("qqqqqqqq: 1\n", (), r"unknown key 'qqqqqqqq'\.$"),
+        ("qqqqqqqq: 1\n", (), r"unknown key 'qqqqqqqq'; check its name$"),
         ("", ("--atention_coef", "1"), r"command line: unknown key 'atention_coef'; did you mean 'attention_coef'"),
         (
             "quantization: {load_in_5bit: true}\n",
@@ -169,9 +169,9 @@ def _without_tokens(settings: dict[str, object]) -> dict[str, object]:
         (
             "fsdp: true\nfsdp_config: {offload_params: true}\n",
             (),
-            r"mine.yaml: .*offload_params is not read .*cpu_offload\?",
+            r"mine.yaml: .*offload_params is not read .*'cpu_offload'\?",
         ),
-        ("fsdp: true\nfsdp_config: {fsdp_reshard_after_forwrd: false}\n", (), r"mean reshard_after_forward\?"),
+        ("fsdp: true\nfsdp_config: {fsdp_reshard_after_forwrd: false}\n", (), r"mean 'reshard_after_forward'\?"),
         (
             "fsdp: true\nfsdp_config: {use_orig_params: true}\n",
             (),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -15,7 +14,7 @@ from ral.attention.keys import Keys
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
 from ral.data.settings import PromptFields, setting
-from ral.errors import ConfigError, UsageError
+from ral.errors import ConfigError, UsageError, did_you_mean
 from ral.models.settings import VisionFields
 from ral.objective.anchors import ANCHORS
 from ral.objective.evidence_settings import EvidenceFields
@@ -83,8 +82,8 @@ def refuse_unread_sharding(args: TrainingArguments) -> None:
     """Raise ConfigError for a part of `fsdp_config` that transformers would pass over."""
     given = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}  # a file is read where FSDP is on
     for key in (key for key in given if key not in FSDP_KEYS):
-        near = {"offload_params": "cpu_offload"}.get(key) or next(iter(get_close_matches(key, FSDP_KEYS, n=1)), None)
-        advice = f"did you mean {near}?" if near else "leave it out, or set it in the file of `accelerate launch`"
+        meant = {"offload_params": "cpu_offload"}.get(key, key)
+        advice = did_you_mean(meant, FSDP_KEYS, "leave it out, or set it in the file of `accelerate launch`")
         raise ConfigError(f"fsdp_config: {key} is not read for FSDP2 and would do nothing; {advice}")
 
 

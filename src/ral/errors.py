@@ -6,8 +6,9 @@ of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class RalError(Exception):
@@ -36,6 +37,12 @@ class WorkerError(RalError, RuntimeError):
 
 class MissingPackageError(RalError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a message about an unknown name: the known one that is spelt most like it, or `otherwise` if none is."""
+    near = get_close_matches(given, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 @contextmanager

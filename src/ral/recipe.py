@@ -15,7 +15,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -37,7 +36,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from ral.data.named_sources import named_sets, sources_of
 from ral.data.record import BoxScale
 from ral.data.wording import read_template
-from ral.errors import DataError
+from ral.errors import DataError, did_you_mean
 from ral.files import parse_yaml, read_yaml
 from ral.runs.foreign_keys import translated
 from ral.runs.resume import without_removed
@@ -274,9 +273,8 @@ def _check_known(keys: Iterable[str], known: Collection[str], where: str) -> Non
         if key not in known:
             if (here := translated(str(key))) is not None:
                 raise DataError(f"{where}: {here}.")
-            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
-            advice = f"; did you mean {near[0]!r}?" if near else "."
-            raise DataError(f"{where}: unknown key {key!r}{advice}")
+            advice = did_you_mean(str(key), known, "check its name")
+            raise DataError(f"{where}: unknown key {key!r}; {advice}")
 
 
 def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
-from ral.errors import DataError
+from ral.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,7 @@ def _source(given: Any) -> Source:
     known = [item.name for item in fields(Source)]
     for key in given:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            advice = did_you_mean(str(key), known, f"known are {', '.join(known)}")
             raise DataError(f"data: {given['path']}: unknown key {key!r}; {advice}")
     for key, kind in (("weight", int | float), ("max_records", int)):
         if (value := given.get(key)) is not None and (

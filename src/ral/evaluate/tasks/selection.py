@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ral.data.record import BoxScale, Record
-from ral.errors import DataError
+from ral.errors import DataError, did_you_mean
 from ral.evaluate.tasks import BENCHMARKS
 from ral.evaluate.tasks.own import own_task
 from ral.evaluate.tasks.task import Task
@@ -51,8 +50,7 @@ def find_task(
         task = BENCHMARKS[name]
     else:
         known = (*SETS, *BENCHMARKS)
-        near = get_close_matches(name, known, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        advice = did_you_mean(name, known, f"known are {', '.join(known)}")
         raise DataError(f"no task is called {name!r}, nor is there such a file; {advice}")
 
     def source(table: str | Path | None = None, folder: Path | None = None) -> Iterator[Record]:
