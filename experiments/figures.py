@@ -16,14 +16,14 @@ from benchmarks.common import RESULTS as BENCHMARKS
 from benchmarks.page import Results, conditions, targets_table
 from PIL import Image
 
-from experiments.hint_figure import COLOURS
 from experiments.results import contrasts, summary_table
+from experiments.studies import PRIMARY_SHORTCUT
 from experiments.table import Table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PRIMARY = ("grpo", "old", "explore", "explore-bias", "grpo-long", "evidence")
-SHORTCUT = (*COLOURS, "evidence-random", "evidence-shuffled", "evidence-masking", "ease")
+SHORTCUT = (*PRIMARY_SHORTCUT, "evidence-random", "evidence-shuffled", "evidence-masking", "ease")
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- /figures -->)", flags=re.DOTALL)
 
 

@@ -12,17 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.studies import PRIMARY_SHORTCUT
 from experiments.table import FIGURES, Table
 from ral.statistics import seed_interval
 
-#: By arm; Okabe and Ito's colours, which differ for everybody.
-COLOURS = {
-    "grpo": "#0072b2",
-    "old": "#56b4e9",
-    "evidence": "#d55e00",
-    "evidence-centre": "#009e73",
-    "evidence-rolled": "#cc79a7",
-}
+#: Of the arms in `PRIMARY_SHORTCUT`, in their order: Okabe and Ito's colours, which differ for everybody.
+COLOURS = dict(zip(PRIMARY_SHORTCUT, ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7"), strict=True))
 #: Of a look in `Cell.watch`: the title of its picture and its unit.
 LOOKS = {1: ("Right where the hint is wrong", 100.0, "%, greedy"), 5: ("What hiding the box costs", -1.0, "nats")}
 

@@ -80,7 +80,7 @@ def _told(control: str, label: str, **changes: Any) -> Arm:
 
 
 #: The arms of the primary comparison of the shortcut studies, the only ones of the further hints and shares.
-_SHORTCUT = {
+PRIMARY_SHORTCUT = {
     "grpo": _GRPO,
     "old": _OLD,
     "evidence": Arm("evidence", "RAL evidence, λ = 100, boxes"),
@@ -121,7 +121,7 @@ _AGAINST_PLACEBOS = (
 
 def _shortcut(hint: str, right: int, more: Mapping[str, Arm] | None = None) -> Study:
     """Does attention training keep a model looking where reward alone teaches it to follow a hint?"""
-    name, arms = f"shortcut-{hint}-{right}", _SHORTCUT | dict(more or {})
+    name, arms = f"shortcut-{hint}-{right}", PRIMARY_SHORTCUT | dict(more or {})
     return Study(
         f"Shortcut ({hint}), right in {right} % of the training questions",
         "The claim that training the attention keeps a model looking where reward alone teaches it to guess. A hint is right in "
