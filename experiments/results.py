@@ -19,6 +19,7 @@ from statsmodels.stats.power import TTestPower
 
 from experiments.common import RESULTS
 from experiments.hint_figure import draw_training
+from experiments.hint_tables import hint_table, watch_table
 from experiments.studies import STUDIES
 from experiments.study import result_file
 from experiments.table import FIGURES, Table
@@ -49,9 +50,6 @@ the commit that stands in the cell, it gives the same figures."""
 _TOLD = """Points of accuracy, paired by seed, with 95 % intervals and the number of seeds. *Equal cost*: to GRPO with as many updates as it makes
 in the same time. *Placebo*: to the same method told something that says nothing of the answer. *Mass on the start's words*: of attention in
 the box, on one fixed text. Published figures are what papers report, of other models and tasks; they were not measured here."""
-
-#: Distance in mean reward, in the last eighth of the runs, within which arms are compared at equal training reward.
-EQUAL_REWARD = 0.02
 
 
 def detectable(differences: NDArray[np.float64]) -> float:
@@ -181,58 +179,6 @@ def draw(name: str, table: Table) -> Path:
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return path
-
-
-def hint_table(table: Table) -> str:
-    """Of a study with hints: which way arms answer, at which training reward, and what their looks cause; else empty."""
-    if not table.study.control_task:
-        return ""
-    base = table.study.baseline
-    lines = [
-        "| arm | right on wrong hints % | follows the hint % | right on right hints % | training reward, last eighth | hiding the box, nats | "
-        "mass in box on the start's words | tokens |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    last = np.mean([table.cells[base, seed].curve[-1] for seed in table.seeds(base)])
-    for arm in table.arms:
-        cells = [table.cells[arm, seed] for seed in table.seeds(arm)]
-        reward = float(np.mean([cell.curve[-1] for cell in cells]))
-        unequal = " (not at equal reward)" if abs(reward - last) > EQUAL_REWARD else ""
-        figures = [
-            f"{100 * np.mean([cell.accuracy for cell in cells]):.1f}",
-            f"{100 * _mean([cell.followed for cell in cells]):.1f}",
-            f"{100 * _mean([cell.control for cell in cells]):.1f}",
-            f"{reward:.3f}{unequal}",
-            f"{_mean([cell.causal for cell in cells]):+.2f}",
-            f"{_mean([cell.fixed_mass for cell in cells]):.3f}",
-            f"{_mean([cell.tokens for cell in cells]):.1f}",
-        ]
-        lines.append(f"| {table.study.arms[arm].label} | {' | '.join(figures)} |")
-    return "\n".join(lines).replace("nan", "")
-
-
-def watch_table(table: Table) -> str:
-    """Over training, the mean over seeds: right on wrong hints, mass in box, and what hiding the box costs; empty without looks."""
-    cells = [cell for cell in table.cells.values() if cell.watch]
-    steps = sorted({look[0] for cell in cells for look in cell.watch})
-    if not steps:
-        return ""
-    head = "| arm | " + " | ".join(f"after {step:.0f}" for step in steps) + " |"
-    lines = [head, "|---|" + "---|" * len(steps)]
-    for arm in table.arms:
-        shown = []
-        for step in steps:
-            looks = [look for cell in cells if cell.arm == arm for look in cell.watch if look[0] == step]
-            right, mass, causal = (_mean([look[i] for look in looks]) for i in (1, 2, 5))
-            shown.append(f"{100 * right:.0f} %, {mass:.2f}, {causal:+.1f}" if looks else "")
-        lines.append(f"| {table.study.arms[arm].label} | {' | '.join(shown)} |")
-    intro = "Over training, on 64 held-out items: right on wrong hints, mass in box, and what hiding the box changes the answer's log-probability by."
-    return intro + "\n\n" + "\n".join(lines)
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def section(name: str) -> str:
