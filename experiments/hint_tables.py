@@ -7,9 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.table import Table
+from ral.statistics import seed_interval
 
 #: Distance in mean reward, in the last eighth of the runs, within which arms are compared at equal training reward.
 EQUAL_REWARD = 0.02
+
+
+def hints_table(tables: Sequence[Table]) -> str:
+    """One line a study: what reward alone makes of its hint, and what the primary arms add."""
+    lines = [
+        "| hint | start | GRPO | training reward, last eighth | old − GRPO | evidence − GRPO | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for table in tables:
+        seeds = table.seeds("grpo")
+        reward = np.mean([table.cells["grpo", seed].curve[-1] for seed in seeds])
+        gains = [table.difference(arm, "grpo") for arm in ("old", "evidence")]
+        figures = [
+            table.study.title,
+            f"{100 * table.start['accuracy']:.1f}",
+            f"{table.values('grpo').mean():.1f}",
+            f"{reward:.3f}",
+            *(f"{seed_interval(gain):+.1f}" if len(gain) > 1 else "" for gain in gains),
+            str(len(seeds)),
+        ]
+        lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join(lines)
 
 
 def hint_table(table: Table) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from statsmodels.stats.power import TTestPower
 
 from experiments.common import RESULTS
 from experiments.hint_figure import draw_training
-from experiments.hint_tables import hint_table, watch_table
+from experiments.hint_tables import hint_table, hints_table, watch_table
+from experiments.smollm import best_heads, evidence_heads
 from experiments.studies import STUDIES
 from experiments.study import result_file
 from experiments.table import FIGURES, Table
@@ -50,6 +52,10 @@ the commit that stands in the cell, it gives the same figures."""
 _TOLD = """Points of accuracy, paired by seed, with 95 % intervals and the number of seeds. *Equal cost*: to GRPO with as many updates as it makes
 in the same time. *Placebo*: to the same method told something that says nothing of the answer. *Mass on the start's words*: of attention in
 the box, on one fixed text. Published figures are what papers report, of other models and tasks; they were not measured here."""
+
+
+_HINTS = """Right answers to questions whose hint is wrong, in per cent, and differences in points, paired by seed. How often a hint is right in
+training decides whether it pays to look; one start for all shares of a hint."""
 
 
 def detectable(differences: NDArray[np.float64]) -> float:
@@ -194,6 +200,7 @@ def section(name: str) -> str:
         f"[study/{name}.json](results/study/{name}.json)).",
         f"![{study.title}: accuracy by arm](../docs/assets/study-{name}.svg)",
         f"![{study.title}: over training](../docs/assets/study-{name}-training.svg)" if study.control_task else "",
+        origins(table),
         accuracy_table(table),
         contrasts(table, table.arms),
         hint_table(table),
@@ -202,6 +209,17 @@ def section(name: str) -> str:
         signal_table(table),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def origins(table: Table) -> str:
+    """Which commits the cells are of, and when they ended; the result file says it of each cell."""
+    cells = list(table.cells.values())
+    commits = Counter(str(cell.commit)[:7] for cell in cells)
+    ended = sorted(cell.finished for cell in cells if cell.finished)
+    when = f"; ended {ended[0][:16]} to {ended[-1][:16]} UTC" if ended else ""
+    unknown = len(cells) - len(ended)
+    undated = f" ({unknown} cells are older than this record)" if unknown and ended else ""
+    return f"Commits of the {len(cells)} cells: {', '.join(f'{name} ({n})' for name, n in commits.items())}{when}{undated}."
 
 
 def real_model() -> str:
@@ -233,21 +251,35 @@ def real_model() -> str:
         "\n".join(rows),
     ]
     if found["arms"]:
-        parts.append(_real_arms(found["arms"]))
+        parts.append(_real_arms(found))
     return "\n\n".join(parts)
 
 
-def _real_arms(arms: dict[str, Any]) -> str:
+def _real_arms(found: dict[str, Any]) -> str:
+    """What each arm's updates did: reward, strength of the term's gradient, and looks of the layers it could train, before and after."""
+    layer, heads = best_heads(found["start"], 1)[0][0], evidence_heads(found["start"])
     lines = [
-        "| arm | updates | reward, first and last five | attention gradient / token gradient | log-probability of the answer after |"
+        "| arm | updates | reward, first and last five | attention gradient / token gradient | log-probability of the answer "
+        f"| last layer's mean: first token, needle | layer {layer}'s mean: needle | its heads {', '.join(map(str, heads))}: needle |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|")
-    for name, arm in arms.items():
+
+    def looking(measured: dict[str, Any]) -> list[str]:
+        sink, needle = np.array(measured["sink"]), np.array(measured["needle"])
+        last = f"{sink[-1].mean():.3f}, {needle[-1].mean():.3f}"
+        return [
+            f"{measured['answer_logp']:.2f}",
+            last,
+            f"{needle[layer].mean():.3f}",
+            f"{needle[layer, heads].mean():.3f}",
+        ]
+
+    lines.append(f"| start | | | | {' | '.join(looking(found['start']))} |")
+    for name, arm in found["arms"].items():
         first, last = (np.mean(part) for part in (arm["reward"][:5], arm["reward"][-5:]))
-        ratio = f"{np.mean(arm['gradient_ratio']):.1e}" if arm["gradient_ratio"] else ""
-        lines.append(
-            f"| {name} | {arm['updates']} | {first:.2f}, {last:.2f} | {ratio} | {arm['after']['answer_logp']:.2f} |"
-        )
+        ratio = f"{np.mean(arm['gradient_ratio']):.1e}" if any(arm["gradient_ratio"]) else ""
+        cells = [name, str(arm["updates"]), f"{first:.2f}, {last:.2f}", ratio, *looking(arm["after"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -267,7 +299,8 @@ def known() -> list[str]:
 
 def page(names: list[str]) -> str:
     told = f"## Who is told what\n\n{_TOLD}\n\n{told_table(lambda name: Table(name) if name in names else None)}"
-    return "\n\n".join([_HEAD, told, *(section(name) for name in names), *filter(None, [real_model()])]) + "\n"
+    hints = f"## Which hints, and how often they are right\n\n{_HINTS}\n\n{hints_table([Table(name) for name in names if STUDIES[name].control_task])}"
+    return "\n\n".join([_HEAD, told, hints, *(section(name) for name in names), *filter(None, [real_model()])]) + "\n"
 
 
 if __name__ == "__main__":

@@ -142,10 +142,15 @@ def best_heads(measured: dict[str, Any], count: int) -> list[tuple[int, int]]:
     return [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
 
 
+def evidence_heads(measured: dict[str, Any]) -> list[int]:
+    """The three heads that look most at the needle, of the layer that has the best one."""
+    layer = best_heads(measured, 1)[0][0]
+    return [int(head) for head in np.argsort(-np.array(measured["needle"][layer]))[:3]]
+
+
 def arms(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The changes of each arm; `evidence` trains the layer with the best head, on its three best heads."""
     layer = best_heads(measured, 1)[0][0]
-    heads = [int(head) for head in np.argsort(-np.array(measured["needle"][layer]))[:3]]
     evidence = {
         "attention_anchor": "evidence",
         "attention_query": "predictor",
@@ -157,7 +162,7 @@ def arms(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "old": {"attention_coef": 1},
         "old-without-sink": {"attention_coef": 1, "attention_skip": 1},
         "evidence": evidence | {"attention_layers": [layer]},
-        "evidence-heads": evidence | {"attention_layers": [layer], "attention_heads": heads},
+        "evidence-heads": evidence | {"attention_layers": [layer], "attention_heads": evidence_heads(measured)},
     }
 
 

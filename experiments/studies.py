@@ -99,6 +99,7 @@ _MORE_SHORTCUT = {
     "credit": Arm("credit", "RAL credit, λ = 1"),
     "explore": _EXPLORE,
     "grpo-kl": Arm("grpo", "GRPO, β = 0.04", {"beta": 0.04}),
+    "grpo-long": Arm("grpo", "GRPO, 220 updates", {"max_steps": 220}),
     "evidence-masking": Arm("evidence", "RAL evidence, λ = 100, what the answer needs", {"evidence_from": "masking"}),
     "ease": Arm("ease", "EASE, λ = 1"),
     "ease-centre": Arm("ease", "EASE, λ = 1, placebo: centre", {"evidence_control": "centre"}),
