@@ -145,6 +145,12 @@ def test_kept_features_save_time_after_the_first_epoch() -> None:
     assert "vision_cache: 375.8 GB for 51,200 examples, more than vision_cache_gb=300" in text
 
 
+def test_a_plan_says_what_it_does_not_count() -> None:
+    said = "not counted: what the vision tower keeps for its own backward"
+    assert said in invoked(str(PAPER), "--freeze_vision", "false", "--gpus", "16")[1]
+    assert said not in invoked(str(PAPER), "--gpus", "16")[1]
+
+
 def test_settings_are_compared_each_by_itself() -> None:
     found = plan(PAPER, gpus=8, gpu_memory=80, compare=True, host=200)
     first, *others = found.compared

@@ -211,6 +211,8 @@ def render(plan: Plan) -> Group:
     after.insert(0, host)
     if plan.cache is not None:
         after.append(_of_cache(plan))
+    if s.trained_vision:
+        after.append("not counted: what the vision tower keeps for its own backward (freeze_vision: false)")
     changes = [
         f"{n}. {one.change}   saves {one.saves:.1f} GiB, then {one.peak:.1f} (costs: {one.cost})"
         for n, one in enumerate(plan.advice, 1)

@@ -58,7 +58,7 @@ class Setup:
         offloaded: the optimiser's states, the weights that it updates and their gradients are in the host's memory.
         offloaded_weights: the shards of all weights, of reference and teacher as well.
         loads: processes of a machine that read all weights.
-        vision_cache: bytes of disk for features of the vision tower; 0: they are not kept.
+        vision_cache: bytes of disk for features of the vision tower; 0: they are not kept. trained_vision: the tower is trained, too.
     """
 
     model: ModelShape
@@ -95,6 +95,7 @@ class Setup:
     heads: int | None = None
     offloaded_weights: bool = False
     vision_cache: float = 0.0
+    trained_vision: bool = False
 
     @property
     def sampled(self) -> int:
@@ -249,6 +250,7 @@ def setup_of(
         parts=args.parts_per_rollout,
         heads=_heads(args.attention_heads),
         vision_cache=0.0 if args.vision_cache is None else args.vision_cache_gb * 1e9,
+        trained_vision=shape.reads_images and not args.freeze_vision,
     )
     setup = _with_server(setup, args, gpu_memory)
     if args.rollout_rows is not None:
