@@ -6,6 +6,7 @@ centre of the image did better than EASE's boxes in an independent comparison (a
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -54,32 +55,39 @@ MOVES: dict[str, Callable[[Axis], float]] = {
 }
 
 
-def moved(boxes: Sequence[Box], sizes: Sequence[Size], control: str, key: str) -> list[Box]:
-    """The boxes at other places of their media, as `MOVES` says.
+def moved(
+    boxes: Sequence[Box], sizes: Sequence[Size], cells: Sequence[tuple[float, float]], control: str, key: str
+) -> list[Box]:
+    """The boxes at other places of their media, as `MOVES` says, to the nearest whole visual token.
 
-    A box of one place and size is moved alike in all pictures of a record, so that a video's box stays a box through time.
+    So a moved box lies on as many tokens as the true one, and a control differs from it in the place alone. A box of one place
+    and size is moved alike in all pictures of a record, so that a video's box stays a box through time.
 
     Args:
-        sizes: (width, height) of each medium. key: what the random places depend on, besides the box; the record's id.
+        sizes: (width, height) of each medium. cells: (width, height) of a visual token of each, in the same pixels.
+        key: what the random places depend on, besides the box; the record's id.
     """
     found = []
     for box in boxes:
-        width, height = sizes[box.medium]
+        (width, height), (across, down) = sizes[box.medium], cells[box.medium]
         rng = random.Random(f"{key} {box.x0} {box.y0} {box.x1} {box.y1}")
-        x0, x1 = _along(control, box.x0, box.x1, width, rng.random())
-        y0, y1 = _along(control, box.y0, box.y1, height, rng.random())
+        x0, x1 = _along(control, box.x0, box.x1, width, across, rng.random())
+        y0, y1 = _along(control, box.y0, box.y1, height, down, rng.random())
         found.append(replace(box, x0=x0, y0=y0, x1=x1, y1=y1))
     return found
 
 
-def _along(control: str, start: float, stop: float, size: float, drawn: float) -> tuple[float, float]:
-    """Start and end of a moved box along one axis; a box as long as the axis stays where it is, one outside as well."""
+def _along(control: str, start: float, stop: float, size: float, cell: float, drawn: float) -> tuple[float, float]:
+    """Start and end of a moved box along one axis; a box without a token's room to move stays, one outside as well."""
     start, stop = max(start, 0.0), min(stop, float(size))
     length = stop - start
     if not 0 < length < size:
         return start, stop
-    begin = MOVES[control](Axis(start, length, size - length, drawn))
-    return begin, begin + length
+    wanted = round((MOVES[control](Axis(start, length, size - length, drawn)) - start) / cell)
+    # Of whole tokens there may be room for one less; the slack is for rounding.
+    least, most = -math.floor(start / cell + 1e-9), math.floor((size - stop) / cell + 1e-9)
+    move = cell * min(max(wanted, least), most)
+    return start + move, stop + move
 
 
 def keeps(key: str) -> bool:

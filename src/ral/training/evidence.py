@@ -55,6 +55,16 @@ class Places:
         sigma, background = settings.evidence_sigma, settings.evidence_background
         return self._on_prompt(tile_density(self.tiles, self.boxes, self.sizes, sigma, background).astype(np.float32))
 
+    @property
+    def cells(self) -> list[tuple[float, float]]:
+        """(width, height) of a visual token of each picture, in the pixels of `boxes`; of its first tile, where it has several."""
+        first = {tile.picture: tile for tile in reversed(self.tiles)}
+        found = []
+        for picture, (width, height) in enumerate(self.sizes):
+            (left, top, right, bottom), tile = first[picture].box, first[picture]
+            found.append((width * (right - left) / tile.columns, height * (bottom - top) / tile.rows))
+        return found
+
     def _on_prompt(self, values: NDArray) -> Tensor:
         found = torch.from_numpy(values)
         return found.new_zeros(self.length).index_put((self.tokens.cpu(),), found).to(self.tokens.device)
@@ -106,7 +116,7 @@ def with_control(all_places: Sequence[Places], records: Sequence[Record], contro
     """
     if control in MOVES:
         return [
-            replace(one, boxes=tuple(moved(one.boxes, one.sizes, control, record.id)))
+            replace(one, boxes=tuple(moved(one.boxes, one.sizes, one.cells, control, record.id)))
             for one, record in zip(all_places, records, strict=True)
         ]
     if control == "none":
