@@ -208,9 +208,11 @@ def _without_itself(alpha: Tensor, mask: Tensor, prompt: int, first: int) -> Ten
 
 
 def _mass(weights: Tensor) -> Tensor:
-    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite if there is almost nothing.
+    """Sums `[..., 1]` over the last dimension, by which rows are divided: infinite if there is almost nothing, or no number.
 
-    What is nearly as small as numbers get has no digits left to renormalise, and its inverse would overflow in a gradient.
+    What is nearly as small as numbers get has no digits left to renormalise, and its inverse would overflow in a gradient. A row
+    that holds no numbers stays one, but where it counts for nothing its gradient is 0.
     """
     total = weights.sum(dim=-1, keepdim=True)
-    return torch.where(total > torch.finfo(total.dtype).tiny * 2**24, total, float("inf"))
+    usable = (total > torch.finfo(total.dtype).tiny * 2**24) & total.isfinite()
+    return torch.where(usable, total, float("inf"))

@@ -17,6 +17,10 @@ from ral.attention.rows import renormalise
 from ral.objective.terms import Mean, Term, attention_loss
 
 
+#: Nats of worth below the best key beyond which a key of `credit` is worth no less: e^−60 of a row is nothing, but not 0.
+MAX_FALL = 60.0
+
+
 @dataclass(frozen=True)
 class AttentionState:
     """One group's attention in one layer, as an anchor sees it.
@@ -111,7 +115,8 @@ def credit(state: AttentionState) -> Term:
     total = looked.sum(dim=0)
     seen = total > 0
     worth = torch.where(seen, (state.advantages.to(looked.dtype) @ looked) / torch.where(seen, total, 1.0), 0.0)
-    return _improved(state, worth)
+    best = torch.where(seen, worth, worth.min()).max()  # unscaled rewards have a worth whose exp would overflow
+    return _improved(state, (worth - best).clamp(-MAX_FALL, 0))
 
 
 def evidence(state: AttentionState) -> Term:
@@ -125,7 +130,7 @@ def evidence(state: AttentionState) -> Term:
     With a density the target is that, as in EASE (arXiv 2605.30912): KL(p_θ ‖ mixture of Gaussians on the boxes).
     """
     if state.evidence is None:
-        return Term(0.0 * state.rows.sum(), {"attention/without_evidence": Mean.of(1.0)})
+        return Term(state.rows[..., :0].sum(), {"attention/without_evidence": Mean.of(1.0)})
     assert state.answer is not None
     trained = replace(state, weights=torch.where(state.answer, state.weights, 0.0))
     worth = state.evidence.to(state.rows.dtype)
@@ -157,7 +162,7 @@ def _pulled(state: AttentionState, target: Tensor, divergence: str) -> Term:
 
 def _where_it_looked(rows: Tensor, mask: Tensor) -> Tensor:
     """`[G, R, K]` rows → `[G, K]`: their mean over real tokens, summing to 1."""
-    return renormalise((rows * mask[..., None]).sum(dim=1))
+    return renormalise(torch.where(mask[..., None], rows, 0.0).sum(dim=1))
 
 
 ANCHORS: dict[str, Anchor] = {

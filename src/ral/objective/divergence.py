@@ -18,7 +18,8 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
     The gradient is exactly ∂/∂p = ½·ln(p/m): what flows through m cancels, as p + q = 2m. At p = q, where m is bitwise p,
     value and gradient are exactly zero and not a rounding error. Zeros are safe: x·ln(x/m) → 0 as x → 0, and nothing flows
-    into an entry that is zero. The backward pass needs p and q alone; nothing else of their size is kept.
+    into an entry that is zero. The backward pass needs p and q alone; nothing else of their size is kept. A row whose value counts
+    for nothing (an upstream gradient of 0) gets a gradient of 0, whatever it holds.
 
     Args:
         p, q: `[..., K]` non-negative, rows summing to 1 (or to 0: an all-zero row gives 0 against an all-zero row).
@@ -26,22 +27,75 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         `[...]`.
     """
-    return _JensenShannon.apply(p, q)  # type: ignore[no-any-return]
+    return _OfRows.apply(p, q, _jsd, _jsd_slope)  # type: ignore[no-any-return]
 
 
-class _JensenShannon(torch.autograd.Function):
+def kullback_leibler(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) = Σ p · ln(p/q) in nats along the last dimension, with ∂/∂p = ln(p/q) + 1.
+
+    Numbers below the smallest normal one (1e-38) count as that: a 0 in rows of attention is a weight that was rounded off, and its
+    infinity would take the whole step with it. So p = 1 against q = 0 is 87 nats. Zeros of p are safe: they add nothing, and nothing
+    flows into them. Memory, and rows that count for nothing, are as in `jensen_shannon`.
+
+    Args:
+        p, q: `[..., K]` non-negative, rows summing to 1 (or p all zero: that gives 0). q is constant to autograd.
+
+    Returns:
+        `[...]`.
+    """
+    return _OfRows.apply(p, q.detach(), _kl, _kl_slope)  # type: ignore[no-any-return]
+
+
+#: Of rows `[n, K]` and `[n, K]`: their divergences `[n]`, or the slopes `[n, K]` of these in the first.
+Rowwise = Callable[[Tensor, Tensor], Tensor]
+
+
+class _OfRows(torch.autograd.Function):
+    """A divergence row by row, from its value and its slope in the first argument; in the second it is the same function."""
+
     @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
+    def forward(ctx: Any, p: Tensor, q: Tensor, value: Rowwise, slope: Rowwise) -> Tensor:
         ctx.save_for_backward(p, q)
-        parts = [(a * _log_ratio(a, b) + b * _log_ratio(b, a)).sum(dim=-1) / 2 for a, b in _chunks(p, q)]
-        return torch.cat(parts).view(p.shape[:-1])
+        ctx.slope = slope
+        return torch.cat([value(a, b) for a, b in _chunks(p, q)]).view(p.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, q = ctx.saved_tensors
-        of_p, of_q = ctx.needs_input_grad
-        return _gradient(p, q, grad) if of_p else None, _gradient(q, p, grad) if of_q else None
+        of_p, of_q, *_ = ctx.needs_input_grad
+        found = _gradient(p, q, grad, ctx.slope) if of_p else None, _gradient(q, p, grad, ctx.slope) if of_q else None
+        return *found, None, None
+
+
+def _gradient(x: Tensor, other: Tensor, grad: Tensor, slope: Rowwise) -> Tensor:
+    """The slopes in x times the gradient `[...]` of the divergence. Where that is 0 so is this, also if the slope is no number."""
+    result = x.new_empty(x.shape)
+    for out, a, b, upstream in _chunks(result, x, other, grad[..., None]):
+        torch.mul(slope(a, b), upstream, out=out).masked_fill_(upstream == 0, 0.0)
+    return result
+
+
+def _jsd(a: Tensor, b: Tensor) -> Tensor:
+    return (a * _log_ratio(a, b) + b * _log_ratio(b, a)).sum(dim=-1) / 2
+
+
+def _jsd_slope(a: Tensor, b: Tensor) -> Tensor:
+    return _log_ratio(a, b).div_(2)
+
+
+def _kl(a: Tensor, b: Tensor) -> Tensor:
+    return (a * _log_quotient(a, b)).sum(dim=-1)
+
+
+def _kl_slope(a: Tensor, b: Tensor) -> Tensor:
+    return (_log_quotient(a, b) + 1).masked_fill_(a <= 0, 0.0)
+
+
+def _log_quotient(a: Tensor, b: Tensor) -> Tensor:
+    """ln(a/b), each kept above the smallest normal number."""
+    smallest = torch.finfo(a.dtype).tiny
+    return a.clamp(min=smallest).log_() - b.clamp(min=smallest).log_()
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -60,31 +114,7 @@ def _log_ratio(x: Tensor, other: Tensor) -> Tensor:
     return ratio.masked_fill_(x <= 0, 1.0).log_()
 
 
-def _gradient(x: Tensor, other: Tensor, grad: Tensor) -> Tensor:
-    """½·ln(x/m) times the gradient `[...]` of the divergence."""
-    result = x.new_empty(x.shape)
-    for out, a, b, upstream in _chunks(result, x, other, grad[..., None] / 2):
-        torch.mul(_log_ratio(a, b), upstream, out=out)
-    return result
-
-
-def kullback_leibler(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ p · ln(p/q) in nats along the last dimension; infinite where q is 0 and p is not.
-
-    Zeros of p are safe: they add nothing, and nothing flows into them.
-
-    Args:
-        p, q: `[..., K]` non-negative, rows summing to 1 (or p all zero: that gives 0). q is constant to autograd.
-
-    Returns:
-        `[...]`.
-    """
-    seen = p > 0
-    logs = torch.where(seen, p, 1.0).log() - torch.where(seen, q.detach(), 1.0).log()
-    return (p * logs).sum(dim=-1)
-
-
-#: By name, as settings have them: (policy rows, target rows) → divergence.
+#: By name, as settings have them: (policy rows, target rows) → divergence. Rows that count for nothing must get no gradient.
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"jsd": jensen_shannon, "kl": kullback_leibler}
 
 

@@ -163,11 +163,12 @@ def attention_loss(
     """L_attn = Σ w · A · D(p_θ ‖ target): pulled to the target where A > 0, pushed from it where A < 0.
 
     Args:
-        rows, target: `[G, R, K]`, the target detached. advantages: `[G]`. weights: `[G, R]`.
+        rows, target: `[G, R, K]`, the target detached. advantages: `[G]`. weights: `[G, R]`; rows of weight 0 reach neither loss
+            nor gradient, whatever they and their targets hold.
         divergence: D by its name in `ral.objective.divergence.DIVERGENCES`; `jsd` is the paper's.
     """
-    distance = DIVERGENCES[divergence](rows, target)
     mask = weights > 0
+    distance = torch.where(mask, DIVERGENCES[divergence](rows, target), 0.0)
     per_token = advantages[:, None] * distance
     metrics = {
         f"attention/{divergence}_positive": Mean.over(distance, mask & (advantages > 0)[:, None]),
@@ -204,6 +205,8 @@ def distillation_loss(divergence: Tensor, weights: Tensor, name: str) -> Term:
     """Σ w · D, without advantage: the student is pulled to the teacher on all of its rollouts.
 
     Args:
-        divergence, weights: `[G, R]`. name: what the mean divergence is logged under.
+        divergence, weights: `[G, R]`; what has weight 0 reaches neither loss nor gradient. name: what the mean divergence is
+            logged under.
     """
-    return Term((divergence * weights).sum(), {name: Mean.over(divergence, weights > 0)})
+    mask = weights > 0
+    return Term((torch.where(mask, divergence, 0.0) * weights).sum(), {name: Mean.over(divergence, mask)})
