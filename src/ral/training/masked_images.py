@@ -29,8 +29,6 @@ def with_masked_media(policy: nn.Module, group: ScoredGroup, processor: Any, arg
 
     What is masked depends on the seed, the record and the `step` alone. Raises what `encode_prompt` raises.
     """
-    if not bool(group.prompt.visual.any()):
-        return group
     generator = np.random.default_rng([args.seed, step, *group.record.id.encode()])
 
     def change(frames: NDArray) -> NDArray:

@@ -113,10 +113,19 @@ def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]
 
 
 def of_masked_images(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
-    """The policy's log-probabilities under masked images."""
+    """The policy's log-probabilities under masked images; None for prompts without visual tokens, where nothing can be masked.
+
+    There is a pass in any case: processes that share weights out run theirs together.
+    """
     args, step = sources.args, sources.step
-    masked = [with_masked_media(sources.policy, group, sources.processor, args, step) for group in groups]
-    return [Targets(masked_logps=output.logps) for output in packed_forward(sources.policy, masked, args)]
+    shown = [len(group.prompt.places) > 0 for group in groups]
+    masked = [
+        with_masked_media(sources.policy, group, sources.processor, args, step)
+        for group, seen in zip(groups, shown, strict=True)
+        if seen
+    ]
+    outputs = iter(packed_forward(sources.policy, masked or groups[:1], args))
+    return [Targets(masked_logps=next(outputs).logps) if seen else Targets() for seen in shown]
 
 
 #: By name, as `Anchor.target` has it.

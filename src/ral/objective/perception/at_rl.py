@@ -3,8 +3,9 @@
 Known from the paper's summary: about 15 % of tokens are *anchors* with strong visual-textual coupling; tokens are clustered by the
 topology of attention; a token's advantage is W(C)·A with a weight of its cluster C. Not known, and assumed here: the coupling of a
 token is its attention on visual tokens (mean over heads and the trained layers, of the policy at sampling); the anchors are the
-top share of a completion; every other token belongs to the earlier anchor that it attends to most, and to the next anchor where
-there is none before it; W is the mean coupling of the cluster, at least `perception_floor` of the largest, with mean 1 over a completion.
+top share of a completion; every other token belongs to the earlier anchor that it attends to most (the first of several alike), and
+to the next anchor where there is none before it; W is the mean coupling of the cluster, at least `perception_floor` of the largest,
+with mean 1 over a completion.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ral.objective.perception.state import OldTokens, PerceptionSettings, top_tokens
+from ral.objective.perception.state import OldTokens, PerceptionSettings, on_images, top_tokens
 
 
+@on_images
 def anchor_factors(tokens: OldTokens, settings: PerceptionSettings) -> Tensor:
-    """`[G, R]`: W(C) of the cluster of every token; 1 for prompts without visual tokens, 0 on padding."""
+    """`[G, R]`: W(C) of the cluster of every token; 1 for text, and in a completion that looks at no visual token; 0 on padding."""
     assert tokens.attention is not None
-    if not bool(tokens.visual.any()):
-        return tokens.mask.to(tokens.logps.dtype)
     prompt = len(tokens.visual)
     coupling = tokens.attention[..., :prompt][..., tokens.visual].sum(dim=-1)
     anchors = top_tokens(coupling, tokens.mask, settings.perception_top)
@@ -27,7 +27,9 @@ def anchor_factors(tokens: OldTokens, settings: PerceptionSettings) -> Tensor:
     weights = _cluster_means(coupling, cluster, tokens.mask)
     largest = weights.amax(dim=1, keepdim=True)
     weights = torch.where(tokens.mask, weights.clamp_min(settings.perception_floor * largest), 0.0)
-    return weights * tokens.mask.sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+    total = weights.sum(dim=1, keepdim=True)
+    scaled = weights * tokens.mask.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+    return torch.where(total > 0, scaled, tokens.mask.to(weights.dtype))
 
 
 def clusters(attention: Tensor, anchors: Tensor) -> Tensor:

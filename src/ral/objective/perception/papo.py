@@ -4,6 +4,8 @@ From the paper and its code (MikeWangWZHL/PAPO): the KL is estimated by k3 on th
 pass is that of the policy at sampling and has no gradient (`RECOMPUTE_AUG_LOG_PROBS=False`); squares of 14 pixels are black with
 probability 0.6; γ = 0.01 (PAPO-D, and PAPO-G of 3B) or 0.02 (PAPO-G of 7B). The double entropy loss adds η times the entropies of
 both, estimated by −log π of the sampled tokens; that of the masked pass has no gradient in this setting, so it is left out.
+
+Text has no term: without an image the masked pass would be the policy at sampling, and later updates would flee that.
 """
 
 from __future__ import annotations
