@@ -194,3 +194,13 @@ def test_a_token_that_looks_at_itself_alone_gives_a_finite_gradient() -> None:
         assert gradient.isfinite().all()
         first = p[:, 0].sum(dim=-1)
         torch.testing.assert_close(first, torch.full((G,), float(score == 60)))
+
+
+@pytest.mark.parametrize("held", [float("nan"), float("inf")])
+def test_a_row_without_numbers_that_counts_for_nothing_gets_no_gradient(held: float) -> None:
+    weights = torch.tensor([[held, 1.0], [1.0, 3.0]], requires_grad=True)
+    result = renormalise(weights)
+    assert result[0].isnan().any()  # it is not hidden from those that count it
+    (gradient,) = torch.autograd.grad(result, weights, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    assert gradient[0].tolist() == [0, 0]
+    torch.testing.assert_close(gradient[1], torch.tensor([3 / 16, -1 / 16]))

@@ -272,6 +272,94 @@ def test_the_loss_weighs_tokens_as_told_and_metrics_split_by_sign() -> None:
         torch.testing.assert_close(total / count, torch.cat([divergence[g, : LENGTHS[g]] for g in chosen]).mean())
 
 
+@pytest.mark.parametrize("anchor", list(ANCHORS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", [float("nan"), float("inf")])
+def test_rows_that_do_not_count_reach_neither_loss_nor_gradient(anchor: str, dtype: torch.dtype, held: float) -> None:
+    """Whatever the policy's, the old and the target rows hold there; for `evidence`, in each of its targets and divergences."""
+    parts = (
+        [{}]
+        if anchor != "evidence"
+        else [{"divergence": name, "target": kind} for name in ("jsd", "kl") for kind in (0, 1)]
+    )
+    for part in parts:
+        found = []
+        for inside in (0.0, held):
+            rows, old, target = (rows_of(scores(seed)).to(dtype) for seed in range(3))
+            density = rows_of(scores(3))[..., :P].to(dtype) + 0.01
+            worth = EVIDENCE.to(dtype).expand(G, R, P).clone()
+            uncounted = ~ANSWER if anchor == "evidence" else ~MASK
+            if inside:
+                for each in (rows, old, target, density, worth):
+                    each[uncounted] = inside
+            rows.requires_grad_()
+            given = state(rows, old, target, evidence=worth, divergence=part.get("divergence", "jsd"))
+            given = dataclasses.replace(given, density=density if part.get("target") else None)
+            loss = ANCHORS[anchor].term(given).loss
+            found.append((loss.detach(), torch.autograd.grad(loss, rows)[0]))
+        (loss, grad), (again, repeated) = found
+        assert loss.isfinite()
+        assert grad[~uncounted].any()
+        assert loss == again
+        assert torch.equal(grad, repeated)
+        assert not grad[uncounted].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_before_the_first_box_have_no_mixture_and_no_part_in_the_kl(dtype: torch.dtype) -> None:
+    """Boxes that completions state: the density of rows before the first is 0. By hand, on the rows that count."""
+    density = torch.zeros(G, R, P, dtype=dtype)
+    density[:3, 1:] = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.1], dtype=dtype)
+    counted = MASK & (density.sum(-1) > 0)  # the last completion states none
+    rows = rows_of(scores())[..., :P].to(dtype).requires_grad_()
+    given = state(rows, evidence=density > 0.15, answer=counted, density=density, divergence="kl")
+    loss = ANCHORS["evidence"].term(given).loss
+    (found,) = torch.autograd.grad(loss, rows)
+    leaf = rows.detach().double().requires_grad_()
+    p = leaf[counted] / leaf[counted].sum(-1, keepdim=True)
+    q = density[counted].double() / density[counted].double().sum(-1, keepdim=True)
+    expected = ((p * (p / q).log()).sum(-1) * WEIGHTS[counted]).sum()
+    digits = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.01}
+    torch.testing.assert_close(loss.double(), expected, **digits)
+    torch.testing.assert_close(found.double(), torch.autograd.grad(expected, leaf)[0], **digits)
+    assert not found[~counted].any()
+
+
+def test_an_old_weight_that_was_rounded_off_gives_a_finite_kl_and_gradient() -> None:
+    """A softmax of scores more than 104 apart holds a 0 in float32. What it costs to look there is its smallest number's."""
+    rows = rows_of(scores()).float()
+    old = rows.clone()
+    old[..., 3] = 0
+    rows.requires_grad_()
+    loss = ANCHORS["evidence"].term(state(rows, old=old, divergence="kl")).loss
+    p, raised = rows[..., :P], old[..., :P] * EVIDENCE.exp()
+    p, raised = (x / x.sum(-1, keepdim=True).clamp(min=1e-30) for x in (p, raised))
+    raised = raised.clamp(min=torch.finfo(torch.float32).tiny)
+    expected = ((p * (p.clamp(min=1e-30) / raised).log()).sum(-1) * WEIGHTS * ANSWER).sum()
+    torch.testing.assert_close(loss.double(), expected)
+    (grad,) = torch.autograd.grad(loss, rows)
+    assert grad.isfinite().all()
+    assert grad[..., 3][ANSWER].min() > 0  # away from there
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_credit_of_large_rewards_that_are_not_scaled_is_finite(scale: float) -> None:
+    """p_old · exp Â / Z as a softmax; Â of 90 has no exp in float32."""
+    rows, old = (rows_of(scores(seed)).float().requires_grad_() for seed in (0, 1))
+    advantages = torch.tensor([scale, -scale, scale, -scale])
+    loss = ANCHORS["credit"].term(state(rows, old=old.detach(), advantages=advantages)).loss
+    (grad,) = torch.autograd.grad(loss, rows)
+    assert grad.isfinite().all()
+    before = old.detach().double()[..., :P]
+    looked = (before * MASK[..., None]).sum(1)
+    looked = looked / looked.sum(-1, keepdim=True)
+    worth = (advantages.double() @ looked) / looked.sum(0)
+    target = (before.clamp(min=1e-300).log() + worth).softmax(-1) * MASK[..., None]
+    now = rows.detach().double()[..., :P]
+    now = now / now.sum(-1, keepdim=True).clamp(min=1e-30)
+    torch.testing.assert_close(loss.detach().double(), (WEIGHTS * jensen_shannon(now, target)).sum(), rtol=1e-5, atol=0)
+
+
 # --- the derivations of docs/method.md ------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -202,3 +203,45 @@ def test_kl_is_scipys_and_zeros_are_safe() -> None:
     assert grad.isfinite().all()
     assert float(grad[3].abs().max()) == 0
     torch.testing.assert_close(grad[1], (p[1] / q[1]).log().detach() + 1)
+
+
+def test_kl_takes_a_zero_that_rounding_made_for_the_smallest_number() -> None:
+    """By hand: ½·ln(½/tiny) + ½·ln(½/1) with ∂/∂p = ln(p/q) + 1; equals are exactly 0 apart, however small."""
+    tiny = torch.finfo(torch.float32).tiny
+    p = torch.tensor([[0.5, 0.5, 0.0], [1.0, 1e-45, 1e-41]], requires_grad=True)
+    found = kullback_leibler(p, torch.tensor([[0.0, 1.0, 0.0], [1.0, 1e-45, 0.0]]))
+    assert found.tolist() == [pytest.approx(math.log(0.5) - 0.5 * math.log(tiny)), 0.0]
+    (grad,) = torch.autograd.grad(found.sum(), p)
+    assert grad[0].tolist() == [pytest.approx(math.log(0.5 / tiny) + 1), pytest.approx(math.log(0.5) + 1), 0.0]
+    assert grad[1].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_kl_keeps_p_and_q_alone_and_its_gradient_is_that_of_the_formula() -> None:
+    p, q = (distributions(3, 6, seed=seed) for seed in (1, 2))
+    p.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        found = kullback_leibler(p, q)
+    assert [x.data_ptr() for x in kept] == [p.data_ptr(), q.data_ptr()]
+    upstream = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
+    plain = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(*(torch.autograd.grad(value, p, upstream)[0] for value in (found, plain)))
+
+
+@pytest.mark.parametrize("divergence_of", [jensen_shannon, kullback_leibler])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", [math.nan, math.inf, -math.inf, 0.0])
+def test_rows_that_count_for_nothing_get_no_gradient_whatever_they_hold(
+    divergence_of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, held: float
+) -> None:
+    clean, q = (distributions(4, 5, seed=seed, dtype=dtype) for seed in (1, 2))
+    counted = torch.tensor([True, False, True, False])
+    p = clean.clone()
+    p[1], q[3] = held, held
+    p.requires_grad_()
+    (found,) = torch.autograd.grad(divergence_of(p, q)[counted].sum(), p)
+    alone = clean[counted].requires_grad_()
+    (expected,) = torch.autograd.grad(divergence_of(alone, q[counted]).sum(), alone)
+    assert torch.equal(found[counted], expected)
+    assert expected.any()
+    assert not found[~counted].any()

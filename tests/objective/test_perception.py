@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from ral.objective.perception import PERCEPTION
 from ral.objective.perception.at_rl import anchor_factors, clusters
 from ral.objective.perception.papo import perception_term
-from ral.objective.perception.state import OldTokens, top_tokens
+from ral.objective.perception.state import OldTokens, k3, top_tokens
 from ral.objective.perception.vppo import completion_factors, perception_factors
 from ral.objective.terms import grpo_loss
 
@@ -116,12 +118,69 @@ def test_at_rl_weighs_a_token_by_the_coupling_of_its_cluster() -> None:
     torch.testing.assert_close(even, mask.double())
 
 
-def test_at_rl_leaves_text_alone() -> None:
-    tokens = old(visual=torch.zeros(P, dtype=torch.bool), attention=numbers(6, G, R, P + R))
-    assert torch.equal(anchor_factors(tokens, settings()), MASK.double())
-
-
 def test_at_rl_counts_every_completion_as_much_as_before() -> None:
     found = anchor_factors(old(attention=numbers(7, G, R, P + R)), settings(perception_top=0.15, perception_floor=0.2))
     torch.testing.assert_close(found.sum(dim=1), MASK.sum(dim=1).double())
     assert not found[~MASK].any()
+
+
+@pytest.mark.parametrize(("share", "tokens", "kept"), [
+    (0.15, 100, 15), (0.15, 101, 16), (0.3, 50, 15), (0.6, 25, 15), (0.6, 26, 16), (0.4, 4095, 1638), (1.0, 7, 7), (1e-6, 9, 1),
+])  # fmt: skip
+def test_the_share_is_taken_as_the_decimal_that_it_is(share: float, tokens: int, kept: int) -> None:
+    values = numbers(8, 1, tokens).float()
+    found = top_tokens(values, torch.ones(1, tokens, dtype=torch.bool), share)
+    assert int(found.sum()) == kept
+    assert torch.equal(values[found].sort().values, values[0].sort().values[-kept:])
+
+
+def test_no_place_decides_between_equals() -> None:
+    values = torch.tensor([[2.0, 5, 2, 2, 1], [3, 3, 3, 0, 0], [0, 7, 0, 4, 99]])
+    found = top_tokens(values, MASK, 0.4)
+    assert found.tolist() == [
+        [True, True, True, True, False], [True, True, True, False, False], [False, True, False, True, False]
+    ]  # fmt: skip
+    order = torch.tensor([4, 2, 0, 3, 1])
+    again = top_tokens(values[:1, order], MASK[:1], 0.4)
+    assert torch.equal(again, found[:1, order])
+
+
+def test_a_completion_that_depends_on_its_image_nowhere_has_its_factor_on_all_tokens() -> None:
+    """Not on the first 40 % of them. The others of its group are as they would be."""
+    logps = -numbers(0, G, R) * MASK
+    masked = -3 * numbers(4, G, R) * MASK
+    masked[1] = logps[1]
+    found = perception_factors(old(masked_logps=masked), settings())
+    assert found[1].tolist() == [0.9, 0.9, 0.9, 0, 0]
+    assert (found[0] > 0).sum() == (found[2] > 0).sum() == 2
+    assert torch.equal(perception_factors(old(masked_logps=logps), settings()), MASK.double())
+
+
+def test_small_dependences_keep_their_order_in_float32() -> None:
+    """Gaps of 1e-5 and less: k3 is half of their square. e^gap − gap − 1 would be 0 or one rounding for all of them."""
+    gaps = torch.tensor([[1e-5, -4e-5, 2e-5, 0.0, -3e-5]])
+    torch.testing.assert_close(k3(torch.zeros(1, 5), gaps), gaps.square() / 2, rtol=1e-2, atol=0)
+    tokens = OldTokens(torch.zeros(1, 5), gaps, None, VISUAL, torch.ones(1, 5, dtype=torch.bool))
+    assert perception_factors(tokens, settings()).bool().tolist() == [[False, True, False, False, True]]
+
+
+@pytest.mark.parametrize("name", ["vppo", "at_rl"])
+@pytest.mark.parametrize("off", [0.0, 1e-6])
+def test_factors_leave_text_alone(name: str, off: float) -> None:
+    """Also where another layout of the batch moved the log-probabilities of the second pass by a rounding."""
+    factors = PERCEPTION[name].factors
+    assert factors is not None
+    tokens = old(visual=torch.zeros(P, dtype=torch.bool), attention=numbers(6, G, R, P + R))
+    tokens = replace(tokens, masked_logps=tokens.logps + off * numbers(9, G, R))
+    assert torch.equal(factors(tokens, settings()), MASK.double())
+
+
+def test_at_rl_counts_a_completion_as_it_is_that_looks_at_no_visual_token() -> None:
+    attention = numbers(7, G, R, P + R)
+    expected = anchor_factors(old(attention=attention), settings(perception_top=0.15, perception_floor=0.2))
+    attention[1, :, :P][:, VISUAL] = 0
+    found = anchor_factors(old(attention=attention), settings(perception_top=0.15, perception_floor=0.2))
+    assert torch.equal(found[1], MASK[1].double())
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+    attention[..., :P][..., VISUAL] = 0
+    assert torch.equal(anchor_factors(old(attention=attention), settings()), MASK.double())

@@ -26,6 +26,7 @@ from ral.objective.terms import (
     StepTotals,
     attention_loss,
     cancelled_share,
+    distillation_loss,
     group_advantages,
     grpo_loss,
     importance,
@@ -422,3 +423,34 @@ def test_the_cancelled_share_does_not_depend_on_the_size_of_the_signal() -> None
     assert small.total.item() == pytest.approx(large.total.item(), rel=1e-4)
     assert large.weight == small.weight == 1
     assert cancelled_share(torch.zeros(2, 2, 5), completions, sees_itself=True).total == 0
+
+
+@pytest.mark.parametrize("divergence", ["jsd", "kl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_weight_zero_reach_neither_loss_nor_gradient(divergence: str, dtype: torch.dtype) -> None:
+    clean, target = (torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(n)).softmax(-1) for n in range(2))
+    clean, target = clean.to(dtype), target.to(dtype)
+    weights = torch.tensor([[0.3, 0.0], [0.2, 0.1], [0.0, 0.0]])
+    advantages = torch.tensor([1.0, -0.5, 2.0])
+    loss, gradients = [], []
+    for held in (None, math.nan, math.inf):
+        rows, to = clean.clone(), target.clone()
+        if held is not None:
+            rows[0, 1], to[2] = held, held
+        rows.requires_grad_()
+        loss.append(attention_loss(rows, to, advantages, weights, divergence).loss)
+        gradients.append(torch.autograd.grad(loss[-1], rows)[0])
+    assert loss[0].isfinite()
+    assert loss[0] != 0
+    assert not gradients[0][weights == 0].any()
+    assert loss[0] == loss[1] == loss[2]
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+
+
+def test_distilled_tokens_of_weight_zero_reach_neither_loss_nor_gradient() -> None:
+    divergence = torch.tensor([[0.5, math.nan], [math.inf, 2.0]], requires_grad=True)
+    term = distillation_loss(divergence, torch.tensor([[0.3, 0.0], [0.0, 0.1]]), "distill/gkd")
+    assert term.loss.item() == pytest.approx(0.35)
+    assert torch.autograd.grad(term.loss, divergence)[0].tolist() == [[pytest.approx(0.3), 0], [0, pytest.approx(0.1)]]
+    assert term.metrics["distill/gkd"] == (2.5, 2)

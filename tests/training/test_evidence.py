@@ -17,7 +17,7 @@ from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
 from ral.evaluate.looking import prompt_and_rest
 from ral.families.tiles import Tile, cut, interior, split
-from ral.rollouts.group import ScoredGroup, Targets
+from ral.rollouts.group import ScoredGroup, Targets, TrainingGroup
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
 from ral.testbed.episodes import LEG, episode_records
@@ -27,6 +27,8 @@ from ral.testbed.rings import pointing_records, ring_records
 from ral.training.evidence import answer_tokens, evidence_tokens
 from ral.training.evidence_sources import SOURCES
 from ral.training.forward import packed_forward, rows_of
+from ral.training.losses import attention_term, policy_pass
+from ral.training.targets import keep_old
 
 MODEL, PROCESSOR = load_start()
 
@@ -255,3 +257,34 @@ def test_what_the_pointed_rings_are_taught_to_say_is_where_their_box_is(tmp_path
     assert len(rows) == 2
     prompt = groups(1, TEXTS, [0.0, 0.0])[0].prompt  # of the same image
     assert torch.equal(rows[0], evidence_tokens(record, prompt, PROCESSOR))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", ["all", "answer"])
+def test_the_kl_to_the_mixture_on_stated_boxes_trains_the_model_with_numbers(tmp_path: Path, rows: str) -> None:
+    """EASE without labels: rows before the first box, and a rollout that states none, have no mixture. Against the formula."""
+    said = "<think>it is at [0, 0, 16, 16] then</think><answer>blue</answer>"
+    args = settings(
+        tmp_path, evidence_from="completion", evidence_rows=rows, evidence_target="mixture", evidence_divergence="kl",
+        attention_keys="visual", attention_layers=[0],
+    )  # fmt: skip
+    scored = groups(1, [said, TEXTS[1]], [1.0, 0.3])
+    [targets] = SOURCES["completion"](args, PROCESSOR, MODEL, scored)
+    group = TrainingGroup(scored=scored[0], targets=targets)
+    [output] = policy_pass(MODEL, [group], args, capture=True, teacher=None)
+    keep_old(group, output, args, 1)
+    term = attention_term(group, output, args)
+
+    [captured], visual = output.layers.values(), group.prompt.visual
+    assert targets.answer is not None and targets.density is not None  # noqa: PT018
+    counted = targets.answer
+    assert 0 < counted.sum() < group.scored.mask.sum()
+    p = captured[counted].double()[:, : len(visual)][:, visual]
+    p, q = (x / x.sum(-1, keepdim=True) for x in (p, targets.density[..., visual][counted].double()))
+    expected = (p * (p / q).log()).sum()
+    torch.testing.assert_close(term.loss.double(), expected, rtol=1e-5, atol=0)
+    wanted, found = (torch.autograd.grad(x, captured, retain_graph=True)[0] for x in (expected, term.loss))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    weights = [p for p in MODEL.parameters() if p.requires_grad]
+    gradients = [g for g in torch.autograd.grad(term.loss, weights, allow_unused=True) if g is not None]
+    assert all(g.isfinite().all() for g in gradients)
+    assert any(g.any() for g in gradients)

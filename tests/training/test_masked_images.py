@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ral.attention import prepare_prompt
 from ral.config import RALConfig
 from ral.data.prompt import encode_prompt
+from ral.data.record import Record
 from ral.objective.perception import PERCEPTION
-from ral.rollouts.group import ScoredGroup
+from ral.objective.terms import Term
+from ral.rollouts.group import ScoredGroup, TrainingGroup
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
+from ral.training.losses import policy_pass, token_term
 from ral.training.masked_images import blackened, with_masked_media
-from ral.training.targets import Sources, of_masked_images
+from ral.training.targets import Sources, keep_old, of_masked_images, training_groups
 from ral.training.trainer import RALTrainer
 
 MODEL, PROCESSOR = load_start()
@@ -106,3 +110,52 @@ def test_a_rival_trains_and_says_how_much(tmp_path: Path, name: str) -> None:
         assert share == pytest.approx(1.0) if name == "at_rl" else 0.4 <= share < 0.7
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), MODEL.parameters(), strict=True)]
     assert any(moved)
+
+
+def text_group() -> ScoredGroup:
+    record = Record("words", "what colour is inside the red ring?", "blue")
+    prompt = prepare_prompt(MODEL, encode_prompt(PROCESSOR, record, think=True, template="plain"))
+    return replace(group(), record=record, prompt=prompt)
+
+
+def trained(name: str, folder: Path, scored: list[ScoredGroup]) -> list[tuple[TrainingGroup, Term, Tensor]]:
+    """The groups of a micro-batch in an update after the first: their token terms, with the gradients in log-probabilities."""
+    args = settings(folder, perception=name, perception_patch=8 if PERCEPTION[name].masked else 14)
+    run = RALTrainer(MODEL, args, train_dataset=[RECORD], processing_class=PROCESSOR)
+    signal = torch.tensor([1.0, -1.0])
+    groups = training_groups(
+        Sources(args, run.needs, MODEL, None, None, PROCESSOR),  # type: ignore[arg-type]
+        [replace(one, advantages=signal, attention_advantages=signal, weights=one.mask.float()) for one in scored],
+    )
+    outputs = policy_pass(MODEL, groups, args, capture=name == "at_rl", teacher=None)
+    found = []
+    for seed, (one, output) in enumerate(zip(groups, outputs, strict=True)):
+        keep_old(one, output, args, 1)
+        moved = 0.1 * torch.randn(output.logps.shape, generator=torch.Generator().manual_seed(seed)) * output.mask
+        now = replace(output, logps=(output.logps.detach() + moved).requires_grad_())
+        term = token_term(one, now, args)
+        found.append((one, term, torch.autograd.grad(term.loss, now.logps)[0]))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(PERCEPTION.keys() - {"none"}))
+def test_text_beside_images_in_a_micro_batch_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    """In later updates, too: its loss and gradient are GRPO's alone. The image's are what they are without the text."""
+    picture, words = group(), text_group()
+    for order in ([picture, words], [words, picture], [words]):
+        found = trained(name, tmp_path, order)
+        at = next(i for i, one in enumerate(order) if one is words)
+        one, term, gradient = found[at]
+        assert one.targets.masked_logps is None
+        assert one.old is not None
+        if PERCEPTION[name].factors is not None:
+            assert one.old.factors is not None
+            assert torch.equal(one.old.factors, one.scored.mask.float())
+        assert "perception/kl" not in term.metrics
+        _, plain, expected = trained("none", tmp_path, order)[at]
+        torch.testing.assert_close((term.loss, gradient), (plain.loss, expected))
+        assert expected.any()
+    [alone], beside = trained(name, tmp_path, [picture]), trained(name, tmp_path, [picture, words])[0]
+    torch.testing.assert_close(beside[1:], alone[1:], rtol=1e-4, atol=1e-5)
+    plain = trained("none", tmp_path, [picture])[0]
+    assert not torch.allclose(beside[2], plain[2], atol=1e-3)

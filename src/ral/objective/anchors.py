@@ -16,7 +16,6 @@ from torch import Tensor
 from ral.attention.rows import renormalise
 from ral.objective.terms import Mean, Term, attention_loss
 
-
 #: Nats of worth below the best key beyond which a key of `credit` is worth no less: e^−60 of a row is nothing, but not 0.
 MAX_FALL = 60.0
 

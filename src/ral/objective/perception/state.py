@@ -8,7 +8,6 @@ from fractions import Fraction
 from functools import wraps
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ral.objective.terms import MAX_LOG_RATIO, Term
