@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,18 @@ from ral.statistics import seed_interval
 
 #: A study's table (`experiments.results.Table`) by name; None where it has no results yet.
 Tables = Callable[[str], Any]
+#: Time of an arm's update over GRPO's, by study and arm (`experiments.costs`).
+Costs = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Ours:
-    """One arm of one study: what it is told, its control at equal cost (None: none was run), and its placebo."""
+    """One arm of one study: what it is told, GRPO with more updates (None: none was run), and its placebo."""
 
     told: str
     study: str
     arm: str
-    equal_cost: str | None = None
+    longer: str | None = None
     placebo: str | None = None
 
 
@@ -68,11 +70,12 @@ PUBLISHED = (
 )
 
 
-def told_table(table: Tables) -> str:
+def told_table(table: Tables, costs: Costs) -> str:
     """Markdown; arms of studies without results yet are left out."""
     lines = [
-        "| told | method | where | gain to GRPO, equal updates | gain, equal cost | gain over placebo | mass on the start's words, to GRPO |",
-        "|---|---|---|---|---|---|---|",
+        "| told | method | where | gain to GRPO, equal updates | cost of an update | gain, equal cost | gain over placebo | mass on the start's "
+        "words, to GRPO |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in OURS:
         found = table(row.study)
@@ -80,20 +83,38 @@ def told_table(table: Tables) -> str:
             continue
         study = found.study
         base = study.baseline if "grpo" not in study.arms else "grpo"
+        cost = costs.get(row.study, {}).get(row.arm)
         cells = [
             row.told,
             study.arms[row.arm].label,
             study.title,
             _points(found.difference(row.arm, base)),
-            "" if row.equal_cost is None else _points(found.difference(row.arm, row.equal_cost)),
+            "" if cost is None else f"×{cost:.2f}",
+            ""
+            if row.longer is None or cost is None
+            else _points(at_equal_cost(found, row.arm, base, row.longer, cost)),
             "" if row.placebo is None else f"{_points(found.difference(row.arm, row.placebo))} ({row.placebo})",
             _fixed(found, row.arm, base),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for one in PUBLISHED:
-        cells = [one.told, one.method, one.where, f"{one.gain} (published)", "", one.placebo, ""]
+        cells = [one.told, one.method, one.where, f"{one.gain} (published)", "", "", one.placebo, ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def at_equal_cost(table: Any, arm: str, base: str, longer: str, cost: float) -> list[float]:
+    """`[seeds]` of an arm less GRPO with the updates that it makes in the same time, `cost` times the arm's.
+
+    GRPO's accuracy at so many updates is taken on the line between its two lengths; outside of them, the nearer one counts.
+    """
+    steps, more = table.study.common["max_steps"], table.study.arms[longer].changes["max_steps"]
+    share = min(max((cost - 1) * steps / (more - steps), 0.0), 1.0)
+    found = {}
+    for other in (base, longer):
+        found[other] = dict(zip(table.common(arm, other), table.difference(arm, other), strict=True))
+    both = sorted(found[base].keys() & found[longer].keys())
+    return [(1 - share) * found[base][seed] + share * found[longer][seed] for seed in both]
 
 
 def _points(differences: Sequence[float], digits: int = 1) -> str:

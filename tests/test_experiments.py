@@ -13,6 +13,8 @@ from experiments.processes import CASES, OPTIONS, PROCESSES, RESULTS, engines_of
 from experiments.results import PAGE, detectable, known, page
 from experiments.studies import STUDIES
 from experiments.study import _bits, commands, read_cells, recipe_of
+from experiments.table import Table
+from experiments.told import at_equal_cost
 from scipy import stats
 
 from ral.training.sft import SFTTask
@@ -115,6 +117,20 @@ def test_settings_under_full_sharding_give_the_losses_of_one_process_as_the_page
     for engine in engines:
         cells = [scientific(found[dtype, engine, PROCESSES[0]]) for dtype in dtypes]
         assert told(name, engine, *cells, *["—"] * (2 - len(cells))), [name, engine, *cells]
+
+
+@pytest.mark.parametrize("cost", [0.8, 1.0, 1.1, 1.375, 2.0])
+def test_equal_cost_lies_between_the_two_lengths_of_grpo(cost: float) -> None:
+    table = Table("rings")
+    seeds = sorted(set(table.common("explore", "grpo")) & set(table.common("explore", "grpo-long")))
+    at = {
+        (arm, seed): 100 * table.cells[arm, seed].accuracy for arm in ("explore", "grpo", "grpo-long") for seed in seeds
+    }
+    updates = min(max(160 * cost, 160), 220)
+    wanted = [
+        at["explore", s] - np.interp(updates, [160, 220], [at["grpo", s], at["grpo-long", s]]) for s in seeds
+    ]  # fmt: skip
+    assert at_equal_cost(table, "explore", "grpo", "grpo-long", cost) == pytest.approx(wanted)
 
 
 def test_a_detectable_effect_is_found_four_times_in_five() -> None:
