@@ -354,12 +354,19 @@ STUDIES: dict[str, Study] = {
     "own-words": Study(
         "Ring search, thinking that states a box",
         "Evidence from the rollout's own words, without labels: the completion states a box, and its answer should look there. Written down "
-        "before the first run: the primary comparison, on ten seeds, is `evidence` from the completion against GRPO, and against its own placebo. "
-        "The cold start is made by `python -m experiments.testbed.cold_start --data pointed-rings --min_pixels 4096 --max_pixels 4096 "
-        "--steps 150 --output runs/pointed-rings-start`.",
+        "before the first run: the primary comparison is `evidence` from the completion against GRPO, and against its own placebo. A first look "
+        "with a start of 150 steps, right on 100 %, had no room for a gain, and own words talked it out of its boxes (the log has it). So "
+        "this start is right on fewer, and an arm is added that trains the rows of rewarded completions alone. The cold start is made by "
+        "`python -m experiments.testbed.cold_start --data pointed-rings --min_pixels 4096 --max_pixels 4096 --steps 105 --output "
+        "runs/pointed-rings-start`.",
         {
             "grpo": _GRPO,
             "own-words": Arm("evidence", "RAL evidence, λ = 100, own words", {"evidence_from": "completion"}),
+            "own-words-rewarded": Arm(
+                "evidence",
+                "RAL evidence, λ = 100, own words if rewarded",
+                {"evidence_from": "completion", "evidence_reward": 0.5},
+            ),
             "own-words-centre": _told("centre", "own words, placebo: centre", evidence_from="completion"),
             "evidence": Arm("evidence", "RAL evidence, λ = 100, boxes"),
         },
@@ -370,7 +377,7 @@ STUDIES: dict[str, Study] = {
             "max_steps": 160,
         },
         held_out=512,
-        contrasts=(("own-words", "own-words-centre"), ("evidence", "own-words")),
+        contrasts=(("own-words", "own-words-centre"), ("own-words-rewarded", "own-words"), ("evidence", "own-words")),
     ),
     "shortcut-word-97": _shortcut("word", 97, _MORE_SHORTCUT),
     "shortcut-word-95": _shortcut("word", 95),

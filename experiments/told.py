@@ -45,6 +45,7 @@ OURS = (
     Ours("nothing", "shortcut-word-97", "vppo", "grpo-long"),
     Ours("nothing", "shortcut-word-97", "at-rl", "grpo-long"),
     Ours("own words", "own-words", "own-words", None, "own-words-centre"),
+    Ours("own words, if rewarded", "own-words", "own-words-rewarded"),
     Ours("what the answer needs (masking)", "shortcut-word-97", "evidence-masking", "grpo-long"),
     Ours("boxes", "rings", "evidence", "grpo-long", "evidence-shuffled"),
     Ours("boxes", "zero", "evidence", "grpo-long"),
