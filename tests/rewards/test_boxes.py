@@ -1,12 +1,25 @@
-"""Boxes that a text states."""
+"""Boxes as answers are read from every way of writing numbers."""
 
 from __future__ import annotations
 
-from ral.rewards.boxes import stated_boxes
+import pytest
+
+from ral.rewards.boxes import parse_box
 
 
-def test_boxes_are_found_in_prose_in_every_way_that_models_write_them() -> None:
-    text = 'a [1, 2, 3, 4] b "bbox_2d": [10,20, 30.5,40] c <box>5 6 7 8</box> d (100,200),(300,400) e [9, 9, 1, 1] f (1, 2, 3)'
-    found = stated_boxes(text)
-    assert [one.box for one in found] == [(1, 2, 3, 4), (10, 20, 30.5, 40), (5, 6, 7, 8), (100, 200, 300, 400)]
-    assert [text[one.end] for one in found] == ["]", "]", ">", ")"]
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[.1, .25, .5, .75]", (0.1, 0.25, 0.5, 0.75)),
+        ("[10., 20., 30., 40.]", (10, 20, 30, 40)),
+        ("[1e1, 2e1, 3e1, 4.5e1]", (10, 20, 30, 45)),
+        ("<loc0010><loc0020><loc0300><loc1023>", (10, 20, 300, 1023)),
+    ],
+)
+def test_numbers_in_every_way_of_writing_them(text: str, box: tuple[float, ...]) -> None:
+    assert parse_box(text) == box
+
+
+def test_location_tokens_are_read_as_the_solution_is_written_in_either_mode() -> None:
+    assert parse_box("<loc0010><loc0020><loc0300><loc1023>", "compat") == (10, 20, 300, 1023)
+    assert parse_box("<loc0010><loc0020><loc0300>") is None

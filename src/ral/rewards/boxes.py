@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from ral.data.stated_boxes import NUMBER, loc_boxes
 from ral.rewards.answer_phrases import denies
 from ral.rewards.extract import Mode
 from ral.rewards.text import readable
@@ -19,7 +19,7 @@ def _patterns(number: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 _DECIMAL = r"[-+]?\d+(?:\.\d+)?"
-_PATTERNS = {"compat": _patterns(_DECIMAL), "strict": _patterns(_DECIMAL + r"(?:[eE][-+]?\d{1,2})?")}
+_PATTERNS = {"compat": _patterns(_DECIMAL), "strict": _patterns(NUMBER)}
 _LIST = re.compile(rf"[\[(]\s*{_DECIMAL}\s*(?:,\s*{_DECIMAL}\s*)+[\])]")
 _SIZE = re.compile(r"(?i)(?<![a-z])(?:w|h|width|height|cx|cy|x_?center|y_?center|center)[\"']?\s*[:=]")
 _QUOTED = re.compile(r'"[^"]*"')
@@ -29,9 +29,10 @@ def parse_box(text: str, mode: Mode = "strict") -> Box | None:
     """The box `[x0, y0, x1, y1]` in `text`; None where there is none, or where its corners are not in this order.
 
     `compat` takes the first. `strict` wants exactly one, not denied, and no other list of numbers; a box given by width
-    and height, or by its centre, is another box.
+    and height, or by its centre, is another box. Four location tokens (`<loc0012>`) are a list of their numbers in either mode.
     """
     four, numeral = _PATTERNS[mode]
+    text = loc_boxes(text)
     if mode == "strict":
         text = readable(text)
         if _SIZE.search(text) or denies(_QUOTED.sub("", text)):
@@ -45,36 +46,6 @@ def parse_box(text: str, mode: Mode = "strict") -> Box | None:
         return None
     x0, y0, x1, y1 = map(float, numeral.findall(found[0]))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 1e9 else None
-
-
-@dataclass(frozen=True)
-class StatedBox:
-    """A box that a text states, and the place of its last character."""
-
-    box: Box
-    end: int
-
-
-_BETWEEN = r"[\s,;]+"
-#: `[x0, y0, x1, y1]`, as in JSON; `(x0, y0), (x1, y1)`, as Qwen2-VL writes it; `<box>x0 y0 x1 y1</box>`.
-_STATED = re.compile(
-    r"[\[(]\s*" + _BETWEEN.join([_DECIMAL] * 4) + r"\s*[\])]"
-    rf"|\(\s*{_DECIMAL}\s*,\s*{_DECIMAL}\s*\)\s*,?\s*\(\s*{_DECIMAL}\s*,\s*{_DECIMAL}\s*\)"
-    r"|<box>\s*" + _BETWEEN.join([_DECIMAL] * 4) + r"\s*</box>"
-)
-
-
-def stated_boxes(text: str) -> list[StatedBox]:
-    """All boxes `(x0, y0, x1, y1)` that a text states, in their order, whatever it says of them.
-
-    Four numbers that are no box, because their corners are not in this order, are left out.
-    """
-    found = []
-    for match in _STATED.finditer(text):
-        x0, y0, x1, y1 = map(float, re.findall(_DECIMAL, match[0]))
-        if x0 < x1 and y0 < y1:
-            found.append(StatedBox((x0, y0, x1, y1), match.end() - 1))
-    return found
 
 
 def box_iou(a: Box, b: Box) -> float:
