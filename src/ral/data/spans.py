@@ -50,8 +50,7 @@ def passage(tokenizer: Any, ids: Tensor, record: Record) -> Passage | None:
         raise DataError(f"{record.origin}: the prompt does not spell out the problem, so its document cannot be found")
 
     def tokens(span: Span) -> slice:
-        low, high = (token_at(tokenizer, ids, first + place) for place in (span.start, span.stop - 1))
-        return slice(low, high + 1)
+        return token_span(tokenizer, ids, first + span.start, first + span.stop)
 
     whole = tokens(document)
     places = [tokens(span) for span in record.evidence]
@@ -75,17 +74,49 @@ def answer_span(tokenizer: Any, ids: Tensor, answer: str) -> slice | None:
     start = tagged[-1].start(1) if tagged else text.rfind(answer)
     if start < 0:
         return None
-    first, last = (token_at(tokenizer, ids, place) for place in (start, start + max(len(answer), 1) - 1))
-    return slice(first, last + 1)
+    return token_span(tokenizer, ids, start, start + max(len(answer), 1))
+
+
+def token_span(tokenizer: Any, ids: Tensor, start: int, stop: int) -> slice:
+    """All tokens of `ids` [T] that hold a part of characters `start` to `stop` (excluded, at least one) of the decoded text."""
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    last = _ends(tokenizer, ids, text, stop - 1)
+    if start == 0:
+        return slice(0, last + 1)
+    before = _ends(tokenizer, ids, text, start - 1)
+    # The token that ends the character before begins this one as well, unless the text up to it is whole and ends there.
+    ends_there = tokenizer.decode(ids[: before + 1], skip_special_tokens=False) == text[:start]
+    return slice(min(before + ends_there, last), last + 1)
 
 
 def token_at(tokenizer: Any, ids: Tensor, place: int) -> int:
-    """The first token whose end lies beyond character `place` of the decoded text."""
+    """The token of `ids` [T] that ends character `place` of the decoded text; the last one behind its end."""
+    return _ends(tokenizer, ids, tokenizer.decode(ids, skip_special_tokens=False), place)
+
+
+def _ends(tokenizer: Any, ids: Tensor, text: str, place: int) -> int:
+    """`token_at`, of ids whose text is known."""
     low, high = 0, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) > place:
+        if _finished(tokenizer, ids, text, middle + 1) > place:
             high = middle
         else:
             low = middle + 1
     return low
+
+
+def _finished(tokenizer: Any, ids: Tensor, text: str, count: int) -> int:
+    """Characters of `text` that the first `count` tokens finish.
+
+    The length of what they spell does not say it: the bytes of an unfinished character spell a replacement character each, and
+    with some tokenizers so do all bytes of the run that it ends. So tokens are left out at the end until the others begin the text.
+    """
+    most = 0
+    for known in range(count, 0, -1):
+        spelt = tokenizer.decode(ids[:known], skip_special_tokens=False)
+        if text.startswith(spelt):
+            return max(most, len(spelt))
+        finished = spelt.rstrip("\ufffd")
+        most = max(most, len(finished) if text.startswith(finished) else 0)
+    return most
