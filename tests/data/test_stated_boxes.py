@@ -20,7 +20,23 @@ NUMERALS = st.one_of(
 #: Words of prose, with brackets, signs and numbers, but no box.
 WORDS = st.lists(
     st.sampled_from(
-        ["the", "cup", "is", "at", "left", "see:", "（图）", "Fig. 3", "12", "(ii)", "–", "\n- ", "3.5 m", "<think>", "`"]
+        [
+            "the",
+            "cup",
+            "is",
+            "at",
+            "left",
+            "see:",
+            "（图）",
+            "Fig. 3",
+            "12",
+            "(ii)",
+            "–",
+            "\n- ",
+            "3.5 m",
+            "<think>",
+            "`",
+        ]
     ),
     max_size=6,
 ).map(" ".join)
@@ -128,7 +144,9 @@ def test_the_order_of_named_corners_does_not_matter() -> None:
     assert not stated_boxes('{"x1": 10, "y1": 20, "xmax": 30, "ymax": 40}')
 
 
-@pytest.mark.parametrize("piece", ["[", "[ ", "[1,", "<box>1 ", "[1,2,3,4],", '{"x1": 1, ', "1" * 50, "<loc0001>", "[[1,2,3,4],"])
+@pytest.mark.parametrize(
+    "piece", ["[", "[ ", "[1,", "<box>1 ", "[1,2,3,4],", '{"x1": 1, ', "1" * 50, "<loc0001>", "[[1,2,3,4],"]
+)
 def test_long_texts_take_no_longer_than_their_length(piece: str) -> None:
     text = piece * (40_000 // len(piece))
     began = time.perf_counter()

@@ -27,6 +27,12 @@ def config(folder: Path, **changes: Any) -> RALConfig:
         ({"evidence_control": "shuffled", "evidence_from": "completion", **EVIDENCE}, "has none of this kind"),
         ({"evidence_control": "shuffled", **EVIDENCE}, "at least twice num_generations"),
         ({"evidence_rows": "last", **EVIDENCE}, "evidence_rows='last' is not known; choose one of answer, all, first"),
+        (
+            {"evidence_box_space": "percent", "evidence_from": "completion", **EVIDENCE},
+            "evidence_box_space='percent' is not known; choose one of image, resized, thousandths, thousandths_yx, unit, loc",
+        ),
+        ({"evidence_box_space": "unit", **EVIDENCE}, "evidence_from='data' reads none; set evidence_from='completion'"),
+        ({"evidence_box_space": "unit"}, "evidence_box_space='unit' changes nothing with attention_anchor='old'"),
         ({"evidence_sigma": 0.0, **EVIDENCE}, "evidence_sigma must be positive"),
         ({"evidence_background": 1.0, **EVIDENCE}, "evidence_background must be below 1"),
         ({"evidence_first": 0, **EVIDENCE}, "evidence_first must be at least 1"),

@@ -192,6 +192,41 @@ def test_later_rows_look_at_the_box_that_the_completion_stated_last(tmp_path: Pa
     assert not torch.equal(moved.evidence, one.evidence)
 
 
+def test_stated_boxes_of_another_scale_are_left_out_and_counted(tmp_path: Path) -> None:
+    shares, pixels = (f"<think>at {box}</think><answer>blue</answer>" for box in ("[.1, .1, .9, .9]", "[0, 0, 64, 32]"))
+    outside = "<think>at [90, 90, 99, 99] or [0, 0, 8, 8]</think><answer>red</answer>"
+    rows = {"evidence_from": "completion", "evidence_rows": "all"}
+    for texts, space, left_out, said in (
+        ([shares, pixels], None, (1, 2), [False, True]),
+        ([shares, shares], None, (2, 2), [False, False]),
+        ([shares, pixels], "unit", (1, 2), [True, False]),
+        ([shares, outside], None, (2, 3), [False, True]),
+        (TEXTS, None, (0, 0), [False, False]),
+    ):
+        [one] = found(tmp_path, texts, evidence_box_space=space, **rows)
+        assert one.boxes_left_out is not None
+        assert (float(one.boxes_left_out.total), float(one.boxes_left_out.weight)) == left_out
+        assert one.answer is not None
+        assert one.answer.any(dim=1).tolist() == said if any(said) else one.evidence is None
+    assert found(tmp_path)[0].boxes_left_out is None
+
+
+def test_the_setting_says_in_what_the_model_writes_boxes(tmp_path: Path) -> None:
+    """The right upper quarter of a picture of 64 × 64, in every space."""
+    written = {
+        "image": "[32, 0, 64, 32]", "thousandths": "[500, 0, 1000, 500]", "thousandths_yx": "[0, 500, 500, 1000]",
+        "unit": "[0.5, 0, 1, 0.5]", "loc": "<box>0 512 512 1024</box>",
+    }  # fmt: skip
+    visual = groups(1, TEXTS, [0.0, 0.0])[0].prompt.places
+    for space, box in written.items():
+        said = f"<think>{box}</think><answer>blue</answer>"
+        [one] = found(tmp_path, [said, said], evidence_from="completion", evidence_rows="all", evidence_box_space=space)
+        assert one.evidence is not None
+        cells = one.evidence[0, -1, visual].view(8, 8)
+        assert cells[:4, 4:].all()
+        assert cells.sum() == 16
+
+
 def test_masking_finds_the_blocks_that_the_answer_needs(tmp_path: Path) -> None:
     """Each block's fall is that of a pass in which it alone is hidden; the worth is its share of the largest."""
     args = settings(tmp_path, evidence_from="masking", evidence_blocks=4, temperature=1.0)

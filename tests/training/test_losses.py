@@ -15,6 +15,7 @@ from ral.attention import GroupOutput, Prompt
 from ral.config import RALConfig
 from ral.data.record import Record
 from ral.objective.divergence import jensen_shannon
+from ral.objective.terms import Mean
 from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup
 from ral.rollouts.sampling import Completion
 from ral.training.losses import MicroBatchLoss, attention_term, distillation_term, token_term
@@ -85,6 +86,16 @@ def test_attention_is_the_mean_over_layers(tmp_path: Path) -> None:
     one, args = group(old), settings(tmp_path, attention_layers=[0, 1, 2])
     alone = [attention_term(group({0: old[layer]}), output(now[layer]), args).loss for layer in range(3)]
     torch.testing.assert_close(attention_term(one, output(*now), args).loss, torch.stack(alone).mean())
+
+
+def test_boxes_that_were_left_out_are_shown(tmp_path: Path) -> None:
+    left_out = Mean(torch.tensor(2.0), torch.tensor(3.0))
+    found = attention_term(group({0: rows(1)}, boxes_left_out=left_out), output(rows(0)), settings(tmp_path))
+    assert found.metrics["attention/boxes_left_out"] == left_out
+    assert (
+        "attention/boxes_left_out"
+        not in attention_term(group({0: rows(1)}), output(rows(0)), settings(tmp_path)).metrics
+    )
 
 
 def test_distilled_attention_is_the_mean_over_layers_times_gamma(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ral.attention import forward_groups
 from ral.config import ConfigError, RALConfig
 from ral.data.record import Box, Record
 from ral.errors import DataError
+from ral.families.qwen_vl import Qwen2_5VL
 from ral.objective.anchors import ANCHORS
 from ral.rewards.functions import RewardError
 from ral.rollouts.group import TrainingGroup, selected_rows
@@ -714,6 +715,19 @@ def test_records_without_evidence_are_told_and_all_of_them_refused(
     run.train()
     shares = [row["attention/without_evidence"] for row in lines(tmp_path / "some" / "metrics.jsonl")]
     assert sum(shares) > 0
+
+
+def test_a_model_whose_boxes_have_no_known_scale_needs_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Qwen2_5VL, "box_space", None)
+    wanted = {"attention_anchor": "evidence", "evidence_from": "completion"}
+    with pytest.raises(ConfigError, match=r"set evidence_box_space .* to one of image, resized, thousandths"):
+        trainer(tmp_path / "unknown", RECORDS, **wanted)
+    trainer(tmp_path / "off", RECORDS, attention_coef=0.0, **wanted)
+    run = trainer(tmp_path / "named", RECORDS, evidence_box_space="image", **wanted)
+    assert run.needs.stated_boxes
+    run.train()
 
 
 def test_a_box_outside_its_image_names_the_record(tmp_path: Path) -> None:

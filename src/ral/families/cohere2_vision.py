@@ -15,6 +15,7 @@ class Cohere2Vision(InternVL):
     """A token that is text closes every tile."""
 
     types: ClassVar[tuple[str, ...]] = ("cohere2_vision",)
+    box_space = None
     reads_video = False
     canvas: ClassVar[Any] = staticmethod(get_optimal_tiled_canvas)
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ral.errors import ConfigError
 from ral.families.tiles import Tile
 
-#: In what a model was taught to write boxes: pixels of the original image, pixels of the image as the processor resizes it, or
-#: thousandths of its width and height.
-BoxSpace = Literal["image", "resized", "thousandths"]
+#: In what a model was taught to write boxes: pixels of the original image, pixels of the image as the processor resizes it,
+#: thousandths of its width and height, thousandths with y before x, shares of them from 0 to 1, or location tokens: y before x, in
+#: 1024ths.
+BoxSpace = Literal["image", "resized", "thousandths", "thousandths_yx", "unit", "loc"]
 
 #: How a vLLM server takes media that the policy has encoded.
 Served = Literal["whole", "frames"]
@@ -46,7 +47,7 @@ class Family:
     Attributes:
         types: its model types (`config.model_type`).
         processors: class names of its processors, where transformers' table of processors does not have them.
-        box_space: the coordinates in which it writes boxes.
+        box_space: the coordinates in which it writes boxes, as its makers publish them; None where they do not.
         has_geometry: whether the pixels of each visual token are known. reads_video: whether videos are read.
         served: how a vLLM server takes media that the policy has encoded: every image and video `whole`, or every frame of a
             video as an image (`frames`); None where it takes the images themselves, and no videos.
@@ -57,7 +58,7 @@ class Family:
 
     types: ClassVar[tuple[str, ...]] = ()
     processors: ClassVar[tuple[str, ...]] = ()
-    box_space: ClassVar[BoxSpace] = "image"
+    box_space: ClassVar[BoxSpace | None] = None
     has_geometry: ClassVar[bool] = False
     reads_video: ClassVar[bool] = False
     served: ClassVar[Served | None] = None

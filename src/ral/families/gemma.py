@@ -28,6 +28,7 @@ class PaliGemma(Square):
     """All tokens of a prompt see each other, and positions count from 1."""
 
     types = ("paligemma",)
+    box_space = "loc"
 
     def positions(self, base: Any, input_ids: Tensor, inputs: Any) -> Tensor:
         return super().positions(base, input_ids, inputs) + 1

@@ -16,6 +16,7 @@ class Gemma4(Gemma3):
     """The tokens of each image see each other if the configuration says so."""
 
     types = ("gemma4",)
+    box_space = "thousandths_yx"
     reads_video = True
 
     def tiles(self, processor: Any, ids: Tensor, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Tile]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from ral.families.family import Family, Sizes, side_of
+from ral.families.family import BoxSpace, Family, Sizes, side_of
 from ral.families.tiles import Tile, cut, frames_of
 
 
@@ -16,6 +16,7 @@ class InternVL(Family):
     """Tiles of one size, behind which follows the whole image, as large as a tile."""
 
     types: ClassVar[tuple[str, ...]] = ("internvl",)
+    box_space: ClassVar[BoxSpace | None] = "thousandths"
     has_geometry = True
     reads_video: ClassVar[bool] = True
     mixes_media = False

@@ -17,7 +17,7 @@ class Qwen3VL(Family):
     """Positions are transformers' own: every frame of a video is its own block, after its time in words."""
 
     types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-    box_space: ClassVar[BoxSpace] = "thousandths"
+    box_space: ClassVar[BoxSpace | None] = "thousandths"
     has_geometry = True
     reads_video: ClassVar[bool] = True
     served: ClassVar[Served | None] = "frames"

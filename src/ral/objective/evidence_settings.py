@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from ral.data.placebo import MOVES, Control
 from ral.data.settings import setting
 from ral.errors import ConfigError
+from ral.families import BoxSpace
 from ral.objective.divergence import DIVERGENCES
 
 EvidenceSource = Literal["data", "completion", "masking"]
@@ -16,8 +17,9 @@ EvidenceTarget = Literal["raised", "mixture"]
 EvidenceRows = Literal["answer", "all", "first"]
 
 #: Values of the fields with a set of choices.
-EVIDENCE_CHOICES: dict[str, Collection[str]] = {
+EVIDENCE_CHOICES: dict[str, Collection[str | None]] = {
     "evidence_from": get_args(EvidenceSource),
+    "evidence_box_space": (None, *get_args(BoxSpace)),
     "evidence_target": get_args(EvidenceTarget),
     "evidence_divergence": DIVERGENCES,
     "evidence_rows": get_args(EvidenceRows),
@@ -36,6 +38,10 @@ class EvidenceFields:
     evidence_from: EvidenceSource = setting(
         "data",
         "Where evidence comes from: data (boxes, spans), completion (boxes that the rollout states) or masking (what the answer needs).",
+    )
+    evidence_box_space: BoxSpace | None = setting(
+        None,
+        "In what the model writes boxes, for evidence_from: completion: image, resized, thousandths, thousandths_yx, unit or loc; None: as its family does.",
     )
     evidence_blocks: int = setting(
         4,
@@ -73,7 +79,7 @@ class EvidenceFields:
         """
         for name, allowed in EVIDENCE_CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(filter(None, allowed))}")
         for name, low in {"evidence_first": 1, "evidence_blocks": 1, "evidence_background": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -83,6 +89,11 @@ class EvidenceFields:
             raise ConfigError(f"evidence_sigma must be positive, got {self.evidence_sigma}")
         if not uses_evidence:
             self._refuse_idle(anchor)
+        if self.evidence_box_space is not None and self.evidence_from != "completion":
+            raise ConfigError(
+                f"evidence_box_space={self.evidence_box_space!r} says how boxes in completions are read, and "
+                f"evidence_from={self.evidence_from!r} reads none; set evidence_from='completion', or leave it out"
+            )
         self._check_target(keys)
         self._check_control(prompts_per_batch)
 

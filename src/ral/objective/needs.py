@@ -41,7 +41,7 @@ class Needs:
         reference: the start model, for the KL or a target.
         teacher: a teacher.
         look_bias: rollouts are sampled under a look bias, also where attention is not trained.
-        evidence: records that say where their evidence is.
+        evidence: records that say where their evidence is. stated_boxes: the scale of boxes that the model states.
         policy_pass: one more pass of the policy for every rollout batch.
     """
 
@@ -52,6 +52,7 @@ class Needs:
     teacher: bool
     look_bias: bool
     evidence: bool
+    stated_boxes: bool
     policy_pass: bool
 
     @classmethod
@@ -79,5 +80,6 @@ class Needs:
             teacher=distils or (trained and anchor.uses("teacher")),
             look_bias=look_bias,
             evidence=evidence == "data",
+            stated_boxes=evidence == "completion",
             policy_pass=exact_ratio or (trained and anchor.policy_pass) or evidence == "masking" or rival.masked,
         )

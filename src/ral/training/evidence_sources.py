@@ -17,20 +17,31 @@ from torch import Tensor, nn
 
 from ral.attention import Prompt, forward_groups
 from ral.config import RALConfig
-from ral.data.answer_boxes import in_pixels
+from ral.data.answer_boxes import in_pixels, require_stated_spaces, stated_space
+from ral.data.record import Record
 from ral.data.record_errors import name_in_errors
 from ral.data.spans import token_at
+from ral.data.stated_boxes import stated_boxes
 from ral.evaluate.looking import prompt_and_rest
 from ral.families.tiles import Tile
-from ral.rewards.boxes import stated_boxes
+from ral.objective.needs import Needs
+from ral.objective.terms import Mean
 from ral.rollouts.group import ScoredGroup, Targets
-from ral.training.evidence import answer_tokens, places_of, with_control
+from ral.training.evidence import answer_tokens, places_of, require_evidence, with_control
 
 #: Least fall of an answer's log-probability, in nats, for which a block of an image counts as needed.
 SMALLEST_FALL = 0.1
 
 #: What is known of the evidence of each group, with settings, processor and policy.
 Source = Callable[[RALConfig, Any, nn.Module, Sequence[ScoredGroup]], list[Targets]]
+
+
+def require_sources(needs: Needs, args: RALConfig, processor: Any, records: Sequence[Record]) -> None:
+    """Raise DataError unless some record says where its evidence is, and ConfigError unless boxes have a scale; if the run needs it."""
+    if needs.evidence:
+        require_evidence(records)
+    if needs.stated_boxes:
+        require_stated_spaces(records, processor, args.evidence_box_space)
 
 
 def trained_rows(group: ScoredGroup, args: RALConfig, processor: Any) -> Tensor:
@@ -73,7 +84,9 @@ def from_completion(args: RALConfig, processor: Any, policy: nn.Module, groups: 
     """The boxes that each completion states: its later rows should look where the last of them is; no pass of any model.
 
     Rows before the first box are not trained. Boxes are of the first image or video, in what the model writes boxes in
-    (`ral.data.answer_boxes`); what lies outside is cut off.
+    (`ral.data.answer_boxes`); what lies outside is cut off, and what cannot be a box is left out and counted.
+
+    Raises ConfigError where nothing says in what the model writes boxes.
     """
     found = []
     for group in groups:
@@ -83,21 +96,25 @@ def from_completion(args: RALConfig, processor: Any, policy: nn.Module, groups: 
 
 
 def _stated(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
-    rows = trained_rows(group, args, processor)
-    places = places_of(group.record, group.prompt, processor, args.num_frames, args.fps)
+    rows, record = trained_rows(group, args, processor), group.record
+    if not (record.images or record.videos):
+        return Targets(answer=rows)
+    places = places_of(record, group.prompt, processor, args.num_frames, args.fps)
+    space = stated_space(record, processor, args.evidence_box_space)
     tokenizer, length = getattr(processor, "tokenizer", processor), len(group.prompt.input_ids)
     evidence = torch.zeros(*rows.shape, length, dtype=torch.bool, device=args.device)
     mixture = args.evidence_target == "mixture"
     density = torch.zeros(evidence.shape, device=args.device) if mixture else None
-    said = torch.zeros_like(rows)
+    said, kept = torch.zeros_like(rows), list[bool]()
     for g, ids in enumerate(group.ids):
         for stated in stated_boxes(tokenizer.decode(ids, skip_special_tokens=False)):
-            box = in_pixels(stated.box, group.record, processor, group.prompt.inputs)
+            box = in_pixels(stated, space, record, processor, group.prompt.inputs)
+            kept.append(box is not None)
             if box is None:
                 continue
             later = slice(token_at(tokenizer, ids, stated.end) + 1, len(ids))
             boxes = tuple(replace(box, medium=picture) for picture in places.first)
-            [shown] = with_control([replace(places, boxes=boxes)], [group.record], args.evidence_control)
+            [shown] = with_control([replace(places, boxes=boxes)], [record], args.evidence_control)
             mask = shown.mask()
             assert mask is not None
             evidence[g, later], said[g, later] = mask.to(args.device), True
@@ -105,9 +122,10 @@ def _stated(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
                 smooth = shown.density(args)
                 assert smooth is not None
                 density[g, later] = smooth.to(args.device)
+    left_out = Mean(torch.tensor(float(kept.count(False))), torch.tensor(float(len(kept))))
     if not bool(said.any()):
-        return Targets(answer=rows)
-    return Targets(evidence=evidence, answer=rows & said, density=density)
+        return Targets(answer=rows, boxes_left_out=left_out)
+    return Targets(evidence=evidence, answer=rows & said, density=density, boxes_left_out=left_out)
 
 
 def from_masking(args: RALConfig, processor: Any, policy: nn.Module, groups: Sequence[ScoredGroup]) -> list[Targets]:

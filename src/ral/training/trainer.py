@@ -60,7 +60,7 @@ from ral.training.distillation import load_teacher
 from ral.training.dumps import RolloutsDump
 from ral.training.dynamic_sampling import with_signal
 from ral.training.entropy import gather_all
-from ral.training.evidence import require_evidence
+from ral.training.evidence_sources import require_sources
 from ral.training.first_prompt import check_way
 from ral.training.heads import MeasuredHeads
 from ral.training.held_out import (
@@ -173,8 +173,8 @@ class RALTrainer(NonFiniteGuardTrainer):
             ],
             **trainer_arguments,
         )  # fmt: skip
-        if needs.evidence and training is not None:
-            require_evidence(training)
+        if training is not None:
+            require_sources(needs, args, processor, training)
         refuse_measured_gradients(self.accelerator, args.gradient_norm_steps)
         self.engine = ENGINES[args.rollout_engine](policy, args)
         self.loss_is_scaled_for_ga = True  # `token_weights` normalise over the whole optimiser step
