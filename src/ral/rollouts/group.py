@@ -131,7 +131,7 @@ class Targets:
         evidence: the prompt's tokens that show it: `[P]` bool (or a worth from 0 to 1), or `[G, R, P]` where each row has its own.
         answer: `[G, R]` bool, the rows that evidence trains: of the tokens that give the answer, or what `evidence_rows` chooses.
         density: the mixture of Gaussians on the boxes, in the shapes of `evidence`.
-        boxes_left_out: how many of the boxes that the completions state were no evidence, of all.
+        boxes_left_out: `[2]`, how many of the boxes that the completions state could be no evidence, and how many there are.
         masked_logps: `[G, R]` of the policy under masked images; None for prompts without visual tokens, too.
         teacher_rows: one `[G, R, K]` per trained layer. teacher_hidden: `[ΣR, d]`. Both of the distillation's teacher.
     """
@@ -142,7 +142,7 @@ class Targets:
     evidence: Tensor | None = None
     answer: Tensor | None = None
     density: Tensor | None = None
-    boxes_left_out: Mean | None = None
+    boxes_left_out: Tensor | None = None
     masked_logps: Tensor | None = None
     teacher_rows: list[Tensor] | None = None
     teacher_hidden: Tensor | None = None

@@ -25,7 +25,6 @@ from ral.data.stated_boxes import stated_boxes
 from ral.evaluate.looking import prompt_and_rest
 from ral.families.tiles import Tile
 from ral.objective.needs import Needs
-from ral.objective.terms import Mean
 from ral.rollouts.group import ScoredGroup, Targets
 from ral.training.evidence import answer_tokens, places_of, require_evidence, with_control
 
@@ -122,7 +121,7 @@ def _stated(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
                 smooth = shown.density(args)
                 assert smooth is not None
                 density[g, later] = smooth.to(args.device)
-    left_out = Mean(torch.tensor(float(kept.count(False))), torch.tensor(float(len(kept))))
+    left_out = torch.tensor([float(kept.count(False)), float(len(kept))])
     if not bool(said.any()):
         return Targets(answer=rows, boxes_left_out=left_out)
     return Targets(evidence=evidence, answer=rows & said, density=density, boxes_left_out=left_out)

@@ -57,7 +57,7 @@ def _group(row: Mapping[str, Any], tensors: Mapping[str, Tensor], prepare: Prepa
     targets = Targets(
         target_rows=layers("target_rows") or None,
         teacher_rows=[rows for _, rows in sorted(layers("teacher_rows").items())] or None,
-        **dict[str, Any]((name, tensors.get(name)) for name in single),
+        **{name: tensors.get(name) for name in single},
     )
     # Old log-probabilities stood there before the first update, too, where the biased ones are the old ones.
     began = "old_logps" in tensors and (targets.biased_logps is None or bool(layers("old_rows")))

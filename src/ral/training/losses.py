@@ -155,7 +155,7 @@ def attention_term(group: TrainingGroup, output: GroupOutput, args: RALConfig, m
     metrics: dict[str, Mean] = {}
     losses = [torch.zeros((), device=output.logps.device)]
     if targets.boxes_left_out is not None:
-        metrics["attention/boxes_left_out"] = targets.boxes_left_out
+        metrics["attention/boxes_left_out"] = Mean(*targets.boxes_left_out)
     anchor, keys = ANCHORS[args.attention_anchor], (args.attention_keys, args.attention_skip)
     shared_keys, evidence, density = group.shared_keys(*keys), group.shared_evidence(*keys), group.shared_density(*keys)
     for layer, current in rows.items():
