@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ral.data.boxes import box_coverage, box_mask, box_masks, place_on_patches
+from ral.data.boxes import box_coverage, box_mask, box_masks, place_on_patches, seen_boxes, tile_mask
 from ral.data.record import Box
 from ral.errors import DataError
+from ral.families.cropped import centred
+from ral.families.tiles import Tile
 
 
 def test_coverage_on_cells_of_fractional_size():
@@ -74,3 +76,63 @@ def test_boxes_of_a_video_go_to_the_patches_that_show_them():
         (2, 1, None),
         (2, 2, None),
     ]
+
+
+@pytest.mark.parametrize("side", [1e-3, 1e-6, 1e-100])
+def test_a_box_however_small_owns_the_cell_that_it_lies_in(side: float) -> None:
+    assert box_mask((3, 4), (40, 30), [Box(0, 20, side, 20.5)]).nonzero() == ([2], [0])
+    assert tile_mask([Tile(0, 3, 4)], [Box(0, 20, side, 20.5)], [(40, 30)]).nonzero()[0].tolist() == [8]
+
+
+#: 4×4 tokens of the middle of a picture of 80×40, and of one of 30×70; the last tile is of a whole picture.
+CROPPED = [Tile(0, 4, 4, centred(0.5, 1.0)), Tile(1, 4, 4, centred(1.0, 30 / 70)), Tile(2, 4, 4)]
+SIZES = [(80, 40), (30, 70), (40, 40)]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        Box(0, 0, 19, 40), Box(62, 5, 80, 9), Box(10, 10, 20, 30), Box(60, 0, 80, 40),
+        Box(0, 0, 30, 20, medium=1), Box(4, 50, 9, 70, medium=1),
+    ],
+)  # fmt: skip
+def test_a_box_beyond_the_crop_is_no_box(box: Box) -> None:
+    assert seen_boxes(CROPPED, [box], SIZES) == []
+    assert not tile_mask(CROPPED, [box], SIZES).any()
+    other = Box(0, 0, 10, 10, medium=2)
+    assert seen_boxes(CROPPED, [box, other], SIZES) == [other]
+    assert tile_mask(CROPPED, [box, other], SIZES).nonzero()[0].tolist() == [32]
+
+
+def test_of_a_box_across_the_crops_edge_the_seen_part_counts() -> None:
+    """Its hidden part covers no token, so that the sliver in sight owns the tokens that it covers most."""
+    box = Box(0, 10, 22, 20)
+    assert seen_boxes(CROPPED, [box], SIZES) == [Box(20, 10, 22, 20)]
+    assert tile_mask(CROPPED, [box], SIZES).nonzero()[0].tolist() == [4]
+    assert seen_boxes(CROPPED, [Box(25, 5, 50, 30)], SIZES) == [Box(25, 5, 50, 30)]
+
+
+@pytest.mark.parametrize("width", [97, 101, 333, 641, 1003])
+def test_a_box_that_ends_where_the_crop_begins_is_not_in_it(width: int) -> None:
+    """The crop's edge is a rounded number, of which no sliver may be left."""
+    left = (width - 60) / 2
+    tiles = [Tile(0, 4, 4, centred(60 / width, 1.0))]
+    assert seen_boxes(tiles, [Box(0, 0, left, 60), Box(left + 60, 0, width, 60)], [(width, 60)]) == []
+    assert len(seen_boxes(tiles, [Box(left, 0, left + 60, 60)], [(width, 60)])) == 1
+
+
+def test_on_a_larger_canvas_a_box_ends_with_the_picture() -> None:
+    padded = [Tile(0, 4, 4, centred(1.0, 2.0))]
+    assert seen_boxes(padded, [Box(-5, -9, 30, 99)], [(80, 40)]) == [Box(0, 0, 30, 40)]
+    assert tile_mask(padded, [Box(-5, -9, 80, 99)], [(80, 40)]).reshape(4, 4).any(axis=1).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(DataError, match="covers nothing of its 80x40 medium"):
+        seen_boxes(padded, [Box(0, -19, 80, -1)], [(80, 40)])
+    with pytest.raises(DataError, match="medium 1, but there are 1 pictures"):
+        seen_boxes(padded, [Box(0, 0, 8, 8, medium=1)], [(80, 40)])
+    with pytest.raises(DataError, match="1 pictures in the prompt but 2 sizes"):
+        seen_boxes(padded, [], [(80, 40), (80, 40)])

@@ -219,10 +219,12 @@ def test_videos_are_turned_as_their_display_matrix_says(angle: int, name: str, t
         for _ in range(5):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    frames = load_video(tmp_path / name, num_frames=2).frames
+    video = load_video(tmp_path / name, num_frames=2)
+    frames = video.frames
     expected = np.rot90(pixels, angle // 90)  # counterclockwise
     assert frames.shape == (2, *expected.shape)
     assert np.abs(frames.astype(int) - expected).mean() < 5
+    assert video.size == ((64, 96) if angle % 180 else (96, 64))
 
 
 @pytest.mark.parametrize("share", [0.4, 0.9, 0.995])

@@ -37,7 +37,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 def plain(count: int, boxes: tuple[Box, ...] = ()) -> ShownMedia:
     """`count` frames of 20×10 pixels, each of one shade of grey."""
     pictures = tuple(Image.new("RGB", (20, 10), (10 * i,) * 3) for i in range(count))
-    return ShownMedia(pictures, boxes, (range(count),), tuple(float(i) for i in range(count)))
+    times = tuple(float(i) for i in range(count))
+    return ShownMedia(pictures, boxes, (range(count),), times, ((20, 10),) * count)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (20, 10)), (3, (60, 10)), (4, (80, 10)), (6, (80, 20))])

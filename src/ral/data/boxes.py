@@ -47,9 +47,17 @@ def box_mask(grid: tuple[int, int], size: Size, boxes: Iterable[Box]) -> NDArray
     mask = np.zeros(grid, dtype=bool)
     for box in boxes:
         coverage = box_coverage(grid, size, box)
-        # The slack is for rounding: an edge that falls on the middle of a cell must not depend on the image's width.
-        mask |= coverage >= min(0.5, coverage.max()) - 1e-9
+        mask |= _owned(coverage, float(coverage.max()))
     return mask
+
+
+def _owned(coverage: NDArray[np.float64], most: float) -> NDArray[np.bool_]:
+    """The cells that a box owns: those it covers half of, or else those it covers most; `most` is the largest share of any cell.
+
+    The slack is for rounding: an edge that falls on the middle of a cell must not depend on the image's width. It is a share of
+    the bound, so that a cell of which nothing is covered is never owned, however small the box is.
+    """
+    return (coverage > 0) & (coverage >= min(0.5, most) * (1 - 1e-9))
 
 
 def box_masks(grids: Sequence[tuple[int, int]], boxes: Iterable[Box], sizes: Sequence[Size]) -> list[NDArray[np.bool_]]:
@@ -69,24 +77,55 @@ def box_masks(grids: Sequence[tuple[int, int]], boxes: Iterable[Box], sizes: Seq
     ]
 
 
+def seen_boxes(tiles: Sequence[Tile], boxes: Iterable[Box], sizes: Sequence[Size]) -> list[Box]:
+    """The boxes, each cut to the part of its picture that `tiles` show; a box of which they show nothing is left out.
+
+    Some processors crop a picture: what lies beyond the crop was not seen by the model. `sizes` are those of the pictures, which
+    `Box.medium` numbers. Raises `DataError` where they do not fit, and for a box that lies outside of its picture.
+    """
+    if (pictures := len({tile.picture for tile in tiles})) != len(sizes):
+        raise DataError(f"{pictures} pictures in the prompt but {len(sizes)} sizes: give one size per picture")
+    found = []
+    for box in boxes:
+        if box.medium >= len(sizes):
+            raise DataError(f"a box belongs to medium {box.medium}, but there are {len(sizes)} pictures")
+        box_coverage((1, 1), sizes[box.medium], box)  # refuses what lies outside
+        part = _cut(box, _shown_part(tiles, box.medium), sizes[box.medium])
+        found += [] if part is None else [part]
+    return found
+
+
+def _shown_part(tiles: Sequence[Tile], picture: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what the tiles show of a picture, in shares of its width and height."""
+    boxes = [tile.box for tile in tiles if tile.picture == picture and tile.rows and tile.columns]
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return max(min(lefts), 0.0), max(min(tops), 0.0), min(max(rights), 1.0), min(max(bottoms), 1.0)
+
+
+def _cut(box: Box, part: tuple[float, float, float, float], size: Size) -> Box | None:
+    """The box within a part of its picture; None if no more than a rounding error of it is there."""
+    (left, top, right, bottom), (width, height) = part, size
+    x0, x1 = max(box.x0, left * width), min(box.x1, right * width)
+    y0, y1 = max(box.y0, top * height), min(box.y1, bottom * height)
+    if x1 - x0 <= 1e-9 * (box.x1 - box.x0) or y1 - y0 <= 1e-9 * (box.y1 - box.y0):
+        return None
+    return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
 def tile_mask(tiles: Sequence[Tile], boxes: Iterable[Box], sizes: Sequence[Size]) -> NDArray[np.bool_]:
     """`[N]` visual tokens of all `tiles` that belong to any of `boxes`, by the rule of `box_mask`: half of a cell is covered.
 
     A box that covers half of no cell owns those it covers most, of all tiles of its picture; every tile that shows it has its
-    tokens. `sizes` are those of the pictures, which `Box.medium` numbers. Raises `DataError` where they do not fit.
+    tokens. Boxes are cut to what the tiles show, and none is true where they show no box (`seen_boxes`, which says what is
+    raised).
     """
-    if (pictures := len({tile.picture for tile in tiles})) != len(sizes):
-        raise DataError(f"{pictures} pictures in the prompt but {len(sizes)} sizes: give one size per picture")
     found = [np.zeros((tile.rows, tile.columns), dtype=bool) for tile in tiles]
-    for box in boxes:
-        if box.medium >= len(sizes):
-            raise DataError(f"a box belongs to medium {box.medium}, but there are {len(sizes)} pictures")
+    for box in seen_boxes(tiles, boxes, sizes):
         own = [number for number, tile in enumerate(tiles) if tile.picture == box.medium]
-        box_coverage((1, 1), sizes[box.medium], box)  # refuses what lies outside
         shares = {number: _tile_coverage(tiles[number], sizes[box.medium], box) for number in own}
         most = max(float(share.max(initial=0.0)) for share in shares.values())
         for number, share in shares.items():
-            found[number] |= share >= min(0.5, most) - 1e-9
+            found[number] |= _owned(share, most)
     return np.concatenate([tile.flat(mask) for tile, mask in zip(tiles, found, strict=True)])
 
 

@@ -26,11 +26,13 @@ from ral.data.lookalikes import ONE_VIDEO, Appearance, LookIndex, image_look, vi
 from ral.data.prompt import build_messages, decode_prompt, encode_prompt
 from ral.data.record import Box, Record
 from ral.data.settings import PromptSettings
+from ral.data.shown_media import shown_media
 from ral.errors import DataError
+from ral.families.tiles import Encoded
 
 __all__ = ["ERRORS", "CheckReport", "Finding", "LookIndex", "check_records", "image_look"]
 
-Kind = Literal["row", "media", "prompt", "tokens", "solution", "box", "text", "duplicate", "conflict", "leak"]
+Kind = Literal["row", "media", "prompt", "tokens", "solution", "box", "unseen", "text", "duplicate", "conflict", "leak"]
 
 _TITLES: dict[Kind, str] = {
     "row": "rows that cannot be read",
@@ -39,6 +41,7 @@ _TITLES: dict[Kind, str] = {
     "tokens": "prompts above the model's budget",
     "solution": "solutions that no answer can match",
     "box": "boxes outside of their medium",
+    "unseen": "rows whose boxes the model does not see",
     "text": "suspicious text",
     "duplicate": "duplicates",
     "conflict": "one question about one medium with two solutions",
@@ -256,7 +259,10 @@ def _look_at(record: Record, asking: _Asking) -> _Seen:
                 build_messages(record, settings)
             else:
                 with ONE_VIDEO if record.videos else nullcontext():
-                    ids = encode_prompt(asking.processor, record, settings)["input_ids"][0]
+                    encoded = encode_prompt(asking.processor, record, settings)
+                    ids = encoded["input_ids"][0]
+                    if unseen := _unseen(record, asking, encoded, findings):
+                        found("unseen", unseen)
         except DataError as error:
             found("prompt", str(error))
         if ids is not None and asking.max_prompt_tokens is not None and len(ids) > asking.max_prompt_tokens:
@@ -264,6 +270,19 @@ def _look_at(record: Record, asking: _Asking) -> _Seen:
                 "tokens", f"{len(ids):,} tokens, more than {asking.max_prompt_tokens:,}; lower max_pixels or num_frames"
             )
     return _Seen(record, looks, ids, findings)
+
+
+def _unseen(record: Record, asking: _Asking, encoded: Encoded, findings: list[Finding]) -> str:
+    """What to know of a record whose prompt shows none of its boxes, or ""; one with misplaced boxes has been named."""
+    if not record.boxes or any(finding.kind == "box" for finding in findings):
+        return ""
+    settings = asking.prompt
+    if shown_media(record, asking.processor, settings.num_frames, settings.fps, encoded.tiles).boxes:
+        return ""
+    return (
+        "the model sees none of its boxes: they are on frames that are not sampled, or where the processor crops the image; its "
+        "evidence is not trained or measured. Raise num_frames or fps, or choose a model that is shown whole images"
+    )
 
 
 def _misplaced(box: Box, size: Size) -> str:

@@ -40,7 +40,7 @@ class Appearance:
     """Features that identify a medium: `digest` of its bytes (or pixels), `cells` [8 · 8 · 3], its mean colours, and `fine`
     [32 · 32], its brightness.
 
-    `size` is (width, height) in pixels; `picture` gives the picture again (the middle frame of a video).
+    `size` is (width, height) in pixels of the file; `picture` gives the picture again (the middle frame of a video).
     """
 
     digest: str
@@ -106,17 +106,17 @@ def image_look(source: Path | Image.Image, origin: str = "") -> Appearance:
 def video_look(path: Path, origin: str = "", *, num_frames: int | None = None, fps: float | None = None) -> Appearance:
     """Decode a video's frames as training would and say how it is recognised: by its bytes and its middle frame."""
 
-    def middle() -> Image.Image:
-        frames = load_video(path, origin=origin, num_frames=num_frames, fps=fps).frames
-        return Image.fromarray(frames[len(frames) // 2])
+    def middle() -> tuple[Image.Image, Size]:
+        video = load_video(path, origin=origin, num_frames=num_frames, fps=fps)
+        return Image.fromarray(video.frames[len(video.frames) // 2]), video.size
 
     with ONE_VIDEO:
-        picture = middle()
+        picture, size = middle()
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return Appearance(digest.hexdigest(), picture.size, _cells(picture), _fine(picture), middle)
+    return Appearance(digest.hexdigest(), size, _cells(picture), _fine(picture), lambda: middle()[0])
 
 
 def _cells(image: Image.Image) -> NDArray[np.uint8]:

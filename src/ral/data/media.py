@@ -38,7 +38,8 @@ class Video:
     """Sampled frames of one video.
 
     `frames` is uint8 `[T, H, W, 3]`; `times` are the presentation times of the frames in seconds `[T]`, and `indices` their
-    numbers in the file; `duration` is the length of the whole video in seconds and `fps` the rate of its frames.
+    numbers in the file; `duration` is the length of the whole video in seconds and `fps` the rate of its frames. `size` is
+    (width, height) of a frame in the file, turned as it is shown: boxes count its pixels, also where `frames` are scaled down.
     """
 
     frames: np.ndarray
@@ -46,6 +47,7 @@ class Video:
     duration: float
     fps: float
     indices: list[int]
+    size: tuple[int, int]
 
 
 def load_image(source: Path | Image.Image, origin: str = "") -> Image.Image:
@@ -171,14 +173,17 @@ def _sampled(path: Path, timeline: Timeline, num_frames: int | None, fps: float 
     targets = frame_times(timeline.duration, len(timeline.times), num_frames, fps, float(timeline.times[-1]))
     width, height = timeline.size
     shrink = min(1.0, math.sqrt(MAX_CLIP_PIXELS / (len(targets) * width * height)))
-    size = max(1, int(width * shrink)), max(1, int(height * shrink))
-    shown = [(one.time, _upright(one.frame, *size)) for one in frames_at(path, timeline, targets, SEEK_SECONDS)]
-    times = np.array([time for time, _ in shown])
-    frames = np.stack([frame for _, frame in shown])
-    return Video(frames, times, timeline.duration, timeline.fps, timeline.numbers(times))
+    decoded = max(1, int(width * shrink)), max(1, int(height * shrink))
+    shown = [
+        (one.time, _turns(one.frame), one.frame.to_ndarray(format="rgb24", width=decoded[0], height=decoded[1]))
+        for one in frames_at(path, timeline, targets, SEEK_SECONDS)
+    ]
+    times = np.array([time for time, *_ in shown])
+    frames = np.stack([np.rot90(pixels, turns) for _, turns, pixels in shown])
+    size = (height, width) if shown[0][1] % 2 else (width, height)
+    return Video(frames, times, timeline.duration, timeline.fps, timeline.numbers(times), size)
 
 
-def _upright(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """Pixels `[H, W, 3]` at this size, turned as the file says: telephones store portrait clips lying down."""
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.rot90(pixels, round(frame.rotation / 90) % 4)
+def _turns(frame: av.VideoFrame) -> int:
+    """Quarter turns that make a frame upright, as the file says: telephones store portrait clips lying down."""
+    return round(frame.rotation / 90) % 4

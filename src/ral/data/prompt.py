@@ -142,8 +142,10 @@ def _tiles(processor: Any, encoded: Mapping[str, Tensor], media: Mapping[str, An
         sizes = [image.size for image in images]
         found.append(family.tiles(processor, encoded["input_ids"][0], sizes, encoded))
     if videos := media.get("videos"):
-        own = family.video_tiles(processor, [len(video) for video in videos], encoded)
-        found.append(own and [replace(tile, picture=tile.picture + len(images or ())) for tile in own])
+        own, first = family.video_tiles(processor, [len(video) for video in videos], encoded), len(images or ())
+        each = family.frames_per_picture(processor)
+        medium = [first + number for number, video in enumerate(videos) for _ in range(-(-len(video) // each))]
+        found.append(own and [replace(t, picture=first + t.picture, medium=medium[t.picture]) for t in own])
     return () if None in found else tuple(tile for tiles in found for tile in tiles or ())
 
 

@@ -33,7 +33,12 @@ def sheet(media: ShownMedia, medium: range) -> Sheet:
     for place, number in enumerate(medium):
         x, y = place % columns * width, place // columns * height
         whole.paste(media.pictures[number], (x, y))
-        boxes += [[b.x0 + x, b.y0 + y, b.x1 + x, b.y1 + y] for b in media.boxes if b.medium == number]
+        across, down = (to / of for to, of in zip((width, height), media.sizes[number], strict=True))
+        boxes += [
+            [b.x0 * across + x, b.y0 * down + y, b.x1 * across + x, b.y1 * down + y]
+            for b in media.boxes
+            if b.medium == number
+        ]
     edge, lines = max(1, width // 100), ImageDraw.Draw(whole)
     for column in range(1, columns):
         lines.line((column * width, 0, column * width, rows * height), "white", edge)

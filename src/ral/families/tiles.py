@@ -24,6 +24,7 @@ class Tile:
         box: what of the picture it shows: left, top, right and bottom in shares of width and height; beyond 0 and 1 where the
             picture stands on a larger canvas.
         newline: a further token closes every row; it shows nothing.
+        medium: the number of its medium in the prompt, images first; None: that of the picture, as of every image.
     """
 
     picture: int
@@ -31,6 +32,7 @@ class Tile:
     columns: int
     box: tuple[float, float, float, float] = WHOLE
     newline: bool = False
+    medium: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -42,6 +44,13 @@ class Tile:
         y, x = (np.arange(cells) + 0.5 for cells in (self.rows, self.columns))
         return top + y / max(self.rows, 1) * (bottom - top), left + x / max(self.columns, 1) * (right - left)
 
+    def shows(self) -> NDArray[np.bool_]:
+        """`[rows, columns]`, the tokens that show some of the picture; the others show what it is padded with."""
+        left, top, right, bottom = self.box
+        xs, ys = np.linspace(left, right, self.columns + 1), np.linspace(top, bottom, self.rows + 1)
+        down, across = ((edges[1:] > 1e-9) & (edges[:-1] < 1 - 1e-9) for edges in (ys, xs))
+        return np.outer(down, across)
+
     def grid(self, tokens: NDArray) -> NDArray:
         """`[tokens]` → `[rows, columns]`, without the newlines."""
         return tokens.reshape(self.rows, self.columns + self.newline)[:, : self.columns]
@@ -49,6 +58,11 @@ class Tile:
     def flat(self, grid: NDArray) -> NDArray:
         """The other way; zero (false) on newlines."""
         return np.pad(grid, ((0, 0), (0, int(self.newline)))).ravel()
+
+
+def showing(tiles: Sequence[Tile]) -> NDArray[np.bool_]:
+    """`[N]` of all visual tokens: those that show some of their picture; newlines and padding do not."""
+    return np.concatenate([tile.flat(tile.shows()) for tile in tiles]) if tiles else np.zeros(0, dtype=bool)
 
 
 def interior(tiles: Sequence[Tile]) -> NDArray[np.bool_]:
