@@ -160,3 +160,10 @@ def test_control_has_the_size_of_the_box_and_misses_it():
     assert not (control & mask).any()
     with pytest.raises(ValueError, match="no control"):
         control_mask(np.ones((2, 2)), np.random.default_rng(0))
+    shown = np.zeros((5, 8), dtype=bool)
+    shown[:, :4] = True
+    drawn = [control_mask(mask, np.random.default_rng(seed), shown) for seed in range(20)]
+    assert all(one.sum() == 8 and not (one & (mask | ~shown)).any() for one in drawn)
+    assert np.any(drawn, axis=0).sum() == 16, "all of the shown tokens beside the box are drawn from"
+    with pytest.raises(ValueError, match="no control"):
+        control_mask(mask, np.random.default_rng(0), mask)

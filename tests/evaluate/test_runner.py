@@ -47,7 +47,7 @@ ITEM_KEYS = {
 }  # fmt: skip
 SUMMARY_KEYS = {
     "model", "task", "n", "accuracy", "ci", "unparsed", "truncated", "majority", "grounding", "layers", "probes", "figures", "main", "note",
-    "settings", "tokens",
+    "settings", "tokens", "measured", "grounded",
 }  # fmt: skip
 DIRECT = {"think": False, "max_completion_length": 1}
 GROUNDING_KEYS = {"pointing", "mass", "lift", "auc", "visual_share"}

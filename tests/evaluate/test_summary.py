@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ral.data.record import Record
+from ral.evaluate.grounding import Grounding
 from ral.evaluate.summary import Summary
 from ral.evaluate.tasks import BENCHMARKS
 
@@ -17,6 +18,14 @@ def test_the_figure_that_a_paper_quotes_comes_first_and_its_note_last() -> None:
     assert said.endswith("one answer to everything: 50.0%). Both questions about an image count.")
     assert "track/mean 34.5%; 75.0%" in replace(PLAIN, main=("track/mean", 0.345, 1.0)).sentence()
     assert PLAIN.sentence().startswith("mme: 75.0% of 4 items right")
+
+
+def test_what_grounding_could_not_be_measured_of_is_counted() -> None:
+    some = replace(PLAIN, grounding=Grounding(0.25, 0.5, 2.0, 0.7, 0.1), settings={"layer": 3}, measured=3, grounded=4)
+    assert "(over 3 of 4 items with evidence; the others have no answer, or the model was not shown" in some.sentence()
+    assert "over" not in replace(some, measured=4).sentence()
+    assert replace(PLAIN, measured=0, grounded=4).sentence().endswith("Where it looked: none of 4 could be measured.")
+    assert "Where it looked" not in replace(PLAIN, measured=0, grounded=0).sentence()
 
 
 def test_an_evaluation_reads_answers_as_its_scorer_does() -> None:

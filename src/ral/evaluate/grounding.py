@@ -154,14 +154,15 @@ def attention_sinks(queries: ArrayLike, factor: float = 10.0, share: float = 0.7
     return outlying.mean(axis=0) >= share
 
 
-def control_mask(mask: ArrayLike, generator: np.random.Generator) -> NDArray[np.bool_]:
+def control_mask(mask: ArrayLike, generator: np.random.Generator, among: ArrayLike | None = None) -> NDArray[np.bool_]:
     """Draw as many random tokens outside `mask` as it has: the control for the causal check.
 
-    Hiding the box's tokens says something about evidence only against hiding equally many others. Raises `ValueError`
-    when the outside is smaller than the box.
+    Hiding the box's tokens says something about evidence only against hiding equally many others. `among`: the tokens to draw
+    from, in the shape of `mask`; None: all. Raises `ValueError` when the outside is smaller than the box.
     """
     mask = np.asarray(mask, dtype=bool)
-    outside, n = np.flatnonzero(~mask), int(mask.sum())
+    free = ~mask if among is None else ~mask & np.asarray(among, dtype=bool)
+    outside, n = np.flatnonzero(free), int(mask.sum())
     if len(outside) < n:
         raise ValueError(f"the boxes cover {n} of {mask.size} tokens: no control of the same size fits outside them")
     control = np.zeros(mask.size, dtype=bool)

@@ -137,6 +137,11 @@ def as_maps(weights: NDArray, prompt: Prompt) -> tuple[NDArray, ...]:
     return raster(weights, prompt.tiles)
 
 
+def unseen(prompt: Prompt) -> tuple[NDArray[np.bool_], ...]:
+    """In the shapes of `as_maps`: the cells of each picture that no visual token shows, because the processor crops it."""
+    return tuple(map_ == 0 for map_ in as_maps(np.ones(len(prompt.places)), prompt))
+
+
 def _require_tiles(prompt: Prompt) -> None:
     if not len(prompt.places):
         raise DataError("the prompt has no visual tokens: there is nothing to look at")

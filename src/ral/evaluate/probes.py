@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from statistics import mean
 from typing import Any
 
@@ -34,7 +35,8 @@ from ral.evaluate.grounding import (
     relative_attention,
 )
 from ral.evaluate.items import Json
-from ral.evaluate.looking import Look, as_maps, look_on, prompt_and_rest
+from ral.evaluate.looking import Look, as_maps, look_on, prompt_and_rest, unseen
+from ral.families.tiles import showing
 from ral.statistics import mean_interval
 
 #: The neutral question of arXiv 2502.17422.
@@ -63,6 +65,11 @@ class Seen:
     look: Look
     boxes: Sequence[Box]
     sizes: Sequence[tuple[int, int]]
+
+    @cached_property
+    def unseen(self) -> tuple[NDArray[np.bool_], ...]:
+        """The cells of its maps that no token shows; no measure is taken of them."""
+        return unseen(self.prompt)
 
 
 def probe(model: nn.Module, items: Sequence[Seen], neutral: Sequence[Prompt], probes: Sequence[str]) -> list[Json]:
@@ -121,8 +128,9 @@ def _as_pictures(values: NDArray, maps: Sequence[NDArray]) -> list[NDArray]:
     return [part.reshape(map_.shape) for part, map_ in zip(parts, maps, strict=True)]
 
 
-def _metrics(item: Seen, maps: Any, share: float, ignore: Any = None) -> Json | None:
-    found = grounding(maps, item.boxes, item.sizes, share, ignore)
+def _metrics(item: Seen, maps: Any, share: float, sinks: Sequence[NDArray] | None = None) -> Json | None:
+    ignored = item.unseen if sinks is None else [a | b for a, b in zip(item.unseen, sinks, strict=True)]
+    found = grounding(maps, item.boxes, item.sizes, share, ignored)
     return None if found is None else found.as_dict()
 
 
@@ -131,7 +139,7 @@ class Masking:
     """The causal check of one item, in nats.
 
     tokens: visual tokens of the boxes. logp: log-probability of the whole answer. box: its change when the boxes' tokens
-    are hidden; random: the mean change for `CONTROLS` random sets of as many tokens outside the boxes.
+    are hidden; random: the mean change for `CONTROLS` random sets of as many tokens outside the boxes that show something.
     """
 
     tokens: int
@@ -151,12 +159,13 @@ def masking_check(model: nn.Module, items: Sequence[Seen], all_text: bool = Fals
     found: list[Json | None] = []
     for item in items:
         mask = tile_mask(item.prompt.tiles, item.boxes, item.sizes)
-        if 2 * mask.sum() > mask.size:
+        among = showing(item.prompt.tiles)
+        if 2 * mask.sum() > among.sum():
             found.append(None)
             continue
         seed = int.from_bytes(hashlib.blake2b(item.id.encode(), digest_size=8).digest(), "big")
         generator = np.random.default_rng(seed)
-        hidden = [np.zeros_like(mask), mask, *(control_mask(mask, generator) for _ in range(CONTROLS))]
+        hidden = [np.zeros_like(mask), mask, *(control_mask(mask, generator, among) for _ in range(CONTROLS))]
         first, rest = prompt_and_rest(item.prompt, None if all_text else len(item.prompt.input_ids) - 1)
         written = torch.cat([rest, item.completion.to(rest.device)])
         bias = torch.zeros(len(hidden), len(first.input_ids), device=rest.device)

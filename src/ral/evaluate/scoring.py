@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ral.attention import prepare_prompt
-from ral.data.record import Record
 from ral.data.shown_media import ShownMedia, shown_media
 from ral.data.spans import Passage, answer_span, passage
 from ral.errors import DataError
 from ral.evaluate.answering import Answered, encode, look_at_answers
 from ral.evaluate.grounding import Grounding, grounding
 from ral.evaluate.items import Item, Json
-from ral.evaluate.looking import Look
+from ral.evaluate.looking import Look, unseen
 from ral.evaluate.probes import Seen, neutral_record, probe
 from ral.evaluate.settings import EvalSettings, parse_probes
 from ral.evaluate.sheets import sheet, sheet_map
@@ -54,7 +53,7 @@ def items_of(
     ]
     probed = _probes(model, processor, answered, answers, looks, media, settings)
     for item, one, look, shows in zip(answered, scored, looks, media, strict=True):
-        layers, reported = _layers(item.record, look, shows, settings.layer)
+        layers, reported = _layers(item, look, shows, settings.layer)
         yield Item(
             step=step,
             id=item.record.id,
@@ -78,7 +77,7 @@ def _shown_media(processor: Any, item: Answered, settings: EvalSettings) -> Show
     """The media under the maps of one item: its document, or else its images and videos."""
     tokenizer = getattr(processor, "tokenizer", processor)
     return passage(tokenizer, item.prompt.input_ids, item.record) or shown_media(
-        item.record, processor, settings.num_frames, settings.fps
+        item.record, processor, settings.num_frames, settings.fps, item.prompt.tiles
     )
 
 
@@ -111,23 +110,27 @@ def _probes(
 
 
 def _layers(
-    record: Record, look: Look | None, shows: ShownMedia | Passage | None, layer: int
+    item: Answered, look: Look | None, shows: ShownMedia | Passage | None, layer: int
 ) -> tuple[tuple[Grounding | None, ...] | None, Grounding | None]:
     """The grounding of every decoder layer (None for one without attention), and the one that is reported.
 
-    None without a look or boxes to hold it against.
+    None without a look, or without boxes that the model saw to hold it against. Cells that no token shows are left out.
     """
     if look is None or shows is None or not shows.boxes:
         return None, None
     boxes, sizes = shows.boxes, shows.sizes
+    cropped = unseen(item.prompt) if isinstance(shows, ShownMedia) else None
     try:
         found = [
-            None if seen is None else grounding(seen.maps, boxes, sizes, seen.visual_share) for seen in look.layers
+            None if seen is None else grounding(seen.maps, boxes, sizes, seen.visual_share, cropped)
+            for seen in look.layers
         ]
         chosen = look.chosen
-        reported = found[layer] if chosen is None else grounding(chosen.maps, boxes, sizes, chosen.visual_share)
+        reported = (
+            found[layer] if chosen is None else grounding(chosen.maps, boxes, sizes, chosen.visual_share, cropped)
+        )
     except DataError as error:
-        raise DataError(f"{record.origin}: {error}") from error
+        raise DataError(f"{item.record.origin}: {error}") from error
     return tuple(found), reported
 
 

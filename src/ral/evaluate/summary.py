@@ -24,7 +24,8 @@ class Summary:
     accuracy: mean score in [0, 1], unparsed answers counted as 0, with its 95 % interval `ci` (Wilson's for right-or-wrong
     items that share nothing, else a bootstrap over clusters). majority: accuracy of the best constant answer. grounding:
     means at the row that predicts the answer in the layer `settings["layer"]` (and its `settings["heads"]`), over items with boxes
-    and an answer (None if there are none); layers: the same for every decoder layer, over all heads, None for a layer without
+    that the model saw, and an answer (None if there are none); measured: how many these are of the `grounded` items, which say where
+    their evidence is; layers: the same for every decoder layer, over all heads, None for a layer without
     attention; probes: what `settings["probes"]` asked for, over the
     same items. figures: the benchmark's own, by name. main: the figure a paper quotes, where it is not the accuracy, as
     its name, value and highest value; note: what a reader of it must know. tokens: mean length of the completions, on which every measure of
@@ -47,6 +48,8 @@ class Summary:
     main: tuple[str, float, float] | None = None
     note: str = ""
     tokens: float | None = None
+    measured: int | None = None
+    grounded: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `summary.json`."""
@@ -65,12 +68,23 @@ class Summary:
             f"unparsed, {self.truncated} truncated; one answer to everything: {self.majority:.1%})."
         ) + (f" {self.note}" if self.note else "")
         if self.grounding is None:
-            return found
+            return (
+                found if not self.grounded else f"{found} Where it looked: none of {self.grounded} could be measured."
+            )
         length = "" if self.tokens is None else f"; completions have {self.tokens:.1f} tokens"
         return (
             f"{found} In layer {self.settings['layer']}{_heads(self.settings)} the row that predicts the answer has {self.grounding.mass:.1%} of "
             f"its attention to the image, video or document on the evidence ({self.grounding.lift:.1f} times chance), its "
-            f"maximum there in {self.grounding.pointing:.1%}{length}."
+            f"maximum there in {self.grounding.pointing:.1%}{self._left_out()}{length}."
+        )
+
+    def _left_out(self) -> str:
+        """Of how many items the grounding is, where it is not of all that say where their evidence is."""
+        if self.measured == self.grounded:
+            return ""
+        return (
+            f" (over {self.measured} of {self.grounded} items with evidence; the others have no answer, or the model was not shown "
+            "their evidence)"
         )
 
 
@@ -115,6 +129,8 @@ def summarise(
         else None,
         note=task.note,
         tokens=float(np.mean(lengths)) if lengths else None,
+        measured=sum(item.grounding is not None for item in items),
+        grounded=sum(record.grounded for record in records),
     )
 
 
