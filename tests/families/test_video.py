@@ -61,6 +61,7 @@ def test_two_videos_are_computed_as_the_model_does_and_every_frame_has_its_map(
     prompt, shows = prepare_prompt(model, inputs), shown_media(record, processor, 4)
     assert len(shows.pictures) == 8 // each
     assert [tile.picture for tile in prompt.tiles if tile.columns] == list(range(8 // each))
+    assert [tile.medium for tile in prompt.tiles if tile.columns] == [0] * (4 // each) + [1] * (4 // each)
     assert sum(tile.tokens for tile in prompt.tiles) == len(prompt.places)
     found = differences(model, inputs)
     assert all(found[name] <= limit for name, limit in TOLERANCES.items()), found

@@ -44,6 +44,12 @@ CASES = {
         "full-shard",
         2,
     ),
+    # Each process needs another number of passes: text has no blocks, and lengths of completions differ.
+    "mixed, masking": (
+        Case("mixed", 4, attention_anchor="evidence", settings={"evidence_from": "masking"}),
+        "full-shard",
+        2,
+    ),
     "mixed, adapter": (Case("mixed", 4, adapter=True), "full-shard", 2),
     "mixed, vision trained, sharded": (Case("mixed", 4, freeze_vision=False), "fsdp2", 2),
     "mixed, vision trained": (Case("mixed", 6, freeze_vision=False), "ddp", 4),

@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ral.attention import forward_groups, prepare_prompt
+from ral.attention import prepare_prompt
 from ral.config import RALConfig
 from ral.data.box_density import tile_density
 from ral.data.boxes import box_mask
 from ral.data.prompt import encode_prompt
 from ral.data.record import Box, Record
-from ral.evaluate.looking import prompt_and_rest
 from ral.families.tiles import Tile, cut, interior, split
 from ral.rollouts.group import ScoredGroup, Targets, TrainingGroup
 from ral.rollouts.sampling import Completion
@@ -164,6 +163,7 @@ def test_the_mixture_is_that_of_the_boxes_on_visual_tokens(tmp_path: Path) -> No
     [group] = groups(1, TEXTS, [0.0, 0.0])
     assert one.density is not None
     expected = tile_density([Tile(0, 8, 8)], group.record.boxes, [(64, 64)], 0.25, 0.1)
+    assert expected is not None
     torch.testing.assert_close(one.density[group.prompt.places].double(), torch.from_numpy(expected), atol=1e-7, rtol=0)
     assert not one.density[~group.prompt.visual].any()
     assert found(tmp_path)[0].density is None
@@ -225,43 +225,6 @@ def test_the_setting_says_in_what_the_model_writes_boxes(tmp_path: Path) -> None
         cells = one.evidence[0, -1, visual].view(8, 8)
         assert cells[:4, 4:].all()
         assert cells.sum() == 16
-
-
-def test_masking_finds_the_blocks_that_the_answer_needs(tmp_path: Path) -> None:
-    """Each block's fall is that of a pass in which it alone is hidden; the worth is its share of the largest."""
-    args = settings(tmp_path, evidence_from="masking", evidence_blocks=4, temperature=1.0)
-    [record] = ring_records(1, seed=0)
-    texts = [f"<think>{record.trace}</think><answer>{record.solution}</answer>", TEXTS[1]]
-    [group] = groups(1, texts, [1.0, 0.0])
-    [one] = SOURCES["masking"](args, PROCESSOR, MODEL, [group])
-    assert one.evidence is not None
-    worth = one.evidence[group.prompt.places].view(4, 2, 4, 2)
-    assert (worth == worth[:, :1, :, :1]).all()
-    blocks = worth[:, 0, :, 0]
-    assert blocks.max() == 1
-    [box] = record.boxes
-    best = int(blocks.flatten().argmax())
-    assert (best // 4, best % 4) == (int(box.y0) // 16, int(box.x0) // 16)  # a block is a cell of the board
-    first, rest = prompt_and_rest(group.prompt, len(group.prompt.input_ids) - 1)
-    written, span = torch.cat([rest, group.ids[0]]), answer_tokens(texts, group.ids, PROCESSOR, "strict", True)[0]
-    [at] = span[: len(group.ids[0])].nonzero()[:, 0].tolist()
-    logps = []
-    for number in (best, (best + 5) % 16):
-        hidden = torch.zeros(8, 8, dtype=torch.bool)
-        hidden[number // 4 * 2 : number // 4 * 2 + 2, number % 4 * 2 : number % 4 * 2 + 2] = True
-        bias = torch.zeros(2, len(first.input_ids))
-        bias[1, group.prompt.places[hidden.flatten()]] = float("-inf")
-        [output] = forward_groups(MODEL, [first], [[written, written]], layers=(), look_bias=[bias])
-        logps.append(output.logps[:, 1 + at].detach())
-    falls = [float(before - after) for before, after in logps]
-    assert falls[0] > 0.1
-    other = (best + 5) % 16
-    assert float(blocks.flatten()[other]) == pytest.approx(max(falls[1], 0) / falls[0], abs=1e-4)
-
-
-def test_masking_knows_nothing_of_text_or_of_answers_that_cannot_be_read(tmp_path: Path) -> None:
-    [one] = found(tmp_path, ["<think>row 1", "<think>row 2"], evidence_from="masking")
-    assert one.evidence is None
 
 
 def test_interior_keys_leave_out_the_edge_of_the_picture(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class Prompt:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """What of which picture each visual token shows, in the order of `places`; empty where it is not known."""
-        shapes = ((h, w) for t, h, w in self.grids for _ in range(t))
-        return self.parts or tuple(Tile(number, h, w) for number, (h, w) in enumerate(shapes))
+        shapes = ((medium, h, w) for medium, (t, h, w) in enumerate(self.grids) for _ in range(t))
+        return self.parts or tuple(Tile(n, h, w, medium=medium) for n, (medium, h, w) in enumerate(shapes))
 
     @cached_property
     def visual(self) -> Tensor:

@@ -45,7 +45,7 @@ class EvidenceFields:
     )
     evidence_blocks: int = setting(
         4,
-        "Rows and columns of blocks that every picture is cut into, to be masked one by one, for evidence_from: masking.",
+        "Rows and columns of blocks that every image and video is cut into, to be masked one by one, for evidence_from: masking.",
     )
     evidence_target: EvidenceTarget = setting(
         "raised",

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ral.attention import Prompt
+from ral.config import RALConfig
 from ral.data.box_density import tile_density
-from ral.data.boxes import Size, tile_mask
+from ral.data.boxes import Size, seen_boxes, tile_mask
 from ral.data.placebo import MOVES, borrowed, keeps, moved
 from ral.data.record import Box, Record
 from ral.data.shown_media import shown_media
@@ -23,6 +24,7 @@ from ral.errors import DataError
 from ral.families.tiles import Tile
 from ral.objective.evidence_settings import EvidenceFields
 from ral.rewards.answers import Mode, extract_answer
+from ral.rollouts.group import ScoredGroup
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +46,22 @@ class Places:
     boxes: tuple[Box, ...]
     first: range
 
+    def with_boxes(self, boxes: Sequence[Box]) -> Places:
+        """The same prompt with other boxes, those that its tokens show. Raises what `seen_boxes` raises."""
+        return replace(self, boxes=tuple(seen_boxes(self.tiles, boxes, self.sizes)))
+
     def mask(self) -> Tensor | None:
-        """`[P]` bool, true on the tokens that show a box; None without boxes."""
-        return self._on_prompt(tile_mask(self.tiles, self.boxes, self.sizes)) if self.boxes else None
+        """`[P]` bool, true on the tokens that show a box; None where they show none."""
+        found = tile_mask(self.tiles, self.boxes, self.sizes) if self.boxes else np.zeros(0, dtype=bool)
+        return self._on_prompt(found) if found.any() else None
 
     def density(self, settings: EvidenceFields) -> Tensor | None:
-        """`[P]` float32, the mixture of Gaussians on the boxes (`tile_density`); None without boxes."""
+        """`[P]` float32, the mixture of Gaussians on the boxes (`tile_density`); None where the tokens show no box."""
         if not self.boxes:
             return None
         sigma, background = settings.evidence_sigma, settings.evidence_background
-        return self._on_prompt(tile_density(self.tiles, self.boxes, self.sizes, sigma, background).astype(np.float32))
+        found = tile_density(self.tiles, self.boxes, self.sizes, sigma, background)
+        return None if found is None else self._on_prompt(found.astype(np.float32))
 
     @property
     def cells(self) -> list[tuple[float, float]]:
@@ -75,8 +83,8 @@ def places_of(
 ) -> Places:
     """The pictures or the document of `record` in its `prompt`, with its boxes. Media are decoded once more.
 
-    `num_frames` and `fps` are those that the prompt was encoded with. A box on a frame that was not sampled was not seen, and is
-    left out.
+    `num_frames` and `fps` are those that the prompt was encoded with. A box on a frame that was not sampled, or on a part of a
+    picture that the processor crops, was not seen, and is left out.
 
     Raises DataError for media and spans that do not fit, and for a model whose visual tokens stand for unknown pixels.
     """
@@ -85,7 +93,7 @@ def places_of(
     if text := passage(tokenizer, prompt.input_ids, record):
         tokens = torch.arange(length, device=prompt.input_ids.device)[text.tokens]
         return Places(tokens, length, (Tile(0, 1, len(tokens)),), text.sizes, text.boxes, range(1))
-    shows = shown_media(record, processor, num_frames, fps)
+    shows = shown_media(record, processor, num_frames, fps, prompt.tiles)
     if not prompt.tiles and shows.pictures:
         raise DataError(
             f"{record.origin}: has boxes, but which pixels the visual tokens of this model stand for is not known; choose "
@@ -100,7 +108,7 @@ def evidence_tokens(
 ) -> Tensor | None:
     """`[P]` bool, true on the tokens of `prompt` that show the evidence of its `record`; None where it is not known.
 
-    A record whose boxes are all on frames that were not sampled is one whose evidence is not known.
+    A record whose boxes are all on frames that were not sampled, or cropped by the processor, is one whose evidence is not known.
 
     Raises DataError for boxes and spans that do not fit.
     """
@@ -146,6 +154,20 @@ def answer_tokens(texts: Sequence[str], ids: Sequence[Tensor], processor: Any, m
         if body is not None and (span := answer_span(tokenizer, tokens, body)) is not None:
             row[span] = True
     return found
+
+
+def trained_rows(group: ScoredGroup, args: RALConfig, processor: Any) -> Tensor:
+    """`[G, R]` bool, the rows that look at the evidence: those that `evidence_rows` names, of rewarded completions."""
+    mask = group.mask
+    if args.evidence_rows == "answer":
+        rows = answer_tokens(group.texts, group.ids, processor, args.scorer, args.think)
+    elif args.evidence_rows == "first":
+        rows = mask & (torch.arange(mask.shape[1]) < args.evidence_first)
+    else:
+        rows = mask
+    if args.evidence_reward is not None:
+        rows = rows & (group.reward.cpu() >= args.evidence_reward)[:, None]
+    return rows.to(args.device)
 
 
 def require_evidence(records: Sequence[Record]) -> None:

@@ -7,11 +7,12 @@ A target is a function of the run's models and one micro-batch of scored groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ral.attention import GroupOutput
@@ -23,6 +24,7 @@ from ral.objective.perception import PERCEPTION
 from ral.objective.perception.state import OldTokens
 from ral.objective.terms import Mean, importance
 from ral.rollouts.group import OldPass, ScoredGroup, Targets, TrainingGroup
+from ral.rollouts.lock_step import lock_step
 from ral.training.distillation import teacher_pass
 from ral.training.evidence_sources import SOURCES
 from ral.training.forward import packed_forward, rows_of
@@ -40,6 +42,7 @@ class Sources:
         reference: the start model, for as long as it is used. teacher: None unless `needs` has one.
         step: optimiser steps made before.
         processor: the policy's, or its tokenizer.
+        accelerator: of the run's processes; None: there is one.
     """
 
     args: RALConfig
@@ -49,6 +52,11 @@ class Sources:
     teacher: nn.Module | None
     processor: Any
     step: int = 0
+    accelerator: Accelerator | None = None
+
+    def lock_step(self) -> AbstractContextManager[None]:
+        """What passes of the policy are made inside of which each process may need another number."""
+        return nullcontext() if self.accelerator is None else lock_step(self.accelerator, self.policy)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -81,7 +89,8 @@ def of_biased_policy(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Ta
 def of_evidence(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:
     """Which tokens show the evidence, and which rows are to look at them (`ral.training.evidence_sources`)."""
     args = sources.args
-    return SOURCES[args.evidence_from](args, sources.processor, sources.policy, groups)
+    with sources.lock_step():
+        return SOURCES[args.evidence_from](args, sources.processor, sources.policy, groups)
 
 
 def of_teacher(sources: Sources, groups: Sequence[ScoredGroup]) -> list[Targets]:

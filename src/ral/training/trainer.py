@@ -368,8 +368,8 @@ class RALTrainer(NonFiniteGuardTrainer):
         return Sampling.of(self.args, eos_token_ids(pretrained(self.model), self.processing_class))
 
     def _sources(self) -> Sources:
-        models = self.model, self._reference_policy, self.teacher
-        return Sources(self.args, self.needs, *models, self.processing_class, self._step)
+        models = self.model, self._reference_policy, self.teacher, self.processing_class
+        return Sources(self.args, self.needs, *models, self._step, self.accelerator)
 
     def _reference_policy(self) -> AbstractContextManager[nn.Module]:
         assert self.reference is not None
