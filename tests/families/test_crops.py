@@ -79,6 +79,25 @@ def test_what_heads_are_chosen_by_is_not_known_either() -> None:
     assert evidence_tokens(row(SEEN), prompt, PROCESSOR).sum() == 4  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("control", ["none", "random"])
+def test_a_stated_box_that_is_cropped_is_left_out_and_counted(control: str, tmp_path: Path) -> None:
+    args = RALConfig(
+        output_dir=str(tmp_path), attention_anchor="evidence", evidence_from="completion", evidence_control=control,  # type: ignore[arg-type]
+        evidence_box_space="image", use_cpu=True, num_generations=2, per_device_train_batch_size=8, think=False,
+    )  # fmt: skip
+    said = [f"{text} {TEXT}" for text in ("[1, 10, 14, 50]", "[1, 10, 14, 50] or [32, 16, 60, 44]")]
+    ids = [torch.tensor(PROCESSOR.tokenizer.encode(text)) for text in said]
+    completions, weights = [Completion(one, False) for one in ids], torch.ones(2, max(map(len, ids)))
+    one = replace(group(row()), completions=completions, texts=said, weights=weights)
+    [found] = SOURCES["completion"](args, PROCESSOR, MODEL, [one])
+    assert found.boxes_left_out is not None
+    assert (float(found.boxes_left_out.total), float(found.boxes_left_out.weight)) == (2, 3)
+    assert found.answer is not None
+    assert found.answer.any(dim=1).tolist() == [False, True]
+    assert found.evidence is not None
+    assert found.evidence[1, len(ids[1]) - 1].sum() == 4
+
+
 def evaluated(*records: Record) -> list[Item]:
     settings = EvalSettings(template="plain", think=False, probes="heads,sinks,masking")
     answered = [Answered(record, one.prompt, one.completions[0], TEXT) for record in records for one in [group(record)]]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # the report reads boxes, too, and imports no torch
     from ral.families.tiles import Tile
 
 Size = tuple[int, int]
+#: Left, top, right and bottom of a rectangle.
+Part = tuple[float, float, float, float]
 
 
 def box_coverage(grid: tuple[int, int], size: Size, box: Box) -> NDArray[np.float64]:
@@ -90,23 +92,24 @@ def seen_boxes(tiles: Sequence[Tile], boxes: Iterable[Box], sizes: Sequence[Size
         if box.medium >= len(sizes):
             raise DataError(f"a box belongs to medium {box.medium}, but there are {len(sizes)} pictures")
         box_coverage((1, 1), sizes[box.medium], box)  # refuses what lies outside
-        part = _cut(box, _shown_part(tiles, box.medium), sizes[box.medium])
+        part = _cut(box, shown_part(tiles, box.medium, sizes[box.medium]))
         found += [] if part is None else [part]
     return found
 
 
-def _shown_part(tiles: Sequence[Tile], picture: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what the tiles show of a picture, in shares of its width and height."""
+def shown_part(tiles: Sequence[Tile], picture: int, size: Size) -> Part:
+    """What the tiles show of a picture of this size, in its pixels."""
     boxes = [tile.box for tile in tiles if tile.picture == picture and tile.rows and tile.columns]
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    return max(min(lefts), 0.0), max(min(tops), 0.0), min(max(rights), 1.0), min(max(bottoms), 1.0)
+    (width, height), low, high = size, (max(min(lefts), 0.0), max(min(tops), 0.0)), (max(rights), max(bottoms))
+    return low[0] * width, low[1] * height, min(high[0], 1.0) * width, min(high[1], 1.0) * height
 
 
-def _cut(box: Box, part: tuple[float, float, float, float], size: Size) -> Box | None:
+def _cut(box: Box, part: Part) -> Box | None:
     """The box within a part of its picture; None if no more than a rounding error of it is there."""
-    (left, top, right, bottom), (width, height) = part, size
-    x0, x1 = max(box.x0, left * width), min(box.x1, right * width)
-    y0, y1 = max(box.y0, top * height), min(box.y1, bottom * height)
+    left, top, right, bottom = part
+    x0, x1 = max(box.x0, left), min(box.x1, right)
+    y0, y1 = max(box.y0, top), min(box.y1, bottom)
     if x1 - x0 <= 1e-9 * (box.x1 - box.x0) or y1 - y0 <= 1e-9 * (box.y1 - box.y0):
         return None
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)

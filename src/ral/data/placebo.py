@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ral.data.boxes import Size
+from ral.data.boxes import Part, Size
 from ral.data.record import Box
 
 Control = Literal["none", "centre", "rolled", "random", "shuffled", "noisy", "half"]
@@ -56,36 +56,39 @@ MOVES: dict[str, Callable[[Axis], float]] = {
 
 
 def moved(
-    boxes: Sequence[Box], sizes: Sequence[Size], cells: Sequence[tuple[float, float]], control: str, key: str
+    boxes: Sequence[Box], parts: Sequence[Part], cells: Sequence[tuple[float, float]], control: str, key: str
 ) -> list[Box]:
-    """The boxes at other places of their media, as `MOVES` says, to the nearest whole visual token.
+    """The boxes at other places of what is shown of their media, as `MOVES` says, to the nearest whole visual token.
 
     So a moved box lies on as many tokens as the true one, and a control differs from it in the place alone. A box of one place
     and size is moved alike in all pictures of a record, so that a video's box stays a box through time.
 
     Args:
-        sizes: (width, height) of each medium. cells: (width, height) of a visual token of each, in the same pixels.
+        parts: what the model is shown of each medium, in its pixels. cells: (width, height) of a visual token of each, in the same.
         key: what the random places depend on, besides the box; the record's id.
     """
     found = []
     for box in boxes:
-        (width, height), (across, down) = sizes[box.medium], cells[box.medium]
+        (left, top, right, bottom), (across, down) = parts[box.medium], cells[box.medium]
         rng = random.Random(f"{key} {box.x0} {box.y0} {box.x1} {box.y1}")
-        x0, x1 = _along(control, box.x0, box.x1, width, across, rng.random())
-        y0, y1 = _along(control, box.y0, box.y1, height, down, rng.random())
+        x0, x1 = _along(control, box.x0, box.x1, (left, right), across, rng.random())
+        y0, y1 = _along(control, box.y0, box.y1, (top, bottom), down, rng.random())
         found.append(replace(box, x0=x0, y0=y0, x1=x1, y1=y1))
     return found
 
 
-def _along(control: str, start: float, stop: float, size: float, cell: float, drawn: float) -> tuple[float, float]:
+def _along(
+    control: str, start: float, stop: float, ends: tuple[float, float], cell: float, drawn: float
+) -> tuple[float, float]:
     """Start and end of a moved box along one axis; a box without a token's room to move stays, one outside as well."""
-    start, stop = max(start, 0.0), min(stop, float(size))
-    length = stop - start
-    if not 0 < length < size:
+    low, high = ends
+    start, stop = max(start, low), min(stop, high)
+    length, free = stop - start, high - low - (stop - start)
+    if not (length > 0 and free > 0):
         return start, stop
-    wanted = round((MOVES[control](Axis(start, length, size - length, drawn)) - start) / cell)
+    wanted = round((MOVES[control](Axis(start - low, length, free, drawn)) - (start - low)) / cell)
     # Of whole tokens there may be room for one less; the slack is for rounding.
-    least, most = -math.floor(start / cell + 1e-9), math.floor((size - stop) / cell + 1e-9)
+    least, most = -math.floor((start - low) / cell + 1e-9), math.floor((high - stop) / cell + 1e-9)
     move = cell * min(max(wanted, least), most)
     return start + move, stop + move
 

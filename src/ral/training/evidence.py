@@ -15,7 +15,7 @@ from torch import Tensor
 from ral.attention import Prompt
 from ral.config import RALConfig
 from ral.data.box_density import tile_density
-from ral.data.boxes import Size, seen_boxes, tile_mask
+from ral.data.boxes import Part, Size, seen_boxes, shown_part, tile_mask
 from ral.data.placebo import MOVES, borrowed, keeps, moved
 from ral.data.record import Box, Record
 from ral.data.shown_media import shown_media
@@ -62,6 +62,11 @@ class Places:
         sigma, background = settings.evidence_sigma, settings.evidence_background
         found = tile_density(self.tiles, self.boxes, self.sizes, sigma, background)
         return None if found is None else self._on_prompt(found.astype(np.float32))
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the tokens show of each picture, in the pixels of `boxes`."""
+        return [shown_part(self.tiles, picture, size) for picture, size in enumerate(self.sizes)]
 
     @property
     def cells(self) -> list[tuple[float, float]]:
@@ -124,7 +129,7 @@ def with_control(all_places: Sequence[Places], records: Sequence[Record], contro
     """
     if control in MOVES:
         return [
-            replace(one, boxes=tuple(moved(one.boxes, one.sizes, one.cells, control, record.id)))
+            replace(one, boxes=tuple(moved(one.boxes, one.parts, one.cells, control, record.id)))
             for one, record in zip(all_places, records, strict=True)
         ]
     if control == "none":
