@@ -266,7 +266,12 @@ CASES = [
     Bad("no mass", setting(top_p=0.0), r"top_p must be in \(0, 1\], got 0"),
     Bad("no layer", setting(attention_layers=[]), r"attention_layers is empty; name at least one"),
     Bad("saving between inner updates", setting(save_steps=5), r"save_steps=5 .* use a multiple of num_iterations=2"),
-    Bad("share without measuring", setting(attention_share=0.1, gradient_norm_steps=0), r"attention_share .* needs attention_coef and gradient_norm_steps"),
+    Bad("share without measuring", setting(attention_share=0.1, gradient_norm_steps=0), r"attention_share=0\.1 does nothing with gradient_norm_steps=0; set gradient_norm_steps above 0, or leave"),
+    Bad("number that is none", setting(learning_rate=float("nan")), r"learning_rate=nan: expected a finite number; give one, or leave learning_rate out"),
+    Bad("number as text", setting(attention_coef="much"), r"attention_coef='much': expected float; give one, or leave .* default, 1\.0"),
+    Bad("setting of another sampler", setting(vllm_sleep=True), r"vllm_sleep=True does nothing with rollout_engine='transformers'; set rollout_engine to vllm, or leave vllm_sleep out"),
+    Bad("text alone for masking", trainer(data=[ROW, ROW], attention_anchor="evidence", evidence_from="masking"), r"evidence_from='masking' works on images and videos, but none of the 2 records has any.*give them images or videos"),
+    Bad("text alone for a rival", trainer(data=[ROW], attention_coef=0.0, perception="vppo"), r"perception='vppo' works on images and videos, but none of the 1 records"),
     Bad("reentrant", setting(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}), r"use_reentrant to false"),
     Bad("four bits in shards", four_bits_in_shards, r"quantization under fsdp: .*leave fsdp out \(recipes/accelerate/ddp\.yaml\)"),
     # rows

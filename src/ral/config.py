@@ -13,15 +13,17 @@ from ral.attention.heads import Heads, TopHeads, per_layer
 from ral.attention.keys import Keys
 from ral.attention.packed import Kernel
 from ral.attention.rows import Query
+from ral.data.field_types import check_values
 from ral.data.settings import PromptFields, setting
+from ral.data.unread import Reader, above_zero, chosen, given, refuse_unread
 from ral.errors import ConfigError, UsageError, did_you_mean
-from ral.models.settings import VisionFields
+from ral.models.settings import VISION_READERS, VisionFields
 from ral.objective.anchors import ANCHORS
-from ral.objective.evidence_settings import EvidenceFields
+from ral.objective.evidence_settings import EVIDENCE_CHOICES, EVIDENCE_READERS, EvidenceFields
 from ral.objective.needs import Needs
 from ral.objective.perception import PERCEPTION
-from ral.objective.perception.settings import PerceptionFields
-from ral.objective.settings import GRPOFields
+from ral.objective.perception.settings import PERCEPTION_READERS, PerceptionFields
+from ral.objective.settings import GRPO_READERS, GRPOFields
 from ral.objective.terms import ScaleRewards
 from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
 from ral.rewards.answers import Mode
@@ -34,7 +36,7 @@ AttentionAdvantage = Literal["signed", "absolute", "shuffled"]
 TokenRatio = Literal["policy", "behaviour"]
 
 #: Values of the fields with a set of choices; the message of a refusal lists them. Anchors may be added at any time.
-CHOICES: dict[str, Collection[str]] = {
+CHOICES: dict[str, Collection[str | None]] = {
     "attention_anchor": ANCHORS,
     "attention_query": get_args(Query),
     "attention_keys": get_args(Keys),
@@ -48,6 +50,7 @@ CHOICES: dict[str, Collection[str]] = {
     "perception": PERCEPTION,
     "rollout_engine": ENGINES,
     "vllm_transfer": TRANSFERS,
+    **EVIDENCE_CHOICES,
 }
 
 
@@ -91,6 +94,58 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
     """The settings that say how a batch is learnt from, as plain values that the class of `args` takes back."""
     own = {item.name for item in fields(args)} - {item.name for item in fields(TrainingArguments)}
     return {name: getattr(args, name) for name in sorted(own | {"bf16", "per_device_train_batch_size", "use_cpu"})}
+
+
+def _captures(args: RALConfig) -> bool:
+    """Whether attention rows are captured: where no term trains them, they may be measured."""
+    return Needs.of(args).rows or args.gradient_norm_steps > 0
+
+
+_ROWS = Reader(("attention_coef", "attention_distill_coef", "gradient_norm_steps"), _captures, "one of them above 0")
+_ANCHOR = Reader(_ROWS.by, lambda args: _captures(args) or Needs.of(args).look_bias, _ROWS.advice)
+_KEYS = Reader(_ROWS.by, lambda args: _captures(args) or isinstance(args.attention_heads, dict), _ROWS.advice)
+_SIGNED = Reader(
+    ("attention_anchor",),
+    lambda args: ANCHORS[args.attention_anchor].uses_advantages,
+    "attention_anchor to one that rewards rollouts and not looks",
+)
+_BIAS = Reader(
+    ("attention_anchor",), lambda args: Needs.of(args).look_bias, "attention_anchor to explore, which has this bias"
+)
+_TAUGHT = Reader(
+    ("attention_distill_coef", "attention_anchor"),
+    lambda args: args.attention_distill_coef > 0 or Needs.of(args).anchor_target == "teacher",
+    "attention_distill_coef above 0, or attention_anchor to teacher with attention_coef above 0",
+)
+#: Engines that were added may read what they like of these.
+_SERVER = Reader(("rollout_engine",), lambda args: args.rollout_engine != "transformers", "rollout_engine to vllm")
+_OWN = Reader(("rollout_engine",), lambda args: args.rollout_engine != "vllm", "rollout_engine to transformers")
+
+#: What reads each setting; those that are missing here are read in every run, or by what a run's data and rewards are.
+READERS: dict[str, tuple[Reader, ...]] = {
+    "attention_anchor": (_ANCHOR,),
+    "attention_query": (_KEYS,),
+    "attention_keys": (_KEYS,),
+    "attention_skip": (_KEYS, chosen("attention_keys", ("all", "prompt"))),
+    "attention_advantage": (_ROWS, _SIGNED),
+    "attention_share": (above_zero("attention_coef"), above_zero("gradient_norm_steps")),
+    "explore_sigma": (_BIAS,),
+    "explore_ratio": (_BIAS,),
+    "distill_beta": (above_zero("distill_coef"),),
+    "teacher_heads": (_TAUGHT,),
+    "max_resample_times": (given("dynamic_sampling", "dynamic_sampling to true"),),
+    "rollout_rows": (_OWN,),
+    "vllm_url": (_SERVER,),
+    "vllm_transfer": (_SERVER,),
+    "vllm_sleep": (_SERVER,),
+    "vllm_weights": (_SERVER, chosen("vllm_transfer", ("disk", "adapter"))),
+    "importance_cap": (_SERVER,),
+    "num_completions_to_print": (given("log_completions", "log_completions to true"),),
+    **VISION_READERS,
+    **GRPO_READERS,
+    **EVIDENCE_READERS,
+    **PERCEPTION_READERS,
+}
 
 
 @dataclass
@@ -235,6 +290,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
         chooses = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
         if chooses and self.metric_for_best_model is None:
             self.metric_for_best_model = "reward"
+        check_values(self, RALConfig, TrainingArguments)
         super().__post_init__()
         refuse_credentials(self)
         refuse_unread_sharding(self)
@@ -242,8 +298,9 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
         self.check_prompt()
         self.check_vision()
         self._check_choices()
-        self.check_grpo(uses_reference=Needs.of(self).reference)
         self._check_ranges()
+        refuse_unread(self, READERS)
+        self.check_grpo()
         self._check_groups()
         self._check_attention_term()
         self.check_perception()
@@ -294,7 +351,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
     def _check_choices(self) -> None:
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
+                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(filter(None, allowed))}")
 
     def _check_ranges(self) -> None:
         at_least = {"attention_coef": 0, "top_k": 0, "gradient_norm_steps": 0}
@@ -378,8 +435,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
                 raise ConfigError(f"{name}={getattr(self, name)!r} would do nothing: {reason}; leave it out")
 
     def _check_attention_term(self) -> None:
-        uses_evidence = ANCHORS[self.attention_anchor].uses("evidence")
-        self.check_evidence(self.attention_anchor, uses_evidence, self.attention_keys, self.prompts_per_batch)
+        self.check_evidence(self.attention_keys, self.prompts_per_batch)
         if not self.attention_coef:
             return
         if ANCHORS[self.attention_anchor].needs_inner_updates and self.updates_per_rollout == 1:
@@ -389,12 +445,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
                 "more, choose another attention_anchor (group, credit, evidence, explore), or set attention_coef=0 for plain GRPO."
             )
 
-        if not ANCHORS[self.attention_anchor].uses_advantages and self.attention_advantage != "signed":
-            raise ConfigError(
-                f"attention_advantage={self.attention_advantage!r} changes nothing with attention_anchor={self.attention_anchor!r}, "
-                "which rewards looks and not rollouts; leave it out"
-            )
-
     def _check_heads(self) -> None:
         layers = len(self.attention_layers)
         if isinstance(self.attention_heads, dict):
@@ -402,13 +452,7 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
         else:
             per_layer(self.attention_heads, layers)
         per_layer(self.teacher_heads, layers, "teacher_heads")
-        taught = self.attention_distill_coef > 0 or Needs.of(self).anchor_target == "teacher"
-        if self.teacher_heads is not None and not taught:
-            raise ConfigError(
-                "teacher_heads is set, but no attention is learnt from a teacher; set attention_distill_coef or "
-                "attention_anchor='teacher', or leave it out"
-            )
-        if taught and (self.attention_heads is None) != (self.teacher_heads is None):
+        if _TAUGHT.reads(self) and (self.attention_heads is None) != (self.teacher_heads is None):
             raise ConfigError(
                 "attention is learnt from a teacher, and heads are chosen in one of the two models only; set both attention_heads "
                 "and teacher_heads, or neither"
@@ -431,10 +475,6 @@ class RALConfig(GRPOFields, EvidenceFields, PerceptionFields, VisionFields, Prom
             )
 
     def _check_gradient_norms(self) -> None:
-        if self.attention_share is not None and not (self.gradient_norm_steps and self.attention_coef):
-            raise ConfigError(
-                "attention_share scales λ by the measured gradients; it needs attention_coef and gradient_norm_steps above 0"
-            )
         checkpointing = self.gradient_checkpointing_kwargs
         if self.gradient_norm_steps and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ConfigError(

@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Literal,
     TypeVar,
     Union,
     get_args,
@@ -33,6 +32,7 @@ from typing import (
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ral.data.field_types import alternatives, spelled
 from ral.data.named_sources import named_sets, sources_of
 from ral.data.record import BoxScale
 from ral.data.wording import read_template
@@ -286,7 +286,7 @@ def _typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> d
             typed[key] = _adapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise DataError(
-                f"{where}: {key}: expected {_spelled(hints[key])}, got {json.dumps(value, default=str)}."
+                f"{where}: {key}: expected {spelled(hints[key])}, got {json.dumps(value, default=str)}."
             ) from error
     return typed
 
@@ -305,10 +305,10 @@ def _form(hint: Any) -> Any:
     A switch is no number, one value may stand for a list of one, and of several types the first that takes the value counts:
     text, which takes every number, comes late. A choice is text: who takes it refuses unknown ones, with advice.
     """
-    kinds = sorted({*_alternatives(hint)} - {NoneType}, key=_lateness)
+    kinds = sorted({*alternatives(hint)} - {NoneType}, key=_lateness)
     forms = [_one_form(kind) for kind in kinds]
     form = forms[0] if len(forms) == 1 else Annotated[Union[tuple(forms)], Field(union_mode="left_to_right")]  # noqa: UP007
-    return form | None if NoneType in _alternatives(hint) else form
+    return form | None if NoneType in alternatives(hint) else form
 
 
 def _lateness(kind: Any) -> tuple[bool, bool, str]:
@@ -331,19 +331,3 @@ def _not_a_switch(value: Any) -> Any:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types that a hint allows; a choice counts as the type of its values."""
-    if get_origin(hint) in (Union, UnionType):
-        return tuple(kind for part in get_args(hint) for kind in _alternatives(part))
-    if get_origin(hint) is Literal:
-        return tuple({type(value) for value in get_args(hint)})
-    return (hint,)
-
-
-def _spelled(hint: Any) -> str:
-    """A type as a recipe's author would say it."""
-    names = {NoneType: "null", dict: "mapping", str: "text", bool: "true or false", list: "list"}
-    kinds = (names.get(get_origin(kind) or kind, getattr(kind, "__name__", "value")) for kind in _alternatives(hint))
-    return " or ".join(kinds)

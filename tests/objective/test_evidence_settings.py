@@ -20,7 +20,7 @@ def config(folder: Path, **changes: Any) -> RALConfig:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"evidence_control": "centre"}, "evidence_control='centre' changes nothing with attention_anchor='old'"),
+        ({"evidence_control": "centre"}, "evidence_control='centre' does nothing with attention_anchor='old'"),
         ({"evidence_target": "mixture", "evidence_from": "masking", **EVIDENCE}, "evidence_from='masking' finds none"),
         ({"evidence_target": "mixture", "evidence_divergence": "kl", **EVIDENCE}, "set attention_keys='visual'"),
         ({"evidence_control": "rolled", "evidence_from": "masking", **EVIDENCE}, "has none of this kind"),
@@ -31,17 +31,29 @@ def config(folder: Path, **changes: Any) -> RALConfig:
             {"evidence_box_space": "percent", "evidence_from": "completion", **EVIDENCE},
             "evidence_box_space='percent' is not known; choose one of image, resized, thousandths, thousandths_yx, unit, loc",
         ),
-        ({"evidence_box_space": "unit", **EVIDENCE}, "evidence_from='data' reads none; set evidence_from='completion'"),
-        ({"evidence_box_space": "unit"}, "evidence_box_space='unit' changes nothing with attention_anchor='old'"),
-        ({"evidence_sigma": 0.0, **EVIDENCE}, "evidence_sigma must be positive"),
-        ({"evidence_background": 1.0, **EVIDENCE}, "evidence_background must be below 1"),
-        ({"evidence_first": 0, **EVIDENCE}, "evidence_first must be at least 1"),
+        (
+            {"evidence_box_space": "unit", **EVIDENCE},
+            "evidence_box_space='unit' does nothing with evidence_from='data'; set evidence_from to completion",
+        ),
+        ({"evidence_box_space": "unit"}, "evidence_box_space='unit' does nothing with attention_anchor='old'"),
+        ({"evidence_sigma": 0.0, "evidence_target": "mixture", **EVIDENCE}, "evidence_sigma must be positive"),
+        ({"evidence_background": 1.0, "evidence_target": "mixture", **EVIDENCE}, "evidence_background must be below 1"),
+        ({"evidence_first": 0, "evidence_rows": "first", **EVIDENCE}, "evidence_first must be at least 1"),
         (
             {"perception_mask": 0.5},
             "perception_mask=0.5 does nothing with perception='none'; set perception to papo or vppo",
         ),
         ({"perception": "papo", "perception_top": 0.2}, "set perception to vppo or at_rl"),
         ({"perception": "vppo", "perception_mask": 0.0}, "perception_mask must be above 0"),
+        (
+            {"perception": "papo", "perception_coef": 0.0, "perception_entropy_coef": 0.0},
+            "perception='papo' changes nothing with perception_coef=0.0 and perception_entropy_coef=0.0; choose another value",
+        ),
+        ({"perception": "vppo", "perception_top": 1.0, "perception_floor": 1.0}, "perception='vppo' changes nothing"),
+        (
+            {"perception": "at_rl", "perception_floor": 1.0, "perception_top": 0.3},
+            "'at_rl' changes nothing with perception_floor=1",
+        ),
         ({"perception": "glance"}, "perception='glance' is not known; choose one of none, papo, vppo, at_rl"),
     ],
 )
@@ -50,8 +62,17 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
         config(tmp_path, per_device_train_batch_size=8, **changes)
 
 
-def test_ease_as_published_is_accepted_and_so_is_its_arm_without_the_term(tmp_path: Path) -> None:
+def test_ease_as_published_is_accepted_and_without_the_term_its_settings_are_not(tmp_path: Path) -> None:
     ease = EVIDENCE | {"attention_keys": "visual", "evidence_target": "mixture", "evidence_divergence": "kl"}
     ease |= {"evidence_rows": "first", "evidence_reward": 0.5, "attention_coef": 0.001}
     assert config(tmp_path, **ease).evidence_first == 64
-    config(tmp_path, **ease | {"attention_coef": 0.0})
+    said = r"evidence_target='mixture' does nothing with attention_anchor='evidence' and attention_coef=0\.0; set .* above 0, or leave"
+    with pytest.raises(ConfigError, match=said):
+        config(tmp_path, **ease | {"attention_coef": 0.0})
+
+
+def test_one_of_a_rivals_parts_is_enough(tmp_path: Path) -> None:
+    config(tmp_path, perception="papo", perception_coef=0.0)
+    config(tmp_path, perception="papo", perception_entropy_coef=0.0)
+    config(tmp_path, perception="vppo", perception_top=1.0)
+    config(tmp_path, perception="vppo", perception_floor=1.0)

@@ -64,6 +64,17 @@ def test_distillation_needs_a_teacher_and_rows_for_attention_alone() -> None:
     assert needs(attention_distill_coef=0.1) == {"targets": ("teacher",), "teacher": True, "rows": True}
 
 
+def test_what_looks_at_pictures_needs_some() -> None:
+    """The evidence of records may be a passage of a text; what a rollout states or needs is in a picture."""
+    for source in ("completion", "masking"):
+        assert of("evidence", evidence_from=source)["media"] == ("evidence_from",)
+        assert "media" not in of("evidence", evidence_from=source, attention_coef=0.0)
+    assert "media" not in of("evidence", evidence_from="data")
+    for rival in ("papo", "vppo", "at_rl"):
+        assert needs(perception=rival)["media"] == ("perception",)
+    assert of("evidence", evidence_from="masking", perception="papo")["media"] == ("evidence_from", "perception")
+
+
 def test_targets_come_once_and_an_anchors_own_last() -> None:
     own = Anchor(to_target, target="own", needs=("ref", "teacher"), policy_pass=True)
     with patch.dict(ANCHORS, own=own):

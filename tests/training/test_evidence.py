@@ -133,8 +133,9 @@ def found(folder: Path, texts: list[str] = TEXTS, n: int = 1, **changes: object)
 
 def test_rows_of_the_answer_of_all_tokens_or_of_the_first_and_only_of_rewarded_completions(tmp_path: Path) -> None:
     lengths = [len(PROCESSOR.tokenizer.encode(text)) for text in TEXTS]
+    first = {"first": {"evidence_first": 4}}
     counts = {
-        rows: found(tmp_path, evidence_rows=rows, evidence_first=4)[0].answer.sum(dim=1).tolist()  # type: ignore[union-attr]
+        rows: found(tmp_path, evidence_rows=rows, **first.get(rows, {}))[0].answer.sum(dim=1).tolist()  # type: ignore[union-attr]
         for rows in ("answer", "all", "first")
     }
     assert counts == {"answer": [1, 1], "all": lengths, "first": [4, 4]}

@@ -137,7 +137,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_what_is_saved_holds_settings_as_json_and_no_pickle_of_objects(tmp_path: Path, adapter: Any) -> None:
-    run = trainer(tmp_path, peft_config=adapter, vllm_url="https://me:hunter2@example.org", **SAVING)
+    run = trainer(tmp_path, peft_config=adapter, run_name="https://me:hunter2@example.org", **SAVING)
     run.train()
     run.save_model(str(tmp_path / "final"))
     for folder in (tmp_path / "checkpoint-2", tmp_path / "final"):

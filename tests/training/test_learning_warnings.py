@@ -12,12 +12,17 @@ from ral.training.learning_warnings import WINDOW, WITHOUT_REWARD, LearningWarni
 
 
 def warned(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path, rows: list[dict[str, float]], coef: float | None = 1.0
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    rows: list[dict[str, float]],
+    coef: float | None = 1.0,
+    source: str = "data",
 ) -> list[str]:
     warnings, state = LearningWarnings(), TrainerState(is_world_process_zero=True)
     args = TrainingArguments(output_dir=str(tmp_path))
     if coef is not None:
         args.attention_coef = coef  # type: ignore[attr-defined]
+    args.evidence_from = source  # type: ignore[attr-defined]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for row in rows:
@@ -112,3 +117,32 @@ def test_rewards_of_both_signs_are_not_none(tmp_path: Path, caplog: pytest.LogCa
     assert warned(caplog, tmp_path, [{"reward": 0.0, "reward_std": 1.0}] * WITHOUT_REWARD) == []
     late = [{"reward": 0.1, "reward_std": 0.0}] + [NOTHING] * WITHOUT_REWARD
     assert warned(caplog, tmp_path, late) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [("data", "raise num_frames"), ("completion", "No completion states a box"), ("masking", "hiding a block")],
+)
+def test_evidence_that_is_never_known_is_told_by_its_source(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str, advice: str
+) -> None:
+    unknown = {"attention/without_evidence": 1.0}
+    [message] = warned(caplog, tmp_path, [unknown] * 2 * WINDOW, source=source)
+    assert message.startswith(f"step {WINDOW}: no rollout has had known evidence for {WINDOW} logged steps. ")
+    assert advice in message
+    assert warned(caplog, tmp_path, [unknown] * 2 * WINDOW, coef=0.0, source=source) == []
+    once = [unknown] * (WINDOW - 1) + [{"attention/without_evidence": 0.9}]
+    assert warned(caplog, tmp_path, once + [unknown] * (WINDOW - 1), source=source) == []
+
+
+def test_evidence_that_no_row_looks_at_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    idle = {"attention/without_evidence": 0.5, "attention/evidence_rows": 0.0}
+    [message] = warned(caplog, tmp_path, [idle] * 2 * WINDOW, source="completion")
+    assert "no row of them was trained" in message
+    assert "the first box is the answer itself" in message
+    assert (
+        warned(
+            caplog, tmp_path, [idle] * (WINDOW - 1) + [idle | {"attention/evidence_rows": 0.01}], source="completion"
+        )
+        == []
+    )

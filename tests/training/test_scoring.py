@@ -13,6 +13,7 @@ from PIL import Image
 
 from ral.config import RALConfig
 from ral.data.record import Record
+from ral.errors import ConfigError
 from ral.evaluate.answering import answer
 from ral.evaluate.settings import EvalSettings
 from ral.files import read_jsonl
@@ -20,6 +21,7 @@ from ral.rewards.calls import RewardError
 from ral.rollouts.sampling import Completion
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
+from ral.training.scoring import run_rewards
 from ral.training.trainer import RALTrainer
 
 MODEL, PROCESSOR = load_start()
@@ -147,3 +149,19 @@ def test_a_failure_names_the_record_and_the_line(tmp_path: Path) -> None:
     said = rf"record {RECORDS[1].id} .*reward 'fails' failed: ZeroDivisionError: .*test_scoring.py, line \d+\)\. `ral replay"
     with pytest.raises(RewardError, match=said):
         run.train()
+
+
+def test_a_least_reward_that_nothing_can_earn_is_refused(tmp_path: Path) -> None:
+    def rewards(least: float, functions: Any = None, weights: Any = None) -> None:
+        args = RALConfig(str(tmp_path), use_cpu=True, attention_anchor="evidence", evidence_reward=least)
+        run_rewards(functions, weights, args)
+
+    with pytest.raises(
+        ConfigError, match=r"evidence_reward=1\.5 is more than a completion can earn, which is 1 from accuracy, format"
+    ):
+        rewards(1.5)
+    rewards(1.0)  # 0.9 + 0.1
+    rewards(1.5, ["accuracy", "format"])
+    with pytest.raises(ConfigError, match="which is 0 from format"):
+        rewards(0.5, ["format"], [-1.0])
+    rewards(1e9, ["accuracy", lambda completions, **columns: [1e10] * len(completions)])

@@ -724,10 +724,19 @@ def test_a_model_whose_boxes_have_no_known_scale_needs_the_setting(
     wanted = {"attention_anchor": "evidence", "evidence_from": "completion"}
     with pytest.raises(ConfigError, match=r"set evidence_box_space .* to one of image, resized, thousandths"):
         trainer(tmp_path / "unknown", RECORDS, **wanted)
-    trainer(tmp_path / "off", RECORDS, attention_coef=0.0, **wanted)
+    trainer(tmp_path / "off", RECORDS, attention_coef=0.0, attention_anchor="evidence")
     run = trainer(tmp_path / "named", RECORDS, evidence_box_space="image", **wanted)
     assert run.needs.stated_boxes
     run.train()
+
+
+@pytest.mark.parametrize("changes", [{"evidence_from": "completion"}, {"evidence_from": "masking"}])
+def test_a_source_in_pictures_wants_one_record_with_a_picture(tmp_path: Path, changes: dict[str, Any]) -> None:
+    text = [dataclasses.replace(record, images=(), boxes=()) for record in RECORDS]
+    with pytest.raises(DataError, match="works on images and videos, but none of the 4 records has any"):
+        trainer(tmp_path / "none", text, attention_anchor="evidence", **changes)
+    trainer(tmp_path / "some", [*text[1:], RECORDS[0]], attention_anchor="evidence", **changes)
+    trainer(tmp_path / "off", text, attention_anchor="evidence", attention_coef=0.0)
 
 
 def test_a_box_outside_its_image_names_the_record(tmp_path: Path) -> None:

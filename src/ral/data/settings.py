@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, get_args
 
+from ral.data.field_types import check_values
 from ral.data.wording import Template, read_template, refuse_marks
 from ral.errors import ConfigError
 
@@ -84,10 +85,11 @@ class PromptFields:
 class PromptSettings(PromptFields):
     """`PromptFields` as an immutable record. (`frozen=True` cannot inherit from mutable settings.)
 
-    Raises ConfigError as `check_prompt` does.
+    Raises ConfigError as `check_values` and `check_prompt` do.
     """
 
     def __post_init__(self) -> None:
+        check_values(self, type(self))
         self.check_prompt()
 
     def __setattr__(self, name: str, value: Any) -> None:

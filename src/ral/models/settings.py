@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ral.data.settings import setting
+from ral.data.unread import Reader, given
 from ral.errors import ConfigError
+
+#: What reads each setting.
+VISION_READERS: dict[str, tuple[Reader, ...]] = {
+    "vision_cache_gb": (given("vision_cache", "vision_cache to a folder"),),
+}
 
 
 @dataclass

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ral.data.placebo import MOVES, Control
 from ral.data.settings import setting
+from ral.data.unread import Reader, chosen
 from ral.errors import ConfigError
 from ral.families import BoxSpace
 from ral.objective.divergence import DIVERGENCES
+from ral.objective.needs import Needs
 
 EvidenceSource = Literal["data", "completion", "masking"]
 EvidenceTarget = Literal["raised", "mixture"]
@@ -24,6 +26,28 @@ EVIDENCE_CHOICES: dict[str, Collection[str | None]] = {
     "evidence_divergence": DIVERGENCES,
     "evidence_rows": get_args(EvidenceRows),
     "evidence_control": get_args(Control),
+}
+
+_EVIDENCE = Reader(
+    ("attention_anchor", "attention_coef"),
+    lambda settings: "evidence" in Needs.of(settings).targets,
+    "attention_anchor to evidence and attention_coef above 0",
+)
+_MIXTURE = chosen("evidence_target", ("mixture",))
+
+#: What reads each setting.
+EVIDENCE_READERS: dict[str, tuple[Reader, ...]] = {
+    "evidence_from": (_EVIDENCE,),
+    "evidence_target": (_EVIDENCE,),
+    "evidence_divergence": (_EVIDENCE,),
+    "evidence_rows": (_EVIDENCE,),
+    "evidence_reward": (_EVIDENCE,),
+    "evidence_control": (_EVIDENCE,),
+    "evidence_box_space": (_EVIDENCE, chosen("evidence_from", ("completion",))),
+    "evidence_blocks": (_EVIDENCE, chosen("evidence_from", ("masking",))),
+    "evidence_first": (_EVIDENCE, chosen("evidence_rows", ("first",))),
+    "evidence_sigma": (_EVIDENCE, _MIXTURE),
+    "evidence_background": (_EVIDENCE, _MIXTURE),
 }
 
 
@@ -70,16 +94,12 @@ class EvidenceFields:
         "Placebo boxes of the same size: centre, rolled, random, or shuffled between prompts; spoiled ones: noisy, half; none: the true ones.",
     )
 
-    def check_evidence(self, anchor: str, uses_evidence: bool, keys: str, prompts_per_batch: int) -> None:
-        """Raise ConfigError for values out of range, and for combinations that would do nothing or something else.
+    def check_evidence(self, keys: str, prompts_per_batch: int) -> None:
+        """Raise ConfigError for values out of range, and for combinations that would do something else.
 
         Args:
-            anchor, keys: the settings `attention_anchor` and `attention_keys`. uses_evidence: whether the anchor does.
-            prompts_per_batch: groups in one micro-batch.
+            keys: the setting `attention_keys`. prompts_per_batch: groups in one micro-batch.
         """
-        for name, allowed in EVIDENCE_CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name}={value!r} is not known; choose one of {', '.join(filter(None, allowed))}")
         for name, low in {"evidence_first": 1, "evidence_blocks": 1, "evidence_background": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -87,23 +107,8 @@ class EvidenceFields:
             raise ConfigError(f"evidence_background must be below 1, got {self.evidence_background}")
         if self.evidence_sigma <= 0:
             raise ConfigError(f"evidence_sigma must be positive, got {self.evidence_sigma}")
-        if not uses_evidence:
-            self._refuse_idle(anchor)
-        if self.evidence_box_space is not None and self.evidence_from != "completion":
-            raise ConfigError(
-                f"evidence_box_space={self.evidence_box_space!r} says how boxes in completions are read, and "
-                f"evidence_from={self.evidence_from!r} reads none; set evidence_from='completion', or leave it out"
-            )
         self._check_target(keys)
         self._check_control(prompts_per_batch)
-
-    def _refuse_idle(self, anchor: str) -> None:
-        for item in fields(EvidenceFields):
-            if (value := getattr(self, item.name)) != item.default:
-                raise ConfigError(
-                    f"{item.name}={value!r} changes nothing with attention_anchor={anchor!r}; set attention_anchor='evidence', or "
-                    "leave it out"
-                )
 
     def _check_target(self, keys: str) -> None:
         if self.evidence_target != "mixture":

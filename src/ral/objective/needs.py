@@ -42,6 +42,7 @@ class Needs:
         teacher: a teacher.
         look_bias: rollouts are sampled under a look bias, also where attention is not trained.
         evidence: records that say where their evidence is. stated_boxes: the scale of boxes that the model states.
+        media: names of the settings that do nothing without images or videos.
         policy_pass: one more pass of the policy for every rollout batch.
     """
 
@@ -53,6 +54,7 @@ class Needs:
     look_bias: bool
     evidence: bool
     stated_boxes: bool
+    media: tuple[str, ...]
     policy_pass: bool
 
     @classmethod
@@ -71,6 +73,7 @@ class Needs:
         evidence = computed["evidence"] and settings.evidence_from
         rival = PERCEPTION[settings.perception]
         computed["masked"] = rival.masked
+        sees = {"evidence_from": evidence in ("completion", "masking"), "perception": settings.perception != "none"}
         own = () if target is None or target in computed else (target,)
         return cls(
             anchor_target=target,
@@ -81,5 +84,6 @@ class Needs:
             look_bias=look_bias,
             evidence=evidence == "data",
             stated_boxes=evidence == "completion",
+            media=tuple(name for name, wanted in sees.items() if wanted),
             policy_pass=exact_ratio or (trained and anchor.policy_pass) or evidence == "masking" or rival.masked,
         )

@@ -1,16 +1,46 @@
 """`GRPOFields`: the settings of GRPO's token loss and of its reference, declared once.
 
-Names and meanings are TRL's. A combination in which a setting would do nothing is refused.
+Names and meanings are TRL's. `GRPO_READERS` says what reads each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ral.data.settings import setting
+from ral.data.unread import Reader, given
 from ral.errors import ConfigError
+from ral.objective.needs import Needs
 from ral.objective.terms import ScaleRewards
-from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel
+from ral.objective.token_loss import TOKEN_LOSSES, ImportanceLevel, TokenLoss
+
+
+def _loss(uses: Callable[[TokenLoss], bool]) -> tuple[Reader]:
+    """Read by the loss types of which `uses` is true."""
+    names = [name for name, loss in TOKEN_LOSSES.items() if uses(loss)]
+    advice = f"loss_type to one that reads it ({', '.join(names)})"
+    return (Reader(("loss_type",), lambda settings: uses(TOKEN_LOSSES[settings.loss_type]), advice),)
+
+
+_MOVED = (given("sync_ref_model", "sync_ref_model to true"),)
+_REFERENCE = Reader(
+    ("beta", "attention_anchor", "attention_coef"),
+    lambda settings: Needs.of(settings).reference,
+    "beta above 0, or attention_anchor to ref with attention_coef above 0",
+)
+
+#: What reads each setting.
+GRPO_READERS: dict[str, tuple[Reader, ...]] = {
+    "epsilon": _loss(lambda loss: loss.uses_epsilon),
+    "epsilon_high": _loss(lambda loss: loss.uses_epsilon_high),
+    "delta": _loss(lambda loss: loss.uses_delta),
+    "sapo_temperature_pos": _loss(lambda loss: loss.uses_temperatures),
+    "sapo_temperature_neg": _loss(lambda loss: loss.uses_temperatures),
+    "sync_ref_model": (_REFERENCE,),
+    "ref_model_mixup_alpha": _MOVED,
+    "ref_model_sync_steps": _MOVED,
+}
 
 
 @dataclass
@@ -54,36 +84,18 @@ class GRPOFields:
     ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the moved reference.")
     ref_model_sync_steps: int = setting(512, "Optimiser steps between two moves of the reference.")
 
-    def check_grpo(self, *, uses_reference: bool) -> None:
-        """Raise ConfigError for a value out of its range, and for a setting that would do nothing beside the others.
-
-        Args:
-            uses_reference: whether a term of the run compares with the reference.
-        """
+    def check_grpo(self) -> None:
+        """Raise ConfigError for a value out of its range, and for one that does not fit the loss type."""
         self._check_ranges_of_grpo()
         loss, named = TOKEN_LOSSES[self.loss_type], f"loss_type={self.loss_type!r}"
         if loss.needs_epsilon_high and self.epsilon_high is None:
             raise ConfigError(
                 f"{named} needs epsilon_high: there it is the largest ratio itself, not its distance from 1 (ScaleRL: 5.0)"
             )
-        if not loss.uses_epsilon_high and self.epsilon_high is not None:
+        high = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+        if self.delta is not None and self.delta <= high:
             raise ConfigError(
-                f"epsilon_high={self.epsilon_high} does nothing with {named}, which clips nothing; leave it out"
-            )
-        if self.delta is not None:
-            high = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-            if not loss.uses_delta:
-                raise ConfigError(
-                    f"delta={self.delta} does nothing with {named}, which has bounds of its own; leave it out"
-                )
-            if self.delta <= high:
-                raise ConfigError(
-                    f"delta={self.delta} is not above 1 + ε_high = {high:g}, where the ratio is clipped anyway; raise it"
-                )
-        if self.sync_ref_model and not uses_reference:
-            raise ConfigError(
-                "sync_ref_model moves the reference, but nothing compares with it; set beta above 0 or attention_anchor=ref, "
-                "or leave sync_ref_model out"
+                f"delta={self.delta} is not above 1 + ε_high = {high:g}, where the ratio is clipped anyway; raise it"
             )
         if loss.level not in (None, self.importance_sampling_level):
             raise ConfigError(f"{named} is defined for whole completions; set importance_sampling_level={loss.level}")

@@ -124,14 +124,16 @@ class TokenLoss:
     Attributes:
         per_token: the loss of every token, `[G, R]` or `[G, 1]`, and which of them are clipped; None if it clips none.
         weights: how much each token counts, in the attention term as well.
-        uses_delta, uses_epsilon_high: whether it reads this bound. needs_epsilon_high: whether it has no default for it.
+        uses_epsilon, uses_epsilon_high, uses_delta, uses_temperatures: whether it reads these bounds. needs_epsilon_high: whether it has no default for it.
         level: the only `importance_sampling_level` that it is defined for; None: both.
     """
 
     per_token: Callable[[TokenState], tuple[Tensor, Tensor | None]]
     weights: Weights
     uses_delta: bool = False
+    uses_epsilon: bool = True
     uses_epsilon_high: bool = True
+    uses_temperatures: bool = False
     needs_epsilon_high: bool = False
     level: ImportanceLevel | None = None
 
@@ -142,8 +144,10 @@ TOKEN_LOSSES: dict[str, TokenLoss] = {
     "dapo": TokenLoss(clipped, per_token, uses_delta=True),  # arXiv 2503.14476
     "dr_grpo": TokenLoss(clipped, by_constant, uses_delta=True),  # arXiv 2503.20783
     "bnpo": TokenLoss(clipped, per_batch_token, uses_delta=True),  # TRL's; dapo, but for its divisor
-    "cispo": TokenLoss(truncated, per_token, needs_epsilon_high=True),  # arXiv 2506.13585
-    "sapo": TokenLoss(gated, per_completion, uses_epsilon_high=False),  # arXiv 2511.20347
+    "cispo": TokenLoss(truncated, per_token, uses_epsilon=False, needs_epsilon_high=True),  # arXiv 2506.13585
+    "sapo": TokenLoss(
+        gated, per_completion, uses_epsilon=False, uses_epsilon_high=False, uses_temperatures=True
+    ),  # arXiv 2511.20347
     "luspo": TokenLoss(clipped, by_length, uses_delta=True, level="sequence"),  # arXiv 2602.05261
 }
 

@@ -248,6 +248,17 @@ def build_rewards(
     return rewards
 
 
+def highest_total(rewards: Sequence[Reward]) -> float:
+    """The highest reward that a completion can earn; infinite where a function is not one of this package, whose range is known."""
+    if not all(reward.reads_words for reward in rewards):
+        return math.inf
+    ranges = [(-1.0, 0.0) if reward.name == OVERLONG else (0.0, 1.0) for reward in rewards]
+    bounds = [
+        max(reward.weight * low, reward.weight * high) for reward, (low, high) in zip(rewards, ranges, strict=True)
+    ]
+    return sum(bounds)
+
+
 def _overlong(functions: Sequence[Any], longest: int | None, cache: int | None) -> Any:
     """The reward `soft_overlong_punishment`, if it is named. Raises RewardError unless it and `soft_punish_cache` come together."""
     named = any(function == OVERLONG for function in functions)

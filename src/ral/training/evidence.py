@@ -190,3 +190,14 @@ def require_evidence(records: Sequence[Record]) -> None:
             len(records),
             without[0].place,
         )
+
+
+def require_media(records: Sequence[Record], names: Sequence[str], args: RALConfig) -> None:
+    """Raise DataError unless some record has an image or a video; the settings `names` of `args` do nothing without."""
+    if any(record.images or record.videos for record in records):
+        return
+    told = " and ".join(f"{name}={getattr(args, name)!r}" for name in names)
+    raise DataError(
+        f"{told} works on images and videos, but none of the {len(records):,} records has any: nothing would be learnt from it; give "
+        f"them images or videos (docs/data.md), or leave {' and '.join(names)} out"
+    )

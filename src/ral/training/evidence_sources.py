@@ -21,7 +21,7 @@ from ral.data.spans import token_at
 from ral.data.stated_boxes import stated_boxes
 from ral.objective.needs import Needs
 from ral.rollouts.group import ScoredGroup, Targets
-from ral.training.evidence import places_of, require_evidence, trained_rows, with_control
+from ral.training.evidence import places_of, require_evidence, require_media, trained_rows, with_control
 from ral.training.evidence_by_masking import from_masking
 
 #: What is known of the evidence of each group, with settings, processor and policy.
@@ -29,9 +29,14 @@ Source = Callable[[RALConfig, Any, nn.Module, Sequence[ScoredGroup]], list[Targe
 
 
 def require_sources(needs: Needs, args: RALConfig, processor: Any, records: Sequence[Record]) -> None:
-    """Raise DataError unless some record says where its evidence is, and ConfigError unless boxes have a scale; if the run needs it."""
+    """Raise DataError unless some record has what the run learns from, and ConfigError unless boxes that it states have a scale.
+
+    What it learns from are places of evidence in the records, images, or videos; see `Needs`.
+    """
     if needs.evidence:
         require_evidence(records)
+    if needs.media:
+        require_media(records, needs.media, args)
     if needs.stated_boxes:
         require_stated_spaces(records, processor, args.evidence_box_space)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from statistics import mean
 from typing import Any
 
@@ -22,6 +23,21 @@ COLLAPSED = 0.5
 DEAD = 0.9
 #: An attention gradient above this multiple of the token gradient drowns it.
 EXPLODED = 10.0
+
+#: Why evidence may never be known, by `evidence_from`, and what to do.
+WITHOUT_EVIDENCE = {
+    "data": "Likely reasons: boxes are on frames that are not sampled: raise num_frames or fps; all are cropped away; or the records drawn have none.",
+    "completion": "No completion states a box with words behind it, or all are left out (attention/boxes_left_out): see samples.jsonl; ask for a box "
+    "before the answer (prompt_template), teach it by `ral sft`, or choose another evidence_from.",
+    "masking": "No answer could be read, or hiding a block never made one less likely: see samples.jsonl; change evidence_blocks, or choose "
+    "another evidence_from.",
+}
+#: The same, where evidence is known and yet no row looks at it.
+WITHOUT_ROWS = (
+    "Likely reasons: no completion earns evidence_reward: lower it; no answer could be read, which evidence_rows: answer needs; or "
+    "(evidence_from: completion) the first box is the answer itself, and only rows behind it are trained: ask for a box before the "
+    "answer (prompt_template), or take the boxes of the data. See samples.jsonl."
+)
 
 
 class LearningWarnings(TrainerCallback):
@@ -50,10 +66,15 @@ class LearningWarnings(TrainerCallback):
             "groups_without_signal",
             "grad/attention_norm",
             "grad/attention_to_token",
+            "attention/without_evidence",
+            "attention/evidence_rows",
         ):
             if name in logs:
                 self._rows.setdefault(name, deque(maxlen=WINDOW)).append(logs[name])
-        for cause, advice in self._found(attends=getattr(args, "attention_coef", 0) > 0):
+        attends = getattr(args, "attention_coef", 0) > 0
+        for cause, advice in chain(
+            self._found(attends), self._found_of_evidence(getattr(args, "evidence_from", "data")) if attends else ()
+        ):
             if cause not in self._warned:
                 self._warned.add(cause)
                 logger.warning("step %d: %s. %s", state.global_step, cause, advice)
@@ -86,6 +107,17 @@ class LearningWarnings(TrainerCallback):
             yield (
                 "the attention gradient is more than ten times the token gradient",
                 "Lower attention_coef, or set attention_share, which keeps it at a share of the token gradient.",
+            )
+
+    def _found_of_evidence(self, source: str) -> Iterator[tuple[str, str]]:
+        """As `_found`, of the anchor `evidence`, which trains rows of rollouts with known evidence alone; `source`: `evidence_from`."""
+        unknown, trained = self._full("attention/without_evidence"), self._full("attention/evidence_rows")
+        if unknown is not None and min(unknown) >= 1:
+            yield f"no rollout has had known evidence for {WINDOW} logged steps", WITHOUT_EVIDENCE[source]
+        if trained is not None and max(trained) == 0:
+            yield (
+                f"rollouts have known evidence, and for {WINDOW} logged steps no row of them was trained",
+                WITHOUT_ROWS,
             )
 
     def _is_without_reward(self) -> bool:

@@ -17,12 +17,16 @@ from ral.config import RALConfig
 from ral.data.answer_boxes import as_asked
 from ral.data.record import Record
 from ral.data.templates import think_opening
+from ral.errors import ConfigError
 from ral.rewards.arguments import arguments
 from ral.rewards.calls import RewardError, RewardFunction, RewardLog
-from ral.rewards.functions import GroupScore, Reward, build_rewards, score_groups
+from ral.rewards.functions import GroupScore, Reward, build_rewards, highest_total, score_groups
 from ral.rollouts.group import RewardedGroup, SampledGroup
 from ral.rollouts.sampling import Completion
 from ral.training.dumps import FailedReward
+
+#: A sum of weights, such as 0.9 + 0.1, is as precise as this.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,11 @@ def _earned(scored: GroupScore) -> Earned:
 def run_rewards(
     functions: Sequence[str | RewardFunction] | None, weights: Sequence[float] | None, args: RALConfig
 ) -> list[Reward]:
-    """The rewards of a run; see `build_rewards`. Reward models are on `reward_model_device`, or where the policy is."""
-    return build_rewards(
+    """The rewards of a run; see `build_rewards`. Reward models are on `reward_model_device`, or where the policy is.
+
+    Raises ConfigError for an `evidence_reward` that no completion can earn.
+    """
+    rewards = build_rewards(
         functions,
         weights,
         mode=args.scorer,
@@ -131,3 +138,10 @@ def run_rewards(
         soft_punish_cache=args.soft_punish_cache,
         device=args.reward_model_device or args.device,
     )
+    least, highest = args.evidence_reward, highest_total(rewards)
+    if least is not None and least > highest + ROUNDING:
+        raise ConfigError(
+            f"evidence_reward={least} is more than a completion can earn, which is {highest:g} from "
+            f"{', '.join(reward.name for reward in rewards)}: no row would be trained; set it to at most that, or leave it out"
+        )
+    return rewards

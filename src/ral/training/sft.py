@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from ral.attention.models import family, pretrained, trains_vision
 from ral.config import refuse_credentials, refuse_unread_sharding, replayed
 from ral.data.answer_boxes import as_asked
+from ral.data.field_types import check_values, default_of
 from ral.data.mixture import Mixture
 from ral.data.prompt import encode_completion, encode_prompt
 from ral.data.record import Record
@@ -82,20 +83,17 @@ class SFTSettings(PromptFields, SFTConfig):
     dataset_kwargs: dict[str, Any] | str | None = field(default_factory=lambda: {"skip_prepare_dataset": True})
 
     def __post_init__(self) -> None:
+        check_values(self, SFTSettings, SFTConfig)
         super().__post_init__()
         refuse_credentials(self)
         refuse_unread_sharding(self)
         self.check_prompt()
         for item in fields(self):
-            if item.name in _PREPARATION and getattr(self, item.name) != _default(item):
+            if item.name in _PREPARATION and getattr(self, item.name) != default_of(item):
                 raise ConfigError(
                     f"{item.name} belongs to TRL's own preparation of data, which is not used: examples are encoded as in "
                     "reinforcement; leave it out"
                 )
-
-
-def _default(item: Field[Any]) -> Any:
-    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ral.data.settings import setting
+from ral.data.unread import Reader, chosen
 from ral.errors import ConfigError
 
-#: The rivals that read each setting.
-READ_BY = {
-    "perception_coef": ("papo",),
-    "perception_entropy_coef": ("papo",),
-    "perception_mask": ("papo", "vppo"),
-    "perception_patch": ("papo", "vppo"),
-    "perception_top": ("vppo", "at_rl"),
-    "perception_floor": ("vppo", "at_rl"),
+#: What reads each setting: these rivals.
+PERCEPTION_READERS: dict[str, tuple[Reader, ...]] = {
+    "perception_coef": (chosen("perception", ("papo",)),),
+    "perception_entropy_coef": (chosen("perception", ("papo",)),),
+    "perception_mask": (chosen("perception", ("papo", "vppo")),),
+    "perception_patch": (chosen("perception", ("papo", "vppo")),),
+    "perception_top": (chosen("perception", ("vppo", "at_rl")),),
+    "perception_floor": (chosen("perception", ("vppo", "at_rl")),),
+}
+
+#: Values with which a rival, where it has all of them, adds nothing and weighs everything alike.
+WITHOUT_EFFECT: dict[str, dict[str, float]] = {
+    "papo": {"perception_coef": 0, "perception_entropy_coef": 0},
+    "vppo": {"perception_top": 1, "perception_floor": 1},
+    "at_rl": {"perception_floor": 1},
 }
 
 
@@ -36,15 +44,7 @@ class PerceptionFields:
     )
 
     def check_perception(self) -> None:
-        """Raise ConfigError for a value out of its range, and for a setting that nothing reads."""
-        for item in fields(PerceptionFields)[1:]:
-            value = getattr(self, item.name)
-            if value != item.default and self.perception not in READ_BY[item.name]:
-                readers = " or ".join(READ_BY[item.name])
-                raise ConfigError(
-                    f"{item.name}={value} does nothing with perception={self.perception!r}; set perception to {readers}, or leave "
-                    "it out"
-                )
+        """Raise ConfigError for a value out of its range, and for a rival that would change nothing."""
         for name in ("perception_coef", "perception_entropy_coef"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -53,3 +53,10 @@ class PerceptionFields:
                 raise ConfigError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if self.perception_patch < 1:
             raise ConfigError(f"perception_patch must be at least 1, got {self.perception_patch}")
+        idle = WITHOUT_EFFECT.get(self.perception, {})
+        if idle and all(getattr(self, name) == value for name, value in idle.items()):
+            told = " and ".join(f"{name}={getattr(self, name)}" for name in idle)
+            raise ConfigError(
+                f"perception={self.perception!r} changes nothing with {told}; choose another value of {' or '.join(idle)}, or "
+                "leave perception out"
+            )
