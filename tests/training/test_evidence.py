@@ -228,6 +228,15 @@ def test_the_setting_says_in_what_the_model_writes_boxes(tmp_path: Path) -> None
         assert cells.sum() == 16
 
 
+def test_a_box_that_is_the_answer_itself_trains_no_row_of_the_answer(tmp_path: Path) -> None:
+    """Its evidence is known, so that `learning_warnings` tells this case apart from a rollout without a box."""
+    answers = [f"<think>here</think><answer>[{x}, 0, 64, 64]</answer>" for x in (0, 32)]
+    [one] = found(tmp_path, answers, evidence_from="completion")
+    assert one.evidence is not None
+    assert one.answer is not None
+    assert not one.answer.any()
+
+
 def test_interior_keys_leave_out_the_edge_of_the_picture(tmp_path: Path) -> None:
     [group] = groups(1, TEXTS, [1.0, 0.0])
     inside = group.prompt.interior[group.prompt.places].view(8, 8)

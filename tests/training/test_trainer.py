@@ -27,6 +27,7 @@ from ral.rewards.functions import RewardError
 from ral.rollouts.group import TrainingGroup, selected_rows
 from ral.testbed import load_start
 from ral.testbed.rings import ring_records
+from ral.training.learning_warnings import WINDOW
 from ral.training.trainer import RALTrainer
 
 G = 4
@@ -737,6 +738,20 @@ def test_a_source_in_pictures_wants_one_record_with_a_picture(tmp_path: Path, ch
         trainer(tmp_path / "none", text, attention_anchor="evidence", **changes)
     trainer(tmp_path / "some", [*text[1:], RECORDS[0]], attention_anchor="evidence", **changes)
     trainer(tmp_path / "off", text, attention_anchor="evidence", attention_coef=0.0)
+
+
+def test_a_run_whose_rollouts_state_no_box_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short: dict[str, Any] = {
+        "max_steps": WINDOW,
+        "max_completion_length": 2,
+        "gradient_norm_steps": 0,
+        "save_strategy": "no",
+    }
+    trained(tmp_path, attention_anchor="evidence", evidence_from="completion", **short)
+    assert (
+        f"step {WINDOW}: no rollout has had known evidence for {WINDOW} logged steps. No completion states a box"
+        in caplog.text
+    )
 
 
 def test_a_box_outside_its_image_names_the_record(tmp_path: Path) -> None:
