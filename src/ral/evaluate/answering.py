@@ -50,7 +50,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Glance:
-    """One question about one image or video: its `sheet` at the original size, the model's `text`, the `answer` in it
+    """One question about one image or video: its `sheet` at the size that it is decoded at, the model's `text`, the `answer` in it
     (None if there is none), and the `look` of the row that predicts the answer (without one, the first token). `number` is
     the requested decoder layer, counted from 0, and `heads` the chosen ones in it."""
 
