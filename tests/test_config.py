@@ -110,12 +110,9 @@ EVIDENCE = {"attention_anchor": "evidence", "per_device_train_batch_size": 16}
 
 #: Of every setting that is not always read: a value, settings beside which nothing reads it, and some beside which it is read.
 UNREAD: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    "attention_anchor": ("evidence", PLAIN, {"attention_coef": 0.0}),
-    "attention_query": ("predictor", PLAIN, {"attention_coef": 0.0}),
-    "attention_keys": ("prompt", PLAIN, PLAIN | {"perception": "at_rl"}),
     "attention_skip": (2, {"attention_keys": "visual"}, PLAIN | {"attention_distill_coef": 1.0}),
     "attention_advantage": ("shuffled", {"attention_anchor": "evidence"}, {"attention_anchor": "credit"}),
-    "attention_share": (0.1, {"attention_coef": 0.0}, {}),
+    "attention_share": (0.1, {"gradient_norm_steps": 0}, {}),
     "explore_sigma": (0.7, {}, {"attention_anchor": "explore", "attention_coef": 0.0}),
     "explore_ratio": ("behaviour", {"attention_anchor": "ref"}, PLAIN | {"attention_anchor": "explore"}),
     "distill_beta": (0.1, {"attention_distill_coef": 1.0}, {"distill_coef": 1.0}),
@@ -139,10 +136,10 @@ UNREAD: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "ref_model_sync_steps": (4, {}, {"sync_ref_model": True}),
     "evidence_from": ("masking", {}, EVIDENCE),
     "evidence_target": ("mixture", {"attention_anchor": "ref"}, EVIDENCE),
-    "evidence_divergence": ("kl", EVIDENCE | {"attention_coef": 0.0}, EVIDENCE),
-    "evidence_rows": ("all", EVIDENCE | {"attention_coef": 0.0}, EVIDENCE),
+    "evidence_divergence": ("kl", {"attention_anchor": "group"}, EVIDENCE | {"attention_coef": 0.0}),
+    "evidence_rows": ("all", {"attention_anchor": "group"}, EVIDENCE | {"attention_coef": 0.0}),
     "evidence_reward": (0.5, {"attention_anchor": "explore"}, EVIDENCE),
-    "evidence_control": ("shuffled", EVIDENCE | {"attention_coef": 0.0}, EVIDENCE),
+    "evidence_control": ("shuffled", {"attention_anchor": "group"}, EVIDENCE | {"attention_coef": 0.0}),
     "evidence_box_space": ("unit", EVIDENCE | {"evidence_from": "masking"}, EVIDENCE | {"evidence_from": "completion"}),
     "evidence_blocks": (8, EVIDENCE | {"evidence_from": "completion"}, EVIDENCE | {"evidence_from": "masking"}),
     "evidence_first": (9, EVIDENCE | {"evidence_rows": "all"}, EVIDENCE | {"evidence_rows": "first"}),

@@ -43,6 +43,15 @@ def model(name: str) -> Any:
     return built
 
 
+ALL = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if "sft" not in p.stem and p.parent.name != "accelerate")
+
+
+@pytest.mark.parametrize("path", ALL, ids=[f"{path.parent.name}/{path.stem}" for path in ALL])
+def test_a_recipe_is_its_own_baseline_without_the_attention_term(path: Path) -> None:
+    words = ["--attention_coef", "0", "--gradient_norm_steps", "0", "--use_cpu", "true"]
+    assert load_recipe(path, words, Recipe).args.attention_coef == 0
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_is_short_loads_and_says_what_it_is_for(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -96,14 +96,6 @@ def replayed(args: TrainingArguments) -> dict[str, Any]:
     return {name: getattr(args, name) for name in sorted(own | {"bf16", "per_device_train_batch_size", "use_cpu"})}
 
 
-def _captures(args: RALConfig) -> bool:
-    """Whether attention rows are captured: where no term trains them, they may be measured."""
-    return Needs.of(args).rows or args.gradient_norm_steps > 0
-
-
-_ROWS = Reader(("attention_coef", "attention_distill_coef", "gradient_norm_steps"), _captures, "one of them above 0")
-_ANCHOR = Reader(_ROWS.by, lambda args: _captures(args) or Needs.of(args).look_bias, _ROWS.advice)
-_KEYS = Reader(_ROWS.by, lambda args: _captures(args) or isinstance(args.attention_heads, dict), _ROWS.advice)
 _SIGNED = Reader(
     ("attention_anchor",),
     lambda args: ANCHORS[args.attention_anchor].uses_advantages,
@@ -114,21 +106,19 @@ _BIAS = Reader(
 )
 _TAUGHT = Reader(
     ("attention_distill_coef", "attention_anchor"),
-    lambda args: args.attention_distill_coef > 0 or Needs.of(args).anchor_target == "teacher",
-    "attention_distill_coef above 0, or attention_anchor to teacher with attention_coef above 0",
+    lambda args: args.attention_distill_coef > 0 or ANCHORS[args.attention_anchor].uses("teacher"),
+    "attention_distill_coef above 0, or attention_anchor to teacher",
 )
 #: Engines that were added may read what they like of these.
 _SERVER = Reader(("rollout_engine",), lambda args: args.rollout_engine != "transformers", "rollout_engine to vllm")
 _OWN = Reader(("rollout_engine",), lambda args: args.rollout_engine != "vllm", "rollout_engine to transformers")
 
 #: What reads each setting; those that are missing here are read in every run, or by what a run's data and rewards are.
+#: `attention_coef: 0` leaves the settings of its term unread on purpose: with it, any recipe gives its own baseline.
 READERS: dict[str, tuple[Reader, ...]] = {
-    "attention_anchor": (_ANCHOR,),
-    "attention_query": (_KEYS,),
-    "attention_keys": (_KEYS,),
-    "attention_skip": (_KEYS, chosen("attention_keys", ("all", "prompt"))),
-    "attention_advantage": (_ROWS, _SIGNED),
-    "attention_share": (above_zero("attention_coef"), above_zero("gradient_norm_steps")),
+    "attention_skip": (chosen("attention_keys", ("all", "prompt")),),
+    "attention_advantage": (_SIGNED,),
+    "attention_share": (above_zero("gradient_norm_steps"),),
     "explore_sigma": (_BIAS,),
     "explore_ratio": (_BIAS,),
     "distill_beta": (above_zero("distill_coef"),),

@@ -62,13 +62,15 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
         config(tmp_path, per_device_train_batch_size=8, **changes)
 
 
-def test_ease_as_published_is_accepted_and_without_the_term_its_settings_are_not(tmp_path: Path) -> None:
+def test_ease_as_published_is_accepted_and_is_its_own_baseline_at_zero(tmp_path: Path) -> None:
     ease = EVIDENCE | {"attention_keys": "visual", "evidence_target": "mixture", "evidence_divergence": "kl"}
     ease |= {"evidence_rows": "first", "evidence_reward": 0.5, "attention_coef": 0.001}
     assert config(tmp_path, **ease).evidence_first == 64
-    said = r"evidence_target='mixture' does nothing with attention_anchor='evidence' and attention_coef=0\.0; set .* above 0, or leave"
-    with pytest.raises(ConfigError, match=said):
-        config(tmp_path, **ease | {"attention_coef": 0.0})
+    assert config(tmp_path, **ease | {"attention_coef": 0.0}).evidence_target == "mixture"
+    with pytest.raises(
+        ConfigError, match=r"evidence_target='mixture' does nothing with attention_anchor='old'; set .* to evidence, or"
+    ):
+        config(tmp_path, **ease | {"attention_anchor": "old"})
 
 
 def test_one_of_a_rivals_parts_is_enough(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from ral.data.settings import setting
 from ral.data.unread import Reader, chosen
 from ral.errors import ConfigError
 from ral.families import BoxSpace
+from ral.objective.anchors import ANCHORS
 from ral.objective.divergence import DIVERGENCES
-from ral.objective.needs import Needs
 
 EvidenceSource = Literal["data", "completion", "masking"]
 EvidenceTarget = Literal["raised", "mixture"]
@@ -29,9 +29,9 @@ EVIDENCE_CHOICES: dict[str, Collection[str | None]] = {
 }
 
 _EVIDENCE = Reader(
-    ("attention_anchor", "attention_coef"),
-    lambda settings: "evidence" in Needs.of(settings).targets,
-    "attention_anchor to evidence and attention_coef above 0",
+    ("attention_anchor",),
+    lambda settings: ANCHORS[settings.attention_anchor].uses("evidence"),
+    "attention_anchor to evidence",
 )
 _MIXTURE = chosen("evidence_target", ("mixture",))
 
