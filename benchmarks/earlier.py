@@ -7,16 +7,16 @@ processes on the machine change little; names in `_clock` are wall-clock. `bench
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from experiments.committed import unpack_commit
 
 from benchmarks.common import RESULTS, median_ratio, write_result
 
@@ -58,10 +58,8 @@ class Arm:
 
 
 def measure(commit: str, rounds: int, sizes: list[int]) -> dict[str, Any]:
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as source:
-            source.extractall(folder, filter="data")
+        unpack_commit(ROOT, commit, Path(folder))
         arms = {"before": Arm(Path(folder), sizes), "now": Arm(ROOT, sizes)}
         found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
         for _ in range(rounds):

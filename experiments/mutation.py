@@ -20,7 +20,6 @@ import contextlib
 import gc
 import hashlib
 import importlib
-import io
 import itertools
 import json
 import math
@@ -29,7 +28,6 @@ import select
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +37,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
+from experiments.committed import unpack_commit
 from experiments.covering import Covering, Recorder
 from experiments.mutants import Mutant, mutants
 from ral.runs.folder import machine_class
@@ -95,8 +94,7 @@ class Tree:
     def __init__(self, repository: Path, folder: Path) -> None:
         self.folder = folder
         self.commit = _git(repository, "rev-parse", "--short", "HEAD").decode().strip()
-        with tarfile.open(fileobj=io.BytesIO(_git(repository, "archive", "HEAD"))) as archive:
-            archive.extractall(folder, filter="data")
+        unpack_commit(repository, "HEAD", folder)
 
     def tests(self, room: str) -> list[str]:
         """The room's test files, without those of many processes."""

@@ -91,7 +91,7 @@ def test_a_stated_box_that_is_cropped_is_left_out_and_counted(control: str, tmp_
     one = replace(group(row()), completions=completions, texts=said, weights=weights)
     [found] = SOURCES["completion"](args, PROCESSOR, MODEL, [one])
     assert found.boxes_left_out is not None
-    assert (float(found.boxes_left_out.total), float(found.boxes_left_out.weight)) == (2, 3)
+    assert found.boxes_left_out.tolist() == [2, 3]
     assert found.answer is not None
     assert found.answer.any(dim=1).tolist() == [False, True]
     assert found.evidence is not None
