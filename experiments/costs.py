@@ -2,7 +2,8 @@
 
 The arms of the table "who is told what" make a few updates in turn, in one process and on one thread, so that what else slows the
 machine slows all of them. `results/costs.json` holds, by study and arm, the median over rounds of an arm's time over GRPO's in the same
-round. Studies whose start is a folder need it (see the study's note); those without it are left out, and named.
+round. Studies that are there are not measured again. Those whose start is a folder need it (see the study's note), and are left out, and
+named, without it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ def costs(study: Study, arms: list[str], rounds: int) -> dict[str, float]:
 
 def read_costs() -> dict[str, dict[str, float]]:
     """The ratios that are known, by study and arm."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"studies": {}}
-    return found["studies"]  # type: ignore[no-any-return]
+    return {name: found["ratios"] for name, found in _known().items()}
+
+
+def _known() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}  # type: ignore[no-any-return]
 
 
 def main() -> None:
@@ -62,26 +66,27 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    found = {}
+    found = _known()
     for name in dict.fromkeys(row.study for row in OURS):
-        study = STUDIES[name]
-        start = study.common.get("model")
-        if start is not None and not Path(start).is_dir():
+        if name in found:
+            continue
+        start = recipe_of(STUDIES[name], "grpo", 0, Path("runs")).model
+        if start.startswith("runs/") and not Path(start).is_dir():
             print(f"{name}: left out, as {start} is not there")
             continue
         arms = list(dict.fromkeys(row.arm for row in OURS if row.study == name))
-        found[name] = costs(study, arms, given.rounds)
-        print(name, found[name], flush=True)
-    record = {
-        "studies": found,
-        "updates": UPDATES - WARMING,
-        "rounds": given.rounds,
-        "commit": source_commit(),
-        "machine": machine_class(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python -m experiments.costs --rounds {given.rounds}",
-    }
-    atomic_write_text(FILE, json.dumps(record, indent=1) + "\n")
+        ratios = costs(STUDIES[name], arms, given.rounds)
+        found[name] = {
+            "ratios": ratios,
+            "updates": UPDATES - WARMING,
+            "rounds": given.rounds,
+            "commit": source_commit(),
+            "machine": machine_class(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": f"python -m experiments.costs --rounds {given.rounds}",
+        }
+        atomic_write_text(FILE, json.dumps(found, indent=1) + "\n")
+        print(name, ratios, flush=True)
 
 
 if __name__ == "__main__":
