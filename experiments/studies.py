@@ -207,8 +207,8 @@ STUDIES: dict[str, Study] = {
     "rings": Study(
         "Ring search, thinking",
         "Primary comparison: does RAL (`explore`) answer better than GRPO, and better than its own exploration without the "
-        "attention term? The paper's anchor (`old`) and the controls of either stand beside it. 220 updates are what GRPO makes in the time "
-        "of 160 of `explore`. Arms with one or four updates a batch of rollouts draw twice or half as many rollouts as all others, which make "
+        "attention term? The paper's anchor (`old`) and the controls of either stand beside it. 220 updates are what GRPO made in the time "
+        "of 160 of `explore` when the study ran; today an update of `explore` costs 1.2 times one of GRPO. Arms with one or four updates a batch of rollouts draw twice or half as many rollouts as all others, which make "
         "two: they are compared with each other, below the table. `evidence` gets the boxes, which no other arm does; its λ was chosen "
         "on seed 100, outside of the study.",
         {
