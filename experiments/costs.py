@@ -31,9 +31,8 @@ UPDATES, WARMING = 10, 2
 
 def seconds(study: Study, arm: str) -> float:
     """Time of the updates of one short run, rollouts included; nothing is looked at on the way."""
-    quick = replace(study, common=dict(study.common) | {"look_steps": 0})
-    changes = dict(study.arms[arm].changes) | {"max_steps": UPDATES, "save_strategy": "no"}
-    quick = replace(quick, arms={arm: replace(study.arms[arm], changes=changes)})
+    changes = dict(study.arms[arm].changes) | {"max_steps": UPDATES, "save_strategy": "no", "look_steps": 0}
+    quick = replace(study, arms={arm: replace(study.arms[arm], changes=changes)})
     with tempfile.TemporaryDirectory() as folder:
         rows = list(read_jsonl(trained(recipe_of(quick, arm, 0, Path(folder))) / "metrics.jsonl"))
     return sum(row["step_seconds"] for row in rows if "step_seconds" in row and row["step"] > WARMING)

@@ -20,16 +20,14 @@ def hints_table(tables: Sequence[Table]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for table in tables:
-        seeds = table.seeds("grpo")
-        reward = np.mean([table.cells["grpo", seed].curve[-1] for seed in seeds])
         gains = [table.difference(arm, "grpo") for arm in ("old", "evidence")]
         figures = [
             table.study.title,
             f"{100 * table.start['accuracy']:.1f}",
             f"{table.values('grpo').mean():.1f}",
-            f"{reward:.3f}",
+            f"{_last_reward(table, 'grpo'):.3f}",
             *(f"{seed_interval(gain):+.1f}" if len(gain) > 1 else "" for gain in gains),
-            str(len(seeds)),
+            str(len(table.seeds("grpo"))),
         ]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines)
@@ -45,10 +43,10 @@ def hint_table(table: Table) -> str:
         "mass in box on the start's words | tokens |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    last = np.mean([table.cells[base, seed].curve[-1] for seed in table.seeds(base)])
+    last = _last_reward(table, base)
     for arm in table.arms:
         cells = [table.cells[arm, seed] for seed in table.seeds(arm)]
-        reward = float(np.mean([cell.curve[-1] for cell in cells]))
+        reward = _last_reward(table, arm)
         unequal = " (not at equal reward)" if abs(reward - last) > EQUAL_REWARD else ""
         figures = [
             f"{100 * np.mean([cell.accuracy for cell in cells]):.1f}",
@@ -80,6 +78,11 @@ def watch_table(table: Table) -> str:
         lines.append(f"| {table.study.arms[arm].label} | {' | '.join(shown)} |")
     intro = "Over training, on 64 held-out items: right on wrong hints, mass in box, and what hiding the box changes the answer's log-probability by."
     return intro + "\n\n" + "\n".join(lines)
+
+
+def _last_reward(table: Table, arm: str) -> float:
+    """Mean training reward in the last eighth of an arm's runs."""
+    return float(np.mean([table.cells[arm, seed].curve[-1] for seed in table.seeds(arm)]))
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -22,7 +22,7 @@ from experiments.common import RESULTS
 from experiments.costs import read_costs
 from experiments.hint_figure import draw_training
 from experiments.hint_tables import hint_table, hints_table, watch_table
-from experiments.smollm import best_heads, evidence_heads
+from experiments.smollm import evidence_heads
 from experiments.studies import STUDIES
 from experiments.study import result_file
 from experiments.table import FIGURES, Table
@@ -259,7 +259,7 @@ def real_model() -> str:
 
 def _real_arms(found: dict[str, Any]) -> str:
     """What each arm's updates did: reward, strength of the term's gradient, and looks of the layers it could train, before and after."""
-    layer, heads = best_heads(found["start"], 1)[0][0], evidence_heads(found["start"])
+    layer, heads = evidence_heads(found["start"])
     lines = [
         "| arm | updates | reward, first and last five | attention gradient / token gradient | log-probability of the answer "
         f"| last layer's mean: first token, needle | layer {layer}'s mean: needle | its heads {', '.join(map(str, heads))}: needle |",

@@ -143,15 +143,15 @@ def best_heads(measured: dict[str, Any], count: int) -> list[tuple[int, int]]:
     return [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order]
 
 
-def evidence_heads(measured: dict[str, Any]) -> list[int]:
-    """The three heads that look most at the needle, of the layer that has the best one."""
+def evidence_heads(measured: dict[str, Any]) -> tuple[int, list[int]]:
+    """The layer with the head that looks most at the needle, and the three heads of that layer that do so most."""
     layer = best_heads(measured, 1)[0][0]
-    return [int(head) for head in np.argsort(-np.array(measured["needle"][layer]))[:3]]
+    return layer, [int(head) for head in np.argsort(-np.array(measured["needle"][layer]))[:3]]
 
 
 def arms(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The changes of each arm; `evidence` trains the layer with the best head, on its three best heads."""
-    layer = best_heads(measured, 1)[0][0]
+    layer, heads = evidence_heads(measured)
     evidence = {
         "attention_anchor": "evidence",
         "attention_query": "predictor",
@@ -164,7 +164,7 @@ def arms(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "old-without-sink": {"attention_coef": 1, "attention_skip": 1},
         "evidence": evidence | {"attention_layers": [layer]},
         "evidence-rolled": evidence | {"attention_layers": [layer], "evidence_control": "rolled"},
-        "evidence-heads": evidence | {"attention_layers": [layer], "attention_heads": evidence_heads(measured)},
+        "evidence-heads": evidence | {"attention_layers": [layer], "attention_heads": heads},
     }
 
 

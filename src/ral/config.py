@@ -83,8 +83,8 @@ FSDP_KEYS = (
 
 def refuse_unread_sharding(args: TrainingArguments) -> None:
     """Raise ConfigError for a part of `fsdp_config` that transformers would pass over."""
-    given = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}  # a file is read where FSDP is on
-    for key in (key for key in given if key not in FSDP_KEYS):
+    settings = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}  # a file is read where FSDP is on
+    for key in (key for key in settings if key not in FSDP_KEYS):
         meant = {"offload_params": "cpu_offload"}.get(key, key)
         advice = did_you_mean(meant, FSDP_KEYS, "leave it out, or set it in the file of `accelerate launch`")
         raise ConfigError(f"fsdp_config: {key} is not read for FSDP2 and would do nothing; {advice}")

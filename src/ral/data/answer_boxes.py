@@ -66,7 +66,7 @@ def stated_space(record: Record, processor: Any, setting: BoxSpace | None = None
 def require_stated_spaces(records: Iterable[Record], processor: Any, setting: BoxSpace | None) -> None:
     """Raise what `stated_space` raises for any of the records with images or videos."""
     for record in records:
-        if record.images or record.videos:
+        if record.has_media:
             stated_space(record, processor, setting)
 
 

@@ -109,7 +109,7 @@ def encode_prompt(
     said = [record.system or "", *(turn.content for turn in record.history), record.problem, *record.options]
     _refuse_special_tokens(tokenizer, record, [MARK.sub("", text) for text in said])
     _refuse_special_tokens_of(tokenizer, settings)
-    if tokenizer is processor and (record.images or record.videos):
+    if tokenizer is processor and record.has_media:
         raise DataError(f"{record.origin}: has images or videos, but the model reads text only")
     messages = build_messages(
         record,

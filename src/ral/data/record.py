@@ -94,6 +94,11 @@ class Record:
         return self.solution, *self.other_solutions
 
     @property
+    def has_media(self) -> bool:
+        """Whether the record has images or videos."""
+        return bool(self.images or self.videos)
+
+    @property
     def grounded(self) -> bool:
         """Whether the record says where its evidence is."""
         return bool(self.boxes or self.evidence)

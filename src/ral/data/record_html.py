@@ -18,7 +18,7 @@ def record_html(record: Any) -> str:
     pairs += [("problem", record.problem)]
     pairs += [("options", "\n".join(record.options))] if record.options else []
     pairs += [("solution", " or ".join(record.solutions)), ("type", record.problem_type)]
-    pairs += [("media", Markup(" ".join(_media(record))))] if record.images or record.videos else []
+    pairs += [("media", Markup(" ".join(_media(record))))] if record.has_media else []
     return facts(pairs)
 
 

@@ -36,7 +36,7 @@ def passage(tokenizer: Any, ids: Tensor, record: Record) -> Passage | None:
     the prompt does not spell out, and for evidence outside the document.
     """
     document = record.document
-    if document is None or record.images or record.videos:
+    if document is None or record.has_media:
         return None
     for span in record.evidence:
         if not document.start <= span.start < span.stop <= document.stop:

@@ -44,11 +44,14 @@ class Tile:
         y, x = (np.arange(cells) + 0.5 for cells in (self.rows, self.columns))
         return top + y / max(self.rows, 1) * (bottom - top), left + x / max(self.columns, 1) * (right - left)
 
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Heights `[rows + 1]` and widths `[columns + 1]` between which its tokens lie, in shares of the picture."""
+        left, top, right, bottom = self.box
+        return np.linspace(top, bottom, self.rows + 1), np.linspace(left, right, self.columns + 1)
+
     def shows(self) -> NDArray[np.bool_]:
         """`[rows, columns]`, the tokens that show some of the picture; the others show what it is padded with."""
-        left, top, right, bottom = self.box
-        xs, ys = np.linspace(left, right, self.columns + 1), np.linspace(top, bottom, self.rows + 1)
-        down, across = ((edges[1:] > 1e-9) & (edges[:-1] < 1 - 1e-9) for edges in (ys, xs))
+        down, across = ((edges[1:] > 1e-9) & (edges[:-1] < 1 - 1e-9) for edges in self.edges())
         return np.outer(down, across)
 
     def grid(self, tokens: NDArray) -> NDArray:
@@ -69,9 +72,7 @@ def interior(tiles: Sequence[Tile]) -> NDArray[np.bool_]:
     """`[N]` of all visual tokens: those that show something and do not touch the edge of their picture."""
     found = []
     for tile in tiles:
-        left, top, right, bottom = tile.box
-        xs, ys = np.linspace(left, right, tile.columns + 1), np.linspace(top, bottom, tile.rows + 1)
-        across, down = ((edges[:-1] > 1e-9) & (edges[1:] < 1 - 1e-9) for edges in (xs, ys))
+        down, across = ((edges[:-1] > 1e-9) & (edges[1:] < 1 - 1e-9) for edges in tile.edges())
         found.append(tile.flat(np.outer(down, across)))
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 

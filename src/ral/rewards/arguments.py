@@ -58,7 +58,7 @@ def arguments(record: Record, texts: list[str], ids: list[list[int]], media: boo
 def _messages(record: Record, images: list[Any]) -> list[dict[str, Any]]:
     """The turns of the data, nothing added; contents are texts, or parts with the images where there are media."""
     turns = build_messages(replace(record, options=()), template="raw")
-    if not (record.images or record.videos):
+    if not record.has_media:
         return [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in turns]
     decoded = iter(images)
     return [

@@ -194,7 +194,7 @@ def require_evidence(records: Sequence[Record]) -> None:
 
 def require_media(records: Sequence[Record], names: Sequence[str], args: RALConfig) -> None:
     """Raise DataError unless some record has an image or a video; the settings `names` of `args` do nothing without."""
-    if any(record.images or record.videos for record in records):
+    if any(record.has_media for record in records):
         return
     told = " and ".join(f"{name}={getattr(args, name)!r}" for name in names)
     raise DataError(

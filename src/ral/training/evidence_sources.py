@@ -81,7 +81,7 @@ def from_completion(args: RALConfig, processor: Any, policy: nn.Module, groups: 
 
 def _stated(args: RALConfig, processor: Any, group: ScoredGroup) -> Targets:
     rows, record = trained_rows(group, args, processor), group.record
-    if not (record.images or record.videos):
+    if not record.has_media:
         return Targets(answer=rows)
     places = places_of(record, group.prompt, processor, args.num_frames, args.fps)
     space = stated_space(record, processor, args.evidence_box_space)

@@ -115,9 +115,7 @@ def probe_records(records: Sequence[Record], wanted: TopHeads) -> list[Record]:
     """
     if not records:
         raise UsageError("attention_heads is to be measured, but there is no train_dataset to measure it on")
-    usable = [
-        record for record in records if (record.grounded if wanted.by == "evidence" else record.images or record.videos)
-    ]
+    usable = [record for record in records if (record.grounded if wanted.by == "evidence" else record.has_media)]
     if not usable:
         lacking = "says where its evidence is" if wanted.by == "evidence" else "has an image or a video"
         raise DataError(
